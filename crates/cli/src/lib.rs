@@ -1,1 +1,8 @@
+//! The command line: subcommands over the daemon's API, one file each.
 
+mod command;
+mod output;
+mod parse;
+
+pub use command::{Command, run};
+pub use output::{Output, print_error};

@@ -1,0 +1,43 @@
+use crate::Output;
+use clap::Args;
+use rempart_api::{Client, Error, FailoverMode, FailoverRequest, Job};
+
+#[derive(Debug, Args)]
+pub struct Failover {
+    name: String,
+    /// Shut down there, hand over, boot here; nothing is lost. The default.
+    #[arg(long, conflicts_with = "force")]
+    planned: bool,
+    /// Take over without the primary's consent. Tells first what would be lost.
+    #[arg(long)]
+    force: bool,
+    /// You made sure that the other side cannot run the machine any more. `--force` demands it.
+    #[arg(long, requires = "force")]
+    confirm_fenced: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Failback {
+    name: String,
+}
+
+pub async fn failover(command: Failover, client: &Client, output: Output) -> Result<(), Error> {
+    let mode = if command.force { FailoverMode::Force } else { FailoverMode::Planned };
+    move_here(&command.name, FailoverRequest { mode, confirm_fenced: command.confirm_fenced }, client, output)
+        .await
+}
+
+pub async fn failback(command: Failback, client: &Client, output: Output) -> Result<(), Error> {
+    let request = FailoverRequest { mode: FailoverMode::Planned, confirm_fenced: false };
+    move_here(&command.name, request, client, output).await
+}
+
+async fn move_here(
+    name: &str,
+    request: FailoverRequest,
+    client: &Client,
+    output: Output,
+) -> Result<(), Error> {
+    let job: Job = client.post(&format!("/v1/vms/{name}/failover"), &request).await?;
+    super::finish_job(client, output, job, &format!("`{name}` runs here")).await.map(drop)
+}
