@@ -1,0 +1,577 @@
+//! The machine's own history: what it asked of its disks, what it was told, and therefore what a read may return.
+//!
+//! Every sector is an atomic register. Each value written to it lives in a *zone*: from the first moment at which
+//! it is known to have been there (an acknowledgement, or the end of a read that returned it) to the last moment
+//! at which it still was (the start of the latest read that returned it). With distinct values, a history is
+//! explained by some order of its requests exactly when no zone lies across another (Gibbons and Korach, "Testing
+//! shared memories", 1997). The check runs whenever a zone grows.
+//!
+//! Three things the textbook does not know. A machine that dies leaves its unanswered writes behind: each landed
+//! before the next machine started, or never. A power loss on every copy may undo what no flush covered: those
+//! values are *revoked*, and may or may not be found again. A forced takeover revokes everything.
+
+use crate::agenda::Moment;
+use crate::pattern::{self, Tag};
+use crate::violation::{Promise, Violation};
+use rempart_types::{DiskIndex, SECTOR_SIZE};
+use std::ops::Range;
+
+/// A place on a disk, in sectors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    pub disk: DiskIndex,
+    pub sectors: Range<u64>,
+}
+
+impl Span {
+    pub fn offset(&self) -> u64 {
+        self.sectors.start * SECTOR_SIZE
+    }
+
+    pub fn length(&self) -> u64 {
+        (self.sectors.end - self.sectors.start) * SECTOR_SIZE
+    }
+}
+
+/// What the guest asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    Write {
+        span: Span,
+        fua: bool,
+    },
+    /// Reads as zeroes afterwards: write-zeroes, or discard.
+    Zero {
+        span: Span,
+        discard: bool,
+    },
+    Read {
+        span: Span,
+    },
+    Flush,
+}
+
+impl Request {
+    pub fn span(&self) -> Option<&Span> {
+        match self {
+            Request::Write { span, .. } | Request::Zero { span, .. } | Request::Read { span } => Some(span),
+            Request::Flush => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    InFlight,
+    Acknowledged,
+    /// Its machine died, or it was refused: it landed by then or never will.
+    Abandoned,
+}
+
+#[derive(Debug)]
+struct Op {
+    request: Request,
+    start: Moment,
+    fate: Fate,
+    /// Nodes whose memory was wiped since the request was made, one bit each.
+    wiped: u8,
+    /// For a flush: the acknowledged writes it covers.
+    covers: Vec<Tag>,
+}
+
+/// One value in one sector. See the module's description.
+#[derive(Debug, Clone)]
+struct Zone {
+    tag: Tag,
+    start: Moment,
+    first_finish: Moment,
+    last_start: Moment,
+    /// Acknowledged or read: it must be explained. Otherwise it may as well never have happened.
+    counts: bool,
+}
+
+impl Zone {
+    fn lies_across(&self, other: &Zone) -> bool {
+        let forward = |zone: &Zone| zone.first_finish < zone.last_start;
+        match (forward(self), forward(other)) {
+            (true, true) => self.first_finish.max(other.first_finish) < self.last_start.min(other.last_start),
+            (true, false) => self.first_finish < other.last_start && other.first_finish < self.last_start,
+            (false, true) => other.lies_across(self),
+            (false, false) => false,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Sector {
+    /// Values with a name of their own.
+    written: Vec<Zone>,
+    /// Writes of zeroes, the first of which is the empty disk. They cannot be told apart.
+    zeroed: Vec<Zone>,
+}
+
+/// All the machine's requests, over all its lives.
+#[derive(Debug)]
+pub struct History {
+    disks: Vec<Vec<Sector>>,
+    /// The request with tag `n` is at `n - 1`.
+    ops: Vec<Op>,
+    /// Writes that no acknowledged flush covers yet, in order.
+    unflushed: Vec<Tag>,
+    in_flight: usize,
+}
+
+impl History {
+    /// Of empty disks with so many sectors each.
+    pub fn new(disks: &[u64]) -> History {
+        let empty = || Zone {
+            tag: Tag::ZERO,
+            start: Moment::START,
+            first_finish: Moment::START,
+            last_start: Moment::START,
+            counts: true,
+        };
+        let sector = || Sector { written: Vec::new(), zeroed: vec![empty()] };
+        let disk = |&sectors: &u64| (0..sectors).map(|_| sector()).collect();
+        History {
+            disks: disks.iter().map(disk).collect(),
+            ops: Vec::new(),
+            unflushed: Vec::new(),
+            in_flight: 0,
+        }
+    }
+
+    /// The tag that the next request will have: its data must carry it.
+    pub fn next_tag(&self) -> Tag {
+        Tag(self.ops.len() as u64 + 1)
+    }
+
+    pub fn request(&self, tag: Tag) -> &Request {
+        &self.op(tag).request
+    }
+
+    pub fn started(&self, tag: Tag) -> Moment {
+        self.op(tag).start
+    }
+
+    pub fn is_in_flight(&self, tag: Tag) -> bool {
+        self.op(tag).fate == Fate::InFlight
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    pub fn count(&self) -> usize {
+        self.ops.len()
+    }
+
+    fn op(&self, tag: Tag) -> &Op {
+        &self.ops[tag.0 as usize - 1]
+    }
+
+    fn op_mut(&mut self, tag: Tag) -> &mut Op {
+        &mut self.ops[tag.0 as usize - 1]
+    }
+
+    /// The machine makes a request.
+    pub fn begin(&mut self, request: Request, at: Moment) -> Tag {
+        let tag = self.next_tag();
+        let mut covers = Vec::new();
+        match &request {
+            Request::Write { span, .. } | Request::Zero { span, .. } => {
+                let zero = matches!(request, Request::Zero { .. });
+                let zone =
+                    Zone { tag, start: at, first_finish: Moment::NEVER, last_start: at, counts: false };
+                for sector in &mut self.disks[usize::from(span.disk.0)][as_index(&span.sectors)] {
+                    let list = if zero { &mut sector.zeroed } else { &mut sector.written };
+                    list.push(zone.clone());
+                }
+                self.unflushed.push(tag);
+            }
+            Request::Flush => {}
+            Request::Read { .. } => {}
+        }
+        if matches!(request, Request::Flush | Request::Write { fua: true, .. }) {
+            let acknowledged = |tag: &&Tag| self.op(**tag).fate == Fate::Acknowledged;
+            covers.extend(self.unflushed.iter().filter(acknowledged));
+        }
+        if matches!(request, Request::Write { fua: true, .. }) {
+            covers.push(tag);
+        }
+        self.ops.push(Op { request, start: at, fate: Fate::InFlight, wiped: 0, covers });
+        self.in_flight += 1;
+        tag
+    }
+
+    /// The machine is told that a write, a zeroing or a flush is done.
+    pub fn acknowledged(&mut self, tag: Tag, at: Moment) -> Result<(), Violation> {
+        self.leave_flight(tag, Fate::Acknowledged);
+        let op = self.op_mut(tag);
+        let covers = std::mem::take(&mut op.covers);
+        let start = op.start;
+        if !covers.is_empty() {
+            self.unflushed.retain(|tag| covers.binary_search(tag).is_err());
+        }
+        match self.op(tag).request.clone() {
+            Request::Write { span, .. } | Request::Zero { span, .. } => {
+                for sector in span.sectors.clone() {
+                    self.grow(span.disk, sector, tag, start, at)?;
+                }
+                Ok(())
+            }
+            Request::Flush => Ok(()),
+            Request::Read { .. } => unreachable!("a read is answered with data"),
+        }
+    }
+
+    /// The machine is given data.
+    pub fn read(&mut self, tag: Tag, bytes: &[u8], at: Moment) -> Result<(), Violation> {
+        self.leave_flight(tag, Fate::Acknowledged);
+        let start = self.op(tag).start;
+        let Request::Read { span } = self.op(tag).request.clone() else {
+            unreachable!("only a read is answered with data")
+        };
+        if bytes.len() as u64 != span.length() {
+            let detail = format!("{} bytes for a read of {}", bytes.len(), span.length());
+            return Err(Violation::new(Promise::ReadsConsistent, detail));
+        }
+        let tags = pattern::tags_of(bytes, span.disk, span.sectors.start).map_err(|sector| {
+            let detail = format!("disk {} sector {sector} holds what nobody wrote there", span.disk);
+            Violation::new(Promise::ReadsConsistent, detail)
+        })?;
+        for (sector, value) in span.sectors.clone().zip(tags) {
+            if value == Tag::ZERO {
+                self.read_zero(span.disk, sector, start, at)?;
+            } else {
+                self.grow(span.disk, sector, value, start, at)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The machine is told that its request failed: it landed by now or never will.
+    pub fn refused(&mut self, tag: Tag, at: Moment) {
+        self.leave_flight(tag, Fate::Abandoned);
+        self.land_by(tag, at);
+    }
+
+    /// The machine is gone, and with it whatever it still waited for.
+    pub fn machine_died(&mut self) {
+        for index in 0..self.ops.len() {
+            if self.ops[index].fate == Fate::InFlight {
+                self.leave_flight(Tag(index as u64 + 1), Fate::Abandoned);
+            }
+        }
+        debug_assert_eq!(self.in_flight, 0);
+    }
+
+    /// A new machine starts: nothing its predecessor left behind may land from now on.
+    pub fn machine_started(&mut self, at: Moment) {
+        for index in 0..self.ops.len() {
+            if self.ops[index].fate == Fate::Abandoned {
+                self.land_by(Tag(index as u64 + 1), at);
+            }
+        }
+    }
+
+    /// The machine's disk driver reconnected and sent an unanswered request again: it may land twice.
+    pub fn resent(&mut self, tag: Tag) {
+        let start = self.op(tag).start;
+        if let Request::Write { span, .. } = self.op(tag).request.clone() {
+            for sector in span.sectors.clone() {
+                let zone = zone_of(&mut self.disks, span.disk, sector, tag).expect("its own zone");
+                zone.first_finish = Moment::NEVER;
+                zone.last_start = start;
+                zone.counts = false;
+            }
+        }
+    }
+
+    /// `node` lost what was only in its memory while `in_sync` (a bit a node) had to hold everything.
+    pub fn memory_wiped(&mut self, node: usize, in_sync: u8, at: Moment) {
+        let unflushed = std::mem::take(&mut self.unflushed);
+        for &tag in &unflushed {
+            let op = self.op_mut(tag);
+            op.wiped |= 1 << node;
+            if in_sync & !op.wiped == 0 {
+                self.revoke(tag, at);
+            }
+        }
+        self.unflushed = unflushed;
+    }
+
+    /// `node` holds everything again: it was admitted to the in-sync set.
+    pub fn memory_restored(&mut self, node: usize) {
+        for index in 0..self.unflushed.len() {
+            let tag = self.unflushed[index];
+            self.op_mut(tag).wiped &= !(1 << node);
+        }
+    }
+
+    /// An operator forced an old copy to lead: any value may be gone, any older one back.
+    pub fn forced(&mut self, at: Moment) {
+        for index in 0..self.ops.len() {
+            self.revoke(Tag(index as u64 + 1), at);
+        }
+        for zone in self.disks.iter_mut().flatten().flat_map(|sector| &mut sector.zeroed) {
+            if zone.tag == Tag::ZERO {
+                zone.last_start = Moment::START;
+            }
+        }
+    }
+
+    fn leave_flight(&mut self, tag: Tag, fate: Fate) {
+        let op = self.op_mut(tag);
+        assert_eq!(op.fate, Fate::InFlight, "request {} was answered twice", tag.0);
+        op.fate = fate;
+        self.in_flight -= 1;
+    }
+
+    fn land_by(&mut self, tag: Tag, at: Moment) {
+        self.each_zone(tag, |zone| zone.first_finish = zone.first_finish.min(at));
+    }
+
+    fn revoke(&mut self, tag: Tag, at: Moment) {
+        self.each_zone(tag, |zone| {
+            zone.first_finish = at.max(zone.start);
+            zone.last_start = zone.start;
+            zone.counts = false;
+        });
+    }
+
+    fn each_zone(&mut self, tag: Tag, change: impl Fn(&mut Zone)) {
+        let (Request::Write { span, .. } | Request::Zero { span, .. }) = self.op(tag).request.clone() else {
+            return;
+        };
+        for sector in span.sectors.clone() {
+            change(zone_of(&mut self.disks, span.disk, sector, tag).expect("its own zone"));
+        }
+    }
+
+    /// `value` was in the sector at some moment between `start` and `finish`.
+    fn grow(
+        &mut self,
+        disk: DiskIndex,
+        sector: u64,
+        value: Tag,
+        start: Moment,
+        finish: Moment,
+    ) -> Result<(), Violation> {
+        let Some(zone) = zone_of(&mut self.disks, disk, sector, value) else {
+            let detail =
+                format!("disk {disk} sector {sector} holds request {}, never written there", value.0);
+            return Err(Violation::new(Promise::ReadsConsistent, detail));
+        };
+        zone.first_finish = zone.first_finish.min(finish);
+        zone.last_start = zone.last_start.max(start);
+        zone.counts = true;
+        let zone = zone.clone();
+        let all = &self.disks[usize::from(disk.0)][sector as usize];
+        let zero = all.zeroed.iter().any(|other| other.tag == value);
+        let others = all.written.iter().chain(all.zeroed.iter().filter(|_| !zero));
+        match others.filter(|other| other.counts && other.tag != value).find(|other| zone.lies_across(other))
+        {
+            None => Ok(()),
+            Some(other) => Err(self.contradiction(disk, sector, &zone, other)),
+        }
+    }
+
+    /// The sector was zero at some moment between `start` and `finish`. Which write of zeroes that was cannot be
+    /// told, so nothing is remembered of it.
+    fn read_zero(
+        &mut self,
+        disk: DiskIndex,
+        sector: u64,
+        start: Moment,
+        finish: Moment,
+    ) -> Result<(), Violation> {
+        let all = &self.disks[usize::from(disk.0)][sector as usize];
+        let explains = |zero: &&Zone| {
+            let mut zone = (*zero).clone();
+            zone.first_finish = zone.first_finish.min(finish);
+            zone.last_start = zone.last_start.max(start);
+            !all.written.iter().any(|other| other.counts && zone.lies_across(other))
+        };
+        if all.zeroed.iter().rev().any(|zero| explains(&zero)) {
+            return Ok(());
+        }
+        let last = all.written.iter().rev().find(|zone| zone.counts).expect("something lies across");
+        let detail = format!(
+            "disk {disk} sector {sector} reads as zero at {finish}; among others request {} is known there from {} to {}",
+            last.tag.0, last.first_finish, last.last_start
+        );
+        Err(Violation::new(Promise::ReadsConsistent, detail))
+    }
+
+    fn contradiction(&self, disk: DiskIndex, sector: u64, zone: &Zone, other: &Zone) -> Violation {
+        let tell = |zone: &Zone| {
+            format!(
+                "request {} (made {}, known there from {} to {})",
+                zone.tag.0, zone.start, zone.first_finish, zone.last_start
+            )
+        };
+        let detail = format!("disk {disk} sector {sector}: {} and {}", tell(zone), tell(other));
+        Violation::new(Promise::ReadsConsistent, detail)
+    }
+}
+
+fn as_index(range: &Range<u64>) -> Range<usize> {
+    range.start as usize..range.end as usize
+}
+
+fn zone_of(disks: &mut [Vec<Sector>], disk: DiskIndex, sector: u64, tag: Tag) -> Option<&mut Zone> {
+    let sector = disks.get_mut(usize::from(disk.0))?.get_mut(sector as usize)?;
+    let find = |list: &[Zone]| list.binary_search_by_key(&tag, |zone| zone.tag).ok();
+    match find(&sector.written) {
+        Some(index) => sector.written.get_mut(index),
+        None => find(&sector.zeroed).map(|index| &mut sector.zeroed[index]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DISK: DiskIndex = DiskIndex(0);
+
+    /// A history of one sector, in which every step takes one tick.
+    struct Tale {
+        history: History,
+        now: u64,
+    }
+
+    impl Tale {
+        fn new() -> Tale {
+            Tale { history: History::new(&[1]), now: 10 }
+        }
+
+        fn tick(&mut self) -> Moment {
+            self.now += 1;
+            Moment(self.now)
+        }
+
+        fn begin(&mut self, request: Request) -> Tag {
+            let at = self.tick();
+            self.history.begin(request, at)
+        }
+
+        fn write(&mut self) -> Tag {
+            self.begin(Request::Write { span: Span { disk: DISK, sectors: 0..1 }, fua: false })
+        }
+
+        fn ack(&mut self, tag: Tag) -> Result<(), Violation> {
+            let at = self.tick();
+            self.history.acknowledged(tag, at)
+        }
+
+        fn written(&mut self) -> Tag {
+            let tag = self.write();
+            self.ack(tag).unwrap();
+            tag
+        }
+
+        fn flush(&mut self) {
+            let tag = self.begin(Request::Flush);
+            self.ack(tag).unwrap();
+        }
+
+        fn reads(&mut self, value: Tag) -> Result<(), Violation> {
+            let tag = self.begin(Request::Read { span: Span { disk: DISK, sectors: 0..1 } });
+            let bytes = if value == Tag::ZERO { vec![0; 512] } else { pattern::fill(value, DISK, 0, 1) };
+            let at = self.tick();
+            self.history.read(tag, &bytes, at)
+        }
+    }
+
+    #[test]
+    fn the_last_acknowledged_value_is_read_and_no_older_one() {
+        let mut tale = Tale::new();
+        tale.reads(Tag::ZERO).unwrap();
+        let first = tale.written();
+        let second = tale.written();
+        tale.reads(second).unwrap();
+        assert!(tale.reads(first).is_err());
+        assert!(Tale::new().reads(Tag(1)).is_err(), "never written");
+    }
+
+    #[test]
+    fn zeroes_are_a_value_too() {
+        let mut tale = Tale::new();
+        let value = tale.written();
+        assert!(tale.reads(Tag::ZERO).is_err());
+        let mut tale = Tale::new();
+        let older = tale.written();
+        assert_eq!(older, value);
+        let span = Span { disk: DISK, sectors: 0..1 };
+        let zero = tale.begin(Request::Zero { span, discard: true });
+        tale.ack(zero).unwrap();
+        tale.reads(Tag::ZERO).unwrap();
+        assert!(tale.reads(older).is_err());
+    }
+
+    #[test]
+    fn either_of_two_overlapping_writes_may_win_but_only_once() {
+        for winner in 0..2 {
+            let mut tale = Tale::new();
+            let both = [tale.write(), tale.write()];
+            for tag in both {
+                tale.ack(tag).unwrap();
+            }
+            tale.reads(both[winner]).unwrap();
+            tale.reads(both[winner]).unwrap();
+            assert!(tale.reads(both[1 - winner]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_dead_machines_write_landed_before_its_successor_or_never() {
+        let mut tale = Tale::new();
+        let old = tale.written();
+        let orphan = tale.write();
+        tale.history.machine_died();
+        let at = tale.tick();
+        tale.history.machine_started(at);
+        tale.reads(old).unwrap();
+        assert!(tale.reads(orphan).is_err(), "it landed after its successor had read the old value");
+    }
+
+    #[test]
+    fn power_loss_on_every_copy_undoes_only_what_no_flush_covers() {
+        let story = |wiped: &[usize], flushed: bool| {
+            let mut tale = Tale::new();
+            let old = tale.written();
+            tale.flush();
+            let new = tale.written();
+            if flushed {
+                tale.flush();
+            }
+            tale.history.machine_died();
+            for &node in wiped {
+                let at = tale.tick();
+                tale.history.memory_wiped(node, 0b11, at);
+            }
+            let at = tale.tick();
+            tale.history.machine_started(at);
+            (tale, old, new)
+        };
+        let (mut tale, old, new) = story(&[0, 1], false);
+        tale.reads(old).unwrap();
+        assert!(tale.reads(new).is_err(), "lost once, lost for good");
+        let (mut tale, old, new) = story(&[0, 1], false);
+        tale.reads(new).unwrap();
+        assert!(tale.reads(old).is_err(), "found once, kept");
+        assert!({ story(&[0, 1], true) }.0.reads(Tag(1)).is_err(), "a flush covered it");
+        assert!({ story(&[0], false) }.0.reads(Tag(1)).is_err(), "the other copy has it");
+    }
+
+    #[test]
+    fn a_write_sent_twice_may_land_twice() {
+        let mut tale = Tale::new();
+        let (first, second) = (tale.write(), tale.write());
+        tale.reads(first).unwrap();
+        tale.reads(second).unwrap();
+        tale.history.resent(first);
+        tale.reads(first).unwrap();
+    }
+}
