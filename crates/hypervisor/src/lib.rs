@@ -1,1 +1,31 @@
+//! Runs virtual machines: the QEMU driver and the guard that owns a running machine's lease.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | [`definition`] | what a virtual machine is; travels in its group's log |
+//! | [`machine`] | the traits the daemon is written against: [`Hypervisor`] and [`Machine`] |
+//! | [`qemu`] | the QEMU driver behind those traits |
+//! | [`fake`] | a hypervisor without guests, for fast tests |
+//! | [`guard`] | the small process per running machine that stops it when its lease runs out |
+//! | [`qmp`] | client of QEMU's monitor protocol |
+//! | [`command_line`] | QEMU's arguments from a definition |
+//! | [`accelerator`] | whether KVM really runs a guest here |
+//! | [`tap`] | TAP devices on bridges |
+//! | [`nvram`] | UEFI variables as bytes |
 
+pub mod accelerator;
+pub mod clock;
+pub mod definition;
+mod error;
+pub mod fake;
+pub mod guard;
+pub mod machine;
+pub mod qemu;
+
+pub use definition::{Definition, InvalidDefinition, MacAddress, VmUuid};
+pub use error::{Error, ErrorKind, Result};
+pub use machine::{
+    Adopted, DiskExport, ExitCause, ExitRecord, FirstState, HostReport, Hypervisor, Lease, Machine,
+    MachineEvent, MachineEvents, MachineStatus, PauseCause, Pending, RunState, StartRequest,
+};
+pub use qemu::{Qemu, QemuConfig};
