@@ -1,7 +1,8 @@
 //! What the engine wants done.
 
 use crate::{Bytes, CommandError, CommandId, CommandOutput, PeerMessage, Reply, Token};
-use rempart_types::{Epoch, Lsn, MonotonicTime, NodeId, NodeSet, SessionId, Term};
+use rempart_cluster::RequestId;
+use rempart_types::{Epoch, MonotonicTime, NodeId, RegisterId, RegisterValue, SessionId, Term};
 
 /// Names one request for digests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,7 +32,7 @@ pub enum Action {
         reply: Reply,
     },
     /// Ask the register; answer with `Input::Register`.
-    Register(crate::pending::RegisterRequest),
+    Register(RegisterRequest),
     Vm(VmAction),
     /// SHA-256 of each extent-sized part; answer with `Input::Digested`. May be computed on another thread.
     Digest {
@@ -45,33 +46,51 @@ pub enum Action {
     Report(Report),
 }
 
-/// What is to happen to the virtual machine here.
+/// One request to a register. Never retried by the adapter: a repetition is the cluster's decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RegisterRequest {
+    Read {
+        request: RequestId,
+        register: RegisterId,
+    },
+    Swap {
+        request: RequestId,
+        register: RegisterId,
+        expected: Option<Epoch>,
+        value: RegisterValue,
+    },
+    /// For a register that lost its state; no answer.
+    Inform {
+        register: RegisterId,
+        known: Option<RegisterValue>,
+        promise: Epoch,
+    },
+}
+
+/// What is to happen to the virtual machine here. `Input::Vm` tells what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VmAction {
-    /// Start it (or adopt it, if it still runs here) under the lease that follows.
+    /// It may run here: start it, adopt it or let it go on, as its definition wants.
     Run {
         term: Term,
     },
-    /// The guard may let it run until `until`.
+    /// For the guard: stop the vCPUs at `until`.
     RenewLease {
         until: MonotonicTime,
     },
     /// Stop its vCPUs; it may continue.
     Pause,
     Resume,
-    /// It must not run here any more.
+    /// In order, by force if it does not obey.
+    ShutDown,
+    /// At once.
     Kill,
 }
 
-/// What an operator should learn. Each is also in the log.
+/// What an operator should learn. Each begins a state and is told once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
-    Leads { term: Term, in_sync: NodeSet },
-    Follows { leader: NodeId, term: Term },
-    Degraded { lost: NodeId, epoch: Epoch },
-    InSync { peer: NodeId, epoch: Epoch },
-    Diverged { peer: NodeId, common: Lsn, peer_end: Lsn },
-    ResyncStarted { peer: NodeId },
-    ResyncFinished { peer: NodeId, bytes_sent: u64 },
+    Cluster(rempart_cluster::Condition),
+    Replication(rempart_replication::Report),
     LocalDiskFailed { what: String },
 }

@@ -1,8 +1,9 @@
 //! What the engine is told, beside guest requests.
 
 use crate::{Bytes, DigestJob, PeerMessage};
+use rempart_cluster::{ReadOutcome, RequestId, SwapOutcome};
 use rempart_replication::Digest;
-use rempart_types::{DiskIndex, ExtentIndex, Lsn, NodeId, SessionId};
+use rempart_types::{DiskIndex, ExtentIndex, Lsn, NodeId, RegisterId, SessionId};
 
 /// Names one command, chosen by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,7 +26,8 @@ pub enum Input {
         message: PeerMessage,
     },
     Io(crate::pending::IoCompletion),
-    Register(crate::pending::RegisterReply),
+    /// Answers `Action::Register`.
+    Register(RegisterReply),
     Vm(VmFact),
     Digested {
         job: DigestJob,
@@ -39,36 +41,48 @@ pub enum Input {
     Tick,
 }
 
+/// What a register answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RegisterReply {
+    Read { request: RequestId, outcome: ReadOutcome },
+    Swapped { request: RequestId, outcome: SwapOutcome },
+}
+
 /// What became of the virtual machine on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VmFact {
-    /// Its process runs (started, or adopted after a restart of the daemon).
+    /// Its process exists here, running or paused (started, or found after a restart of the daemon).
     Running,
-    Paused,
     /// No process of it is left here.
     Stopped,
-    /// The guard reports that the lease ran out: the vCPUs are stopped, the process is or will be gone.
-    GuardStopped,
 }
 
 /// What an operator or the control plane orders.
 #[derive(Debug, Clone)]
 pub enum Command {
-    /// Replicate to `peer` too. `seeded`: its images hold something already; compare instead of sending all.
+    /// Create the group in its register and lead it: the first replica of a new group.
+    Create,
+    /// Replicate to `peer` too.
     AddPeer {
         peer: NodeId,
-        seeded: bool,
     },
     RemovePeer {
         peer: NodeId,
     },
-    /// Hand the primacy to `to`: drains first; the virtual machine is stopped here.
+    /// Hand the primacy to `to`: the virtual machine is shut down here, the log drained, then the register told.
     Handover {
         to: NodeId,
     },
-    /// Lead although the register says otherwise. The loss was named and the other side confirmed fenced.
-    ForceLead,
-    /// Let `peer` be overwritten although it holds records of its own.
+    /// Lead although the register does not allow it: the loss was named.
+    Force {
+        confirmed_fenced: bool,
+        new_register: RegisterId,
+        old_register_lost: bool,
+    },
+    /// After `Condition::Superseded`: follow the group into its new register. What only this replica holds may
+    /// be overwritten; it is kept as a snapshot until the copy is whole again.
+    Rejoin,
+    /// On the primary: let `peer` be overwritten although it holds records of its own.
     ApproveOverwrite {
         peer: NodeId,
     },
@@ -80,10 +94,11 @@ pub enum Command {
     Mark {
         name: String,
     },
-    /// Check the copies against each other, byte for byte, at one point of the log.
+    /// Check the copies against each other, byte for byte, at one point of the log, while the machine runs.
     Compare {
         peer: NodeId,
     },
+    /// `None`: as fast as it goes.
     LimitResync {
         bytes_per_second: Option<u64>,
     },

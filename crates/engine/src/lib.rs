@@ -18,10 +18,10 @@ mod params;
 mod pending;
 mod status;
 
-pub use action::{Action, DigestJob, Report, VmAction};
+pub use action::{Action, DigestJob, RegisterRequest, Report, VmAction};
 pub use engine::Engine;
 pub use guest::{Bytes, DiskRange, GuestError, ReadPiece, Reply, Token, WriteBuffer};
-pub use input::{Command, CommandError, CommandId, CommandOutput, Input, VmFact};
+pub use input::{Command, CommandError, CommandId, CommandOutput, Input, RegisterReply, VmFact};
 pub use message::{MAX_META_BYTES, MAX_PAYLOAD_BYTES, PeerMessage, WireError};
 pub use params::{OpenError, Params};
 pub use status::{PeerStatus, ResyncStatus, Role, Status};

@@ -11,7 +11,7 @@ pub const MAX_PAYLOAD_BYTES: usize = 40 * 1024 * 1024;
 /// What one core says to its twin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Body {
-    Cluster(crate::pending::Message),
+    Cluster(rempart_cluster::Message),
     Replication(rempart_replication::Message),
 }
 

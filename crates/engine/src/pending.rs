@@ -1,6 +1,4 @@
-//! Names that `store` and `cluster` are about to export; replaced by theirs.
-
-use serde::{Deserialize, Serialize};
+//! Names that `store` is about to export; replaced by its own.
 
 #[derive(Debug)]
 pub struct IoCommand;
@@ -10,11 +8,3 @@ pub trait Disk {}
 #[derive(Debug, thiserror::Error)]
 #[error("pending")]
 pub struct StoreOpenError;
-#[derive(Debug)]
-pub struct RegisterRequest;
-#[derive(Debug)]
-pub struct RegisterReply;
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message;
-#[derive(Debug, Clone)]
-pub struct Config;
