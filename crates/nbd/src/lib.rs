@@ -1,1 +1,21 @@
+//! The NBD protocol: the server's and the client's end of a connection, on one codec.
+//!
+//! - [`server::Session`]: one client's connection to a server, without the connection.
+//!
+//! Written from the protocol's specification, `doc/proto.md` of NetworkBlockDevice/nbd with its extended
+//! headers. Only the fixed newstyle handshake is spoken.
 
+mod code;
+mod export;
+mod header;
+mod output;
+mod protocol;
+mod receive_buffer;
+pub mod server;
+mod wire;
+
+pub use code::ErrorCode;
+pub use export::{BlockSizes, Export, ExportError, ExportList};
+pub use header::HeaderStyle;
+pub use protocol::{BASE_ALLOCATION, STATE_HOLE, STATE_ZERO};
+pub use server::ContextIndex;
