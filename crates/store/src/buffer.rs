@@ -1,0 +1,220 @@
+//! Page-aligned bytes, filled once by one owner and then shared without copying.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::slice;
+use std::sync::Arc;
+
+/// Alignment of every buffer, and the unit the journal is padded to.
+pub const PAGE_SIZE: usize = 4096;
+
+/// Bytes owned by one writer: zeroed at first, aligned to [`PAGE_SIZE`].
+pub struct BufferMut {
+    bytes: NonNull<u8>,
+    capacity: usize,
+    len: usize,
+}
+
+// SAFETY: the allocation is owned by this value alone and holds plain bytes.
+unsafe impl Send for BufferMut {}
+// SAFETY: shared access only reads plain bytes.
+unsafe impl Sync for BufferMut {}
+
+impl BufferMut {
+    /// `len` zero bytes.
+    pub fn zeroed(len: usize) -> BufferMut {
+        BufferMut::with_capacity(len, len)
+    }
+
+    /// `len` zero bytes, with room to grow to `capacity` without moving.
+    pub fn with_capacity(len: usize, capacity: usize) -> BufferMut {
+        let capacity = capacity.max(len).next_multiple_of(PAGE_SIZE).max(PAGE_SIZE);
+        let layout = layout(capacity);
+        // SAFETY: the layout's size is at least one page.
+        let bytes = unsafe { alloc_zeroed(layout) };
+        let bytes = NonNull::new(bytes).unwrap_or_else(|| handle_alloc_error(layout));
+        BufferMut { bytes, capacity, len }
+    }
+
+    pub fn from_slice(bytes: &[u8]) -> BufferMut {
+        let mut buffer = BufferMut::zeroed(bytes.len());
+        buffer.copy_from_slice(bytes);
+        buffer
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Grows (the new bytes are zero unless written before) or shrinks.
+    pub fn resize(&mut self, len: usize) {
+        if len > self.capacity {
+            let mut larger = BufferMut::with_capacity(len, len.max(self.capacity * 2));
+            larger[..self.len].copy_from_slice(self);
+            *self = larger;
+        }
+        self.len = len;
+    }
+
+    /// Makes it shareable and read-only.
+    pub fn freeze(self) -> Buffer {
+        Buffer(Arc::new(self))
+    }
+}
+
+fn layout(capacity: usize) -> Layout {
+    Layout::from_size_align(capacity, PAGE_SIZE).expect("a buffer's size fits the address space")
+}
+
+impl Drop for BufferMut {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `with_capacity` with this very layout, and freed only here.
+        unsafe { dealloc(self.bytes.as_ptr(), layout(self.capacity)) }
+    }
+}
+
+impl Deref for BufferMut {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `len <= capacity` initialised bytes that this value owns.
+        unsafe { slice::from_raw_parts(self.bytes.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for BufferMut {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `&mut self` makes the access unique.
+        unsafe { slice::from_raw_parts_mut(self.bytes.as_ptr(), self.len) }
+    }
+}
+
+impl fmt::Debug for BufferMut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BufferMut({} bytes)", self.len)
+    }
+}
+
+/// Shared read-only bytes. Cloning shares.
+#[derive(Clone)]
+pub struct Buffer(Arc<BufferMut>);
+
+impl Buffer {
+    /// All of it.
+    pub fn whole(&self) -> Slice {
+        self.slice(0..self.len())
+    }
+
+    /// # Panics
+    /// If `range` is not inside the buffer.
+    pub fn slice(&self, range: Range<usize>) -> Slice {
+        assert!(range.start <= range.end && range.end <= self.len(), "a slice inside its buffer");
+        Slice { buffer: self.clone(), start: range.start, len: range.end - range.start }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} bytes)", self.len())
+    }
+}
+
+/// A part of a shared buffer, which it keeps alive.
+#[derive(Clone)]
+pub struct Slice {
+    buffer: Buffer,
+    start: usize,
+    len: usize,
+}
+
+impl Slice {
+    /// A copy of `bytes`.
+    pub fn copy_of(bytes: &[u8]) -> Slice {
+        BufferMut::from_slice(bytes).freeze().whole()
+    }
+
+    /// A part of this part.
+    ///
+    /// # Panics
+    /// If `range` is not inside the slice.
+    #[must_use]
+    pub fn slice(&self, range: Range<usize>) -> Slice {
+        assert!(range.start <= range.end && range.end <= self.len, "a slice inside its slice");
+        Slice { buffer: self.buffer.clone(), start: self.start + range.start, len: range.end - range.start }
+    }
+
+    /// True when `next` follows this slice in the same buffer, so that both are one slice.
+    pub(crate) fn joins(&self, next: &Slice) -> bool {
+        Arc::ptr_eq(&self.buffer.0, &next.buffer.0) && self.start + self.len == next.start
+    }
+
+    pub(crate) fn extend(&mut self, next: &Slice) {
+        debug_assert!(self.joins(next));
+        self.len += next.len;
+    }
+}
+
+impl Deref for Slice {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buffer[self.start..self.start + self.len]
+    }
+}
+
+impl fmt::Debug for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slice({} bytes)", self.len)
+    }
+}
+
+impl PartialEq for Slice {
+    fn eq(&self, other: &Slice) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Slice {}
+
+/// True when every byte is zero: such an extent needs no space.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // SAFETY: any byte pattern is a valid u64; `align_to` splits the slice correctly.
+    let (head, words, tail) = unsafe { bytes.align_to::<u64>() };
+    head.iter().all(|&b| b == 0) && words.iter().all(|&w| w == 0) && tail.iter().all(|&b| b == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growing_keeps_the_bytes_and_the_alignment() {
+        let mut buffer = BufferMut::from_slice(b"rempart");
+        buffer.resize(3 * PAGE_SIZE);
+        assert_eq!(&buffer[..7], b"rempart");
+        assert!(is_zero(&buffer[7..]));
+        assert_eq!(buffer.as_ptr() as usize % PAGE_SIZE, 0);
+        let shared = buffer.freeze();
+        assert_eq!(&*shared.slice(2..7).slice(1..3), b"pa");
+    }
+
+    #[test]
+    fn one_set_bit_is_not_zero() {
+        for at in [0, 1, 7, 8, 4095] {
+            let mut buffer = BufferMut::zeroed(4096);
+            assert!(is_zero(&buffer));
+            buffer[at] = 1;
+            assert!(!is_zero(&buffer));
+        }
+    }
+}
