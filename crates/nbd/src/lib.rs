@@ -1,10 +1,13 @@
 //! The NBD protocol: the server's and the client's end of a connection, on one codec.
 //!
 //! - [`server::Session`]: one client's connection to a server, without the connection.
+//! - [`client::Client`]: a connection to a server, with pipelining and deadlines; [`client::Codec`] is the
+//!   same without the connection.
 //!
 //! Written from the protocol's specification, `doc/proto.md` of NetworkBlockDevice/nbd with its extended
 //! headers. Only the fixed newstyle handshake is spoken.
 
+pub mod client;
 mod code;
 mod export;
 mod header;
