@@ -10,6 +10,7 @@
 pub mod client;
 mod code;
 mod export;
+pub mod fuzz;
 mod header;
 mod output;
 mod protocol;
