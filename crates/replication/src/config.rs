@@ -8,22 +8,22 @@ pub struct Config {
     /// A member that keeps a record from being committed, or a flush from being stable, that long is reported
     /// as blocking (rule 17): it leaves the in-sync set even if it still answers beacons.
     pub commit_deadline: Duration,
-    /// Bytes appended since the last sync, past which one is started although nobody flushed.
-    pub sync_after_bytes: u64,
-    /// Age of the oldest record not yet synced, past which one is started although nobody flushed.
-    pub sync_after: Duration,
-    /// Bytes of log not yet in the image past which the guest's writes wait.
-    pub unapplied_limit_bytes: u64,
     /// How long an idle primary keeps news about the stable watermark to itself.
     pub stable_news_after: Duration,
     /// Bytes of log in flight to one peer, sent but not accepted.
     pub peer_window_bytes: u64,
     /// Bytes asked of the store in one read of the log.
     pub log_read_bytes: u64,
+    /// Bytes asked of the store in one read of extents.
+    pub extent_read_bytes: u64,
     /// Bytes of extents in flight in a resync, sent but not taken.
     pub resync_window_bytes: u64,
     /// Bytes per second a resync may send; `None` is as fast as it goes.
     pub resync_bytes_per_second: Option<u64>,
+    /// Regions a target asks for ahead.
+    pub resync_regions_ahead: usize,
+    /// Bytes a target takes between two durable notes of how far it is.
+    pub resync_checkpoint_bytes: u64,
     /// A new leader waits that long for the other members' logs before it goes on with its own.
     pub adoption_wait: Duration,
     /// A peer that does not answer a probe or a truncation is asked again in a new session after that long.
@@ -34,14 +34,14 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             commit_deadline: Duration::from_millis(1500),
-            sync_after_bytes: 32 << 20,
-            sync_after: Duration::from_secs(1),
-            unapplied_limit_bytes: 256 << 20,
             stable_news_after: Duration::from_millis(50),
             peer_window_bytes: 16 << 20,
             log_read_bytes: 1 << 20,
+            extent_read_bytes: 1 << 20,
             resync_window_bytes: 8 << 20,
             resync_bytes_per_second: None,
+            resync_regions_ahead: 4,
+            resync_checkpoint_bytes: 256 << 20,
             adoption_wait: Duration::from_millis(500),
             answer_deadline: Duration::from_secs(5),
         }

@@ -1,32 +1,54 @@
-//! What goes into the core and what comes out. Guest bytes stay outside: handles and counts stand for them.
+//! What goes into the core and what comes out. Guest bytes stay outside: counts and positions stand for them.
 
 use crate::{Digest, ExtentPiece, Message, Region, RegionBits, ResyncMode, Syncing};
-use rempart_types::{LogPosition, Lsn, NodeId, NodeSet, SessionId, Term};
+use rempart_types::{Epoch, Lineage, LogPosition, Lsn, MonotonicTime, NodeId, NodeSet, SessionId, Term};
 
 /// Names one flush, chosen by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlushId(pub u64);
 
-/// Bytes kept by the caller under this number while a message that needs them is on its way through the core.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Payload(pub u64);
+/// A batch of the log, without its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchInfo {
+    /// The term it was written in.
+    pub term: Term,
+    pub first: Lsn,
+    pub last: Lsn,
+    pub bytes: u64,
+}
 
 /// A fact the core is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     // From cluster.
-    /// This replica leads `term`. The first record it appends starts the term; nothing is served before that.
+    /// Lead in `term`: adopt the longest log of the reachable acknowledgers, start the term, commit it all; then
+    /// `Action::Serving`.
     Lead {
+        term: Term,
+        acknowledgers: NodeSet,
+    },
+    /// Go on leading without a break, in this newer term.
+    Continue {
         term: Term,
         acknowledgers: NodeSet,
     },
     /// The replicas that must acknowledge from now on.
     Acknowledgers(NodeSet),
-    /// It leads no more. Nothing is acknowledged from here on.
-    StepDown,
-    /// Terms below this one are refused from now on; the promise is durable.
-    Promised {
+    /// Accept records of `leader` in `term` or above, and of none below. The promise is durable.
+    Follow {
+        leader: NodeId,
         term: Term,
+    },
+    /// Neither append, accept nor acknowledge from here on.
+    StepDown,
+    /// Terms of older epochs are refused from here on; the promise is durable.
+    Promised {
+        epoch: Epoch,
+    },
+    /// `peer` is in step but will not be admitted before `until`: the guest need not wait for it meanwhile.
+    HoldBack {
+        peer: NodeId,
+        until: MonotonicTime,
     },
 
     // From transport.
@@ -38,22 +60,23 @@ pub enum Event {
         peer: NodeId,
         session: SessionId,
     },
-    /// `bytes` and `payload` tell of what travelled beside the message.
+    /// `bytes`: of the payload that travelled beside the message.
     Received {
         peer: NodeId,
         session: SessionId,
         message: Message,
-        payload: Payload,
         bytes: u64,
     },
 
     // From the store.
-    /// This leader sealed a batch of its term. `sync`: a request in it waits for the disk.
+    /// This leader sealed a batch of its term and is appending it. `sync`: a request in it waits for the disk.
     Sealed {
-        first: Lsn,
-        last: Lsn,
-        bytes: u64,
+        batch: BatchInfo,
         sync: bool,
+    },
+    /// The store did not take what `AppendForeign` gave it: the log still ends at `end`.
+    AppendRefused {
+        end: Lsn,
     },
     Accepted(Lsn),
     Durable(Lsn),
@@ -62,102 +85,95 @@ pub enum Event {
     Truncated {
         end: Lsn,
     },
-    /// What `ReadLog` asked for. `first` is the one asked for unless the log no longer holds it (`Trimmed`).
+    /// What `ReadLog` asked for, in order and without gaps. Empty: the log ended there.
     LogRead {
         peer: NodeId,
         session: SessionId,
-        first: Lsn,
-        last: Lsn,
-        bytes: u64,
-        payload: Payload,
+        batches: Vec<BatchInfo>,
     },
     /// The journal no longer holds what `ReadLog` asked for.
-    Trimmed {
+    LogGone {
         peer: NodeId,
         session: SessionId,
+        oldest: Lsn,
     },
+    /// The journal now starts here.
+    JournalStart(Lsn),
 
     // From the guest.
-    /// Counted when it was parsed.
+    /// Finish it when everything committed so far, or with `all` everything sealed so far, is stable.
     Flush {
         id: FlushId,
+        all: bool,
     },
 
-    // Resync and compare, from the store through the engine.
-    /// Target: `ResyncSetAside` is durable.
-    SetAside {
+    // Resync, from the store.
+    /// Target: what `ResyncSetAside` asked for is durable.
+    ResyncSetAside {
         round: u64,
     },
-    /// Source: `ResyncPin` is done.
-    Pinned {
-        round: u64,
-        at: LogPosition,
-    },
-    /// Source: extents of the region asked for; their bytes are `payload`.
+    /// Source: extents of the region asked for, whose bytes come beside this event. `next`: where to go on in the
+    /// region, `None` when it is complete.
     RegionRead {
         round: u64,
         region: Region,
         pieces: Vec<ExtentPiece>,
         bytes: u64,
-        payload: Payload,
-        last: bool,
+        next: Option<u64>,
     },
-    /// Target: what it changed itself in this region, and its digests when comparing.
+    /// Target: what it changed itself in this region, or its digests when comparing.
     RegionKnown {
         round: u64,
         region: Region,
         changed: RegionBits,
         digests: Option<Vec<Digest>>,
     },
-    /// Target: extents were written.
+    /// Target: the extents of this message and all before were written.
     ExtentsWritten {
         round: u64,
         sequence: u64,
     },
-    /// Target: everything taken so far is durable and so is the level it stands at.
-    CheckpointDone {
-        round: u64,
+    /// Target: what `StartResyncLog` asked for is durable.
+    ResyncLogStarted {
+        from: Lsn,
     },
-    /// Target: the copy is whole at `at`.
-    ResyncSettled {
-        round: u64,
-        at: LogPosition,
-    },
+    /// Target: the copy is one state of the history again, durably.
+    Whole,
     /// Either: the store cannot go on with this round.
     ResyncBroken {
         round: u64,
     },
+    /// The sizes of the disks changed.
+    Disks(Vec<u64>),
 
     /// The operator lets `peer` overwrite what only it holds.
     ApproveOverwrite {
         peer: NodeId,
     },
+    /// The operator of this replica lets the group overwrite what only it holds.
+    MayOverwrite,
+    LimitResync {
+        bytes_per_second: Option<u64>,
+    },
     Tick,
 }
 
-/// What the core wants done.
+/// What the core wants done, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Send to this session, and to no other. `payload`: these bytes go with it.
+    /// Send to this session, and to no other. `payload`: with the bytes that came beside the event being handled;
+    /// of several batches, this one.
     Send {
         peer: NodeId,
         session: SessionId,
         message: Message,
-        payload: Option<Payload>,
+        payload: Option<usize>,
     },
-    /// Send the batch that ends at `last` and was just sealed.
-    SendSealed {
-        peer: NodeId,
-        session: SessionId,
-        message: Message,
-        first: Lsn,
-        last: Lsn,
-    },
-    /// Read the log from `from`, whole batches, about `bytes` of them; answer with `LogRead` or `Trimmed`.
+    /// Read the log after `after`, whole batches, about `bytes` of them; answer with `LogRead` or `LogGone`.
     ReadLog {
         peer: NodeId,
         session: SessionId,
-        from: Lsn,
+        after: Lsn,
         bytes: u64,
     },
     /// Close this session: the peer breaks the protocol or does not answer.
@@ -167,106 +183,92 @@ pub enum Action {
         why: &'static str,
     },
 
-    /// Append the first record of this term; answer with `Sealed`.
+    /// Append a record that starts this term; answer with `Sealed`.
     StartTerm {
         term: Term,
     },
-    /// Append this batch of a leader; answer with `Accepted`.
+    /// Append the batch that came beside the message being handled; answer with `Accepted`.
     AppendForeign {
-        payload: Payload,
-        first: Lsn,
-        last: Lsn,
-    },
-    /// Forget these bytes; the message they came with was dropped.
-    Drop {
-        payload: Payload,
+        peer: NodeId,
+        session: SessionId,
+        batch: BatchInfo,
     },
     /// Make what was accepted durable; answer with `Durable`.
     Sync,
-    /// Durable on every member up to here: the image may take it.
-    Stable(Lsn),
-    /// Accepted by every member up to here: writes may be acknowledged, reads may return it.
+    /// Accepted by every acknowledger up to here: writes may be acknowledged, reads may return it.
     Committed(Lsn),
+    /// Durable on every acknowledger up to here: the image may take it.
+    Stable(Lsn),
     FlushDone {
         id: FlushId,
     },
     /// Drop every record after this one; answer with `Truncated`.
     TruncateAfter(Lsn),
-    /// The recovered tail is committed in this term: requests may be served.
+    /// Keep the journal after this record, for peers that are being brought up; `None`: for nobody.
+    KeepJournal {
+        after: Option<Lsn>,
+    },
+    /// Everything the term found is committed in it: requests may be served.
     Serving {
         term: Term,
     },
+    /// The log's runs changed.
+    LineageChanged,
 
     // To cluster.
-    /// This peer holds everything: it may be admitted while this stands.
-    Ready {
+    /// This peer holds everything committed and stable, and from here on nothing is committed without it: it may
+    /// be made an acknowledger at any time while this stands.
+    CaughtUp {
         peer: NodeId,
     },
-    /// It no longer does.
-    NotReady {
+    FellBehind {
         peer: NodeId,
     },
-    /// This member has kept the guest waiting past the deadline.
+    /// This acknowledger (or this replica itself) has kept the guest waiting past the deadline.
     BlockedBy {
         peer: NodeId,
     },
-    /// This peer refuses the term; it promised `promise`.
     RefusedBy {
         peer: NodeId,
-        promise: rempart_types::Epoch,
-    },
-    /// A leader with this term spoke to this replica.
-    Led {
-        by: NodeId,
-        term: Term,
+        promise: Epoch,
     },
 
-    // Resync and compare, to the store through the engine.
-    /// Target: keep the copy as of `syncing.base` aside and mark it durably.
+    // Resync, to the store.
+    /// Target: keep the copy as it is aside and mark it as syncing, durably. All of its log counts as stable.
     ResyncSetAside {
         round: u64,
         syncing: Syncing,
-        restart: bool,
     },
-    /// Source: pin a snapshot and the journal after it.
-    ResyncPin {
-        round: u64,
-    },
-    ResyncUnpin {
-        round: u64,
-    },
-    /// Source: read what changed in this region after `since`, `also` these, or those whose digests differ.
+    /// Source: read, from place `from` in the region on, about `bytes` of what changed after `since` or is in
+    /// `also`; or, with `digests`, of what differs from them or changed after `at`.
     ReadRegion {
         round: u64,
         region: Region,
+        from: u64,
         since: Lsn,
         also: RegionBits,
         digests: Option<Vec<Digest>>,
-        mode: ResyncMode,
+        at: Lsn,
+        bytes: u64,
     },
-    /// Target: find what this side changed there since the base, and the digests if asked.
+    /// Target: find what this side changed there after `since`, or its digests.
     KnowRegion {
         round: u64,
         region: Region,
+        since: Lsn,
         mode: ResyncMode,
     },
-    /// Target: write these extents.
+    /// Target: write the extents whose bytes came beside the message being handled.
     WriteExtents {
         round: u64,
         sequence: u64,
         pieces: Vec<ExtentPiece>,
-        payload: Payload,
     },
-    /// Target: make what was taken durable and keep `syncing`.
-    Checkpoint {
-        round: u64,
-        syncing: Syncing,
-    },
-    /// Target: make everything durable; the copy stands at `at`.
-    ResyncSettle {
-        round: u64,
-        at: LogPosition,
-        lineage: rempart_types::Lineage,
+    /// Target: make the extents durable, drop the old log and start a new one after `from`; then end the resync
+    /// once the log reached what the extents need.
+    StartResyncLog {
+        from: LogPosition,
+        lineage: Lineage,
     },
 
     Report(Report),
@@ -276,27 +278,36 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
     /// `peer` holds records after `common` that may have been acknowledged and that this side does not have.
+    /// They are overwritten only on command.
     Diverged {
         peer: NodeId,
         common: Lsn,
         peer_end: Lsn,
     },
+    /// The journal brings `peer` up.
     CatchUpStarted {
         peer: NodeId,
-        from: Lsn,
-        to: Lsn,
+        after: Lsn,
+        end: Lsn,
     },
     ResyncStarted {
         peer: NodeId,
         base: LogPosition,
         mode: ResyncMode,
     },
+    /// The log does the rest.
     ResyncFinished {
         peer: NodeId,
-        at: LogPosition,
         bytes_sent: u64,
     },
+    /// `peer` takes part in each commit.
     InStep {
         peer: NodeId,
+    },
+    /// Records of `from` that this replica had not were adopted at the start of its term.
+    Adopted {
+        from: NodeId,
+        first: Lsn,
+        last: Lsn,
     },
 }

@@ -69,21 +69,46 @@ pub struct LogState {
     /// It appended as the only member of its in-sync set: what it holds beyond the common point may have
     /// been acknowledged to a guest, so it is a divergence to be shown, not a tail to be dropped.
     pub wrote_alone: bool,
-    /// The image may be anything: never filled, changed behind our back, or beyond the reach of the tables.
+    /// The image may be anything: it came with content, or was changed behind our back, or is damaged.
     pub image_unknown: bool,
+    /// Its disks were all zeroes when its log was empty.
+    pub blank_start: bool,
+    /// The operator of this replica allowed that what only it holds is overwritten.
+    pub may_overwrite: bool,
     /// An unfinished resync.
     pub syncing: Option<Syncing>,
 }
 
-/// How far an unfinished resync went, as its target keeps it durably.
+/// How far an unfinished resync went, as its target remembers it. Only `base` and `whole` outlive the process.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Syncing {
-    /// The last consistent state of this copy, kept aside; extents not covered by `levels` stand there.
+    /// The last state of this copy that both sides know; extents not covered by `levels` stand there, but for
+    /// what this side changed on its own.
     pub base: LogPosition,
-    /// Nothing may be concluded from `base`: compare or send everything.
+    /// Nothing may be concluded from `base`: everything is compared.
     pub whole: bool,
-    /// Regions before `.0` stand at `.1` at least. Ascending.
+    /// Regions before `.0` stand at `.1` or later, which the log after `.1` makes one state. Ascending.
     pub levels: Vec<(Region, LogPosition)>,
+}
+
+impl Syncing {
+    /// Levels kept; beyond, two neighbours become the older one.
+    pub const MAX_LEVELS: usize = 8;
+
+    /// Where the source's changes must be counted from for `region`.
+    pub fn since(&self, region: Region) -> Lsn {
+        self.levels.iter().find(|(end, _)| region < *end).map_or(self.base.lsn, |(_, at)| at.lsn)
+    }
+
+    /// Notes that the regions before `end` now stand at `at`.
+    pub fn raise(&mut self, end: Region, at: LogPosition) {
+        self.levels.retain(|(old, _)| *old > end);
+        self.levels.insert(0, (end, at));
+        if self.levels.len() > Self::MAX_LEVELS {
+            // Forgetting the newer of two neighbours leaves its regions to the older: right, but more is sent.
+            self.levels.remove(Self::MAX_LEVELS - 1);
+        }
+    }
 }
 
 /// How the extents to send are found.
@@ -106,38 +131,41 @@ pub struct ExtentPiece {
     pub length: u32,
 }
 
-/// A replication message. The sender's term comes first in each that depends on one.
+/// A replication message. The leader's term comes first; a message of another term or session is dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
-    /// Leader: who leads this session, and what do you hold?
-    Probe { term: Term, lineage: Lineage, end: Lsn, stable: Lsn },
+    /// Leader: I lead this session; what do you hold?
+    Probe { term: Term },
     /// Follower: this.
     State { term: Term, state: Box<LogState> },
     /// Follower: it promised not to follow terms below this epoch.
     Refused { term: Term, promise: Epoch },
-    /// Leader: drop everything after `to`, before anything else. `to` and before is ours as well.
+    /// Leader: what you hold to `to` is ours as well; drop everything after it, before anything else.
     Truncate { term: Term, to: Lsn, stable: Lsn },
-    /// Follower: done, durably.
+    /// Follower: done, durably. Its log now is a beginning of the leader's.
     Truncated { term: Term, end: Lsn },
-    /// Leader: a batch (the payload). `sync`: make it durable at once.
-    Append { term: Term, first: Lsn, last: Lsn, stable: Lsn, sync: bool },
+    /// Leader: a batch (the payload), written in the term `written`. `sync`: make it durable at once.
+    Append { term: Term, written: Term, first: Lsn, last: Lsn, stable: Lsn, sync: bool },
     /// Leader: make everything up to here durable.
     Sync { term: Term, upto: Lsn },
     /// Leader: the stable watermark, where no batch carried it.
     Stable { term: Term, stable: Lsn },
-    /// Follower: cumulative watermarks.
-    Ack { term: Term, accepted: Lsn, durable: Lsn, applied: Lsn },
+    /// Follower: cumulative watermarks. `whole`: no resync is unfinished.
+    Ack { term: Term, accepted: Lsn, durable: Lsn, applied: Lsn, whole: bool },
     /// Leader about to start its term: send me what you hold from `from` on.
     Pull { term: Term, from: Lsn },
-    /// Member: a batch of it (the payload); `last` is the record it ends with, `end` where the log ends.
-    Pulled { term: Term, first: Lsn, last: Lsn, end: Lsn },
-    /// Leader: you cannot be caught up from the log; set `base` aside and become a target.
+    /// Member: a batch of it (the payload).
+    Pulled { term: Term, written: Term, first: Lsn, last: Lsn },
+    /// Leader: the log alone cannot bring you up; keep your copy aside and become the target of a resync.
+    /// `restart`: what earlier rounds brought counts for nothing.
     ResyncBegin { term: Term, round: u64, base: LogPosition, mode: ResyncMode, restart: bool },
-    /// Target: set aside, durably marked as syncing.
+    /// Target: kept aside, durably marked as syncing.
     ResyncReady { term: Term, round: u64 },
-    /// Leader: extents will be as of `at`.
-    ResyncPinned { term: Term, round: u64, at: LogPosition, lineage: Lineage },
-    /// Target: give me a region. `changed`: extents this side changed on its own.
+    /// Leader: extents will be as of `at` or later; the log after `at` makes them one state again. `lineage` ends
+    /// at `at`.
+    ResyncFrom { term: Term, round: u64, at: LogPosition, lineage: Lineage },
+    /// Target: give me a region: what you changed after `since`, and what this side changed on its own
+    /// (`changed`); or, with `digests`, whatever differs from them. Missing digests at the end are of holes.
     ResyncRegion {
         term: Term,
         round: u64,
@@ -157,18 +185,51 @@ pub enum Message {
     },
     /// Target: all messages of extents up to this sequence were written.
     ResyncTaken { term: Term, round: u64, sequence: u64 },
-    /// Target: every region is taken and durable; this copy stands at `at` and is whole again.
-    ResyncDone { term: Term, round: u64, at: Lsn },
+    /// Target: every extent is here, durably; the log after `at` may come.
+    ResyncLog { term: Term, round: u64, at: Lsn },
     /// Either: this round cannot go on.
     ResyncFailed { term: Term, round: u64 },
-    /// Leader: open a snapshot at exactly `at` to be compared.
-    CompareOpen { term: Term, compare: u64, at: Lsn },
-    /// Follower: it is open, or cannot be.
-    CompareOpened { term: Term, compare: u64, opened: bool },
-    /// Leader: digests of a region of that snapshot.
-    CompareRegion { term: Term, compare: u64, region: Region },
-    /// Follower: these, one an extent.
-    CompareDigests { term: Term, compare: u64, region: Region, digests: Vec<Digest> },
-    /// Leader: done with the snapshot.
-    CompareClose { term: Term, compare: u64 },
+}
+
+impl Message {
+    /// The leader's term it belongs to.
+    pub fn term(&self) -> Term {
+        match *self {
+            Message::Probe { term }
+            | Message::State { term, .. }
+            | Message::Refused { term, .. }
+            | Message::Truncate { term, .. }
+            | Message::Truncated { term, .. }
+            | Message::Append { term, .. }
+            | Message::Sync { term, .. }
+            | Message::Stable { term, .. }
+            | Message::Ack { term, .. }
+            | Message::Pull { term, .. }
+            | Message::Pulled { term, .. }
+            | Message::ResyncBegin { term, .. }
+            | Message::ResyncReady { term, .. }
+            | Message::ResyncFrom { term, .. }
+            | Message::ResyncRegion { term, .. }
+            | Message::ResyncExtents { term, .. }
+            | Message::ResyncTaken { term, .. }
+            | Message::ResyncLog { term, .. }
+            | Message::ResyncFailed { term, .. } => term,
+        }
+    }
+
+    /// Whether a leader sends it (and a follower takes it), or the other way round. `ResyncFailed` goes both ways.
+    pub(crate) fn is_from_leader(&self) -> bool {
+        matches!(
+            self,
+            Message::Probe { .. }
+                | Message::Truncate { .. }
+                | Message::Append { .. }
+                | Message::Sync { .. }
+                | Message::Stable { .. }
+                | Message::Pull { .. }
+                | Message::ResyncBegin { .. }
+                | Message::ResyncFrom { .. }
+                | Message::ResyncExtents { .. }
+        )
+    }
 }
