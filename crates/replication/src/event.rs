@@ -89,12 +89,14 @@ pub enum Event {
     LogRead {
         peer: NodeId,
         session: SessionId,
+        after: Lsn,
         batches: Vec<BatchInfo>,
     },
     /// The journal no longer holds what `ReadLog` asked for.
     LogGone {
         peer: NodeId,
         session: SessionId,
+        after: Lsn,
         oldest: Lsn,
     },
     /// The journal now starts here.
