@@ -1,11 +1,14 @@
 //! What a developer runs: `cargo xtask …`.
 
+mod demo;
 mod guest;
 mod interrupt;
 mod lab;
 mod lab_check;
+mod layers;
 mod observer;
 mod setup;
+mod suites;
 mod verify;
 mod workspace;
 
@@ -23,6 +26,12 @@ struct Arguments {
 enum Task {
     /// Install what the other tasks need (Debian 12, as root)
     Setup,
+    /// A VM survives the loss of its server, live; or any other row of the failure table
+    Demo(demo::Options),
+    /// Run every test; prints seconds per suite and `N passed, N failed`
+    Test(suites::Options),
+    /// Check who depends on whom against docs/architecture.md
+    Layers,
     /// Try the lab itself: the guest under plain QEMU, cuts, a power failure
     Lab,
 }
@@ -31,6 +40,9 @@ fn main() -> Result<()> {
     interrupt::install();
     match Arguments::parse().task {
         Task::Setup => setup::ensure().map(drop),
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => suites::run_all(&options),
+        Task::Layers => layers::check(),
         Task::Lab => lab_check::run(&setup::ensure()?),
     }
 }

@@ -46,7 +46,7 @@ pub struct Settings {
     /// Address and port the reports go to, usually a broadcast address.
     report_to: String,
     /// 0: as fast as the disks allow.
-    records_per_second: u64,
+    records_per_second: u32,
 }
 
 impl Settings {

@@ -19,7 +19,10 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Writes for ever; returns only what makes writing impossible.
 pub fn run(settings: &Settings, voice: &Voice) -> String {
     match prepare(settings, voice) {
-        Ok(writer) => writer.write_for_ever(settings.records_per_second, voice),
+        Ok(writer) => {
+            let pace = Duration::from_secs(1).checked_div(settings.records_per_second);
+            writer.write_for_ever(pace.unwrap_or_default(), voice)
+        }
         Err(what) => what,
     }
 }
@@ -101,13 +104,12 @@ impl Writer {
         self.disks[1].write(slot, &self.buffer)
     }
 
-    fn write_for_ever(mut self, records_per_second: u64, voice: &Voice) -> ! {
+    fn write_for_ever(mut self, pace: Duration, voice: &Voice) -> ! {
         let mut due = Instant::now();
         loop {
-            if records_per_second > 0 {
-                due = (due + Duration::from_micros(1_000_000 / records_per_second)).max(Instant::now());
-                std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            }
+            // After a stall it goes on at its pace and does not catch up.
+            due = (due + pace).max(Instant::now());
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
             let sequence = self.last + 1;
             self.last_checksum = record::encode(
                 &mut self.buffer,

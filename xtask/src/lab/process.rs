@@ -35,10 +35,6 @@ impl Process {
         self.child.id() as i32
     }
 
-    pub fn log(&self) -> &Path {
-        &self.log
-    }
-
     pub fn signal(&self, signal: i32) {
         send_signal(self.id(), signal);
     }

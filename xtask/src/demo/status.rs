@@ -1,0 +1,76 @@
+//! What `rempart status --json` says, as far as the demo looks at it.
+
+use serde_json::Value;
+
+/// One virtual machine as one node sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VmStatus(Value);
+
+impl VmStatus {
+    /// Picks the machine out of a node's status.
+    pub fn find(status: &Value, name: &str) -> Option<VmStatus> {
+        let vms = status["vms"].as_array()?;
+        vms.iter().find(|vm| vm["name"] == name).map(|vm| VmStatus(vm.clone()))
+    }
+
+    pub fn is_primary(&self) -> bool {
+        self.0["role"] == "primary"
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.0["state"] == "running"
+    }
+
+    pub fn is_mirrored(&self) -> bool {
+        self.0["mirrored"] == true
+    }
+
+    pub fn is_frozen(&self) -> bool {
+        self.0["frozen"] == true || self.0["state"] == "paused"
+    }
+
+    pub fn in_sync(&self) -> Vec<&str> {
+        self.0["in_sync"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    pub fn resync(&self) -> Option<Resync> {
+        let resync = &self.0["resync"];
+        Some(Resync {
+            bytes_sent: resync["bytes_sent"].as_u64()?,
+            bytes_changed: resync["bytes_changed"].as_u64()?,
+            bytes_total: resync["bytes_total"].as_u64()?,
+            running: resync["running"].as_bool().unwrap_or(false),
+        })
+    }
+
+    /// Texts of conditions and events, in lower case, with the time of each in ms since 1970.
+    pub fn said(&self) -> Vec<(u64, String)> {
+        let mut said = Vec::new();
+        for list in ["conditions", "events"] {
+            for entry in self.0[list].as_array().into_iter().flatten() {
+                if let (Some(at), Some(text)) = (entry["since_unix_ms"].as_u64(), entry["text"].as_str()) {
+                    said.push((at, text.to_lowercase()));
+                }
+            }
+        }
+        said
+    }
+
+    pub fn says(&self, word: &str) -> bool {
+        self.said().iter().any(|(_, text)| text.contains(word))
+    }
+
+    /// For messages: the status without its history.
+    pub fn brief(&self) -> String {
+        let field = |name: &str| format!("{name} {}", self.0[name]);
+        ["state", "role", "epoch", "in_sync", "mirrored", "frozen", "conditions"].map(field).join(", ")
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resync {
+    pub bytes_sent: u64,
+    pub bytes_changed: u64,
+    pub bytes_total: u64,
+    pub running: bool,
+}
