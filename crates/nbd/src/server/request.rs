@@ -104,10 +104,10 @@ impl Session {
         }
         let mut header = RequestHeader::decode(style, self.receive.unparsed())
             .map_err(|found| SessionError::BadRequestMagic { found })?;
-        let brings_payload = match style {
-            HeaderStyle::Extended => header.flags & flag::PAYLOAD_LEN != 0,
-            HeaderStyle::Simple | HeaderStyle::Structured => header.command == command::WRITE,
-        };
+        // QEMU's client (10.0) leaves the flag out of writes with extended headers, though they always have
+        // a payload and must have the flag.
+        let brings_payload = header.command == command::WRITE
+            || (style == HeaderStyle::Extended && header.flags & flag::PAYLOAD_LEN != 0);
         let payload = if brings_payload { header.length } else { 0 };
         if payload > self.rules.maximum_payload.max(u64::from(TOLERATED_PAYLOAD)) {
             return Err(SessionError::PayloadTooLong { length: payload });
@@ -130,13 +130,13 @@ impl Session {
                 header.length = u64_at(bytes, 0);
                 let ids: Vec<u32> = (8..payload).step_by(4).map(|at| u32_at(bytes, at)).collect();
                 if self.choose_contexts(&ids) {
-                    self.check(&header, style, payload)
+                    self.check(&header, style)
                 } else {
                     Verdict::Reject(problem(ErrorCode::Invalid, "a context that was not negotiated"))
                 }
             }
         } else {
-            self.check(&header, style, payload)
+            self.check(&header, style)
         };
 
         let rejection = match verdict {
@@ -208,7 +208,7 @@ impl Session {
         !ids.is_empty()
     }
 
-    fn check(&self, header: &RequestHeader, style: HeaderStyle, payload: usize) -> Verdict {
+    fn check(&self, header: &RequestHeader, style: HeaderStyle) -> Verdict {
         let (export, reject) = (&self.rules, |code, message| Verdict::Reject(problem(code, message)));
         if let Some(code) = self.refusal {
             return reject(code, "the server takes no more requests");
@@ -247,13 +247,8 @@ impl Session {
                 _ => reject(ErrorCode::Invalid, "a flush has no offset and no length"),
             };
         }
-        if header.command == command::WRITE {
-            if payload as u64 != header.length {
-                return reject(ErrorCode::Invalid, "a write without its payload");
-            }
-            if header.length > export.maximum_payload {
-                return reject(ErrorCode::Invalid, "a write longer than the maximum payload");
-            }
+        if header.command == command::WRITE && header.length > export.maximum_payload {
+            return reject(ErrorCode::Invalid, "a write longer than the maximum payload");
         }
         let end = header.offset.checked_add(header.length);
         if end.is_none_or(|end| end > export.size) {

@@ -1,9 +1,9 @@
 //! Other people's NBD programs. They are required: a test does not pass because one is missing.
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// A program of `package`, which must be installed. It is killed after a minute.
 pub fn tool(program: &str, package: &str) -> Command {
@@ -58,27 +58,22 @@ pub fn qemu_io_commands(target: &str, commands: &[&str]) -> String {
     run(command.arg(target))
 }
 
-/// A server process that ends with this value.
-pub struct Serving(Child);
+/// A server in the background that ends with this value.
+pub struct Serving(Pid);
 
 impl Serving {
-    /// Starts a server that writes the file `pid_file` once it listens.
+    /// Starts a server that goes into the background once it listens, and leaves its number in `pid_file`.
     pub fn start(command: &mut Command, pid_file: &Path) -> Serving {
-        // A pipe in place of the file tells the moment it is written, without looking again and again.
-        run(Command::new("mkfifo").arg(pid_file));
-        let child = command.stdin(Stdio::null()).spawn().unwrap();
-        let serving = Serving(child);
-        let mut line = String::new();
-        BufReader::new(std::fs::File::open(pid_file).unwrap()).read_line(&mut line).unwrap();
-        assert!(!line.trim().is_empty(), "{command:?} did not start");
-        serving
+        let status = command.stdout(Stdio::null()).status().unwrap();
+        assert!(status.success(), "{command:?} did not start");
+        let number = std::fs::read_to_string(pid_file).unwrap();
+        Serving(Pid::from_raw(number.trim().parse().unwrap()).unwrap())
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = kill_process(self.0, Signal::KILL);
     }
 }
 
