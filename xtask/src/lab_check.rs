@@ -3,13 +3,15 @@
 //! The guest runs under plain QEMU on node A while the observer listens; a cut and a black hole must show; the machine
 //! is powered off and its disks, shared by both nodes here, are booted on node B; every record must be there.
 
+use std::fs::File;
+use std::io::{ErrorKind, Write};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
 use crate::guest::{self, Disks, Settings};
-use crate::lab::{Host, Lab, Link, Process, Side};
+use crate::lab::{Host, Lab, Link, Process, Side, Volume};
 use crate::observer::Observer;
 use crate::setup::Kernel;
 use crate::verify::Copy;
@@ -21,6 +23,8 @@ pub fn run(kernel: &Kernel) -> Result<()> {
     let started = Instant::now();
     let lab = Lab::build(false)?;
     say(started, "servers, switches and observer are up");
+    check_volume(&lab)?;
+    say(started, "a disk can be filled, and made to fail");
     let disks = guest::make_disks(kernel, Settings::default(), lab.folder())?;
     let observer = Observer::start(&lab)?;
 
@@ -108,6 +112,26 @@ fn boot(lab: &Lab, host: Host, disks: &Disks) -> Result<Process> {
     qemu.args(["-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no"]);
     qemu.args(["-device", "virtio-net-pci,netdev=net,romfile=,mac=52:54:00:77:00:50"]);
     Process::start(&mut qemu, &lab.folder().join(format!("{host}.log")))
+}
+
+fn check_volume(lab: &Lab) -> Result<()> {
+    let mount = lab.folder().join("volume");
+    let volume = Volume::create(&mount, 64)?;
+    let write = |name: &str| -> std::io::Result<()> {
+        let mut file = File::create(mount.join(name))?;
+        file.write_all(&[7; 1 << 20])?;
+        file.sync_all()
+    };
+    write("before")?;
+    volume.fill()?;
+    let error = write("full").expect_err("a full disk takes a write");
+    ensure!(error.kind() == ErrorKind::StorageFull, "a full disk says {error}");
+    volume.relieve()?;
+    write("after")?;
+    volume.fail_fsync()?;
+    let error = write("failing").expect_err("a failing disk takes a write");
+    ensure!(error.raw_os_error() == Some(libc::EIO), "a failing disk says {error}");
+    volume.relieve()
 }
 
 fn check_servers_links(lab: &Lab) -> Result<()> {

@@ -1,5 +1,6 @@
 //! What a developer runs: `cargo xtask …`.
 
+mod bench;
 mod demo;
 mod guest;
 mod interrupt;
@@ -30,6 +31,9 @@ enum Task {
     Demo(demo::Options),
     /// Run every test; prints seconds per suite and `N passed, N failed`
     Test(suites::Options),
+    /// Measure against the peers
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Check who depends on whom against docs/architecture.md
     Layers,
     /// Try the lab itself: the guest under plain QEMU, cuts, a power failure
@@ -42,6 +46,7 @@ fn main() -> Result<()> {
         Task::Setup => setup::ensure().map(drop),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suites::run_all(&options),
+        Task::Bench(bench) => bench::run(&bench),
         Task::Layers => layers::check(),
         Task::Lab => lab_check::run(&setup::ensure()?),
     }

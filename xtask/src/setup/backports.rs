@@ -20,7 +20,10 @@ pub struct Source {
 
 /// The source to add so that backports can be installed; none when the machine has one.
 pub fn missing_source() -> Result<Option<Source>> {
-    let sources = configured().context("read the machine's package sources")?;
+    missing_among(configured(Path::new("/etc/apt")).context("read the machine's package sources")?)
+}
+
+fn missing_among(sources: Vec<Source>) -> Result<Option<Source>> {
     if sources.iter().any(|source| source.suites.iter().any(|suite| suite == BACKPORTS)) {
         return Ok(None);
     }
@@ -58,7 +61,7 @@ impl Source {
     }
 }
 
-fn configured() -> Result<Vec<Source>> {
+fn configured(folder: &Path) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
     let mut read = |path: &Path| -> Result<()> {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
@@ -69,11 +72,11 @@ fn configured() -> Result<Vec<Source>> {
         }
         Ok(())
     };
-    let single = Path::new("/etc/apt/sources.list");
+    let single = folder.join("sources.list");
     if single.exists() {
-        read(single)?;
+        read(&single)?;
     }
-    let mut paths: Vec<_> = match fs::read_dir("/etc/apt/sources.list.d") {
+    let mut paths: Vec<_> = match fs::read_dir(folder.join("sources.list.d")) {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
         Err(_) => Vec::new(),
     };
@@ -155,6 +158,14 @@ mod tests {
             Some(Source { suites: vec!["bookworm".to_owned()], ..source() })
         );
         assert_eq!(parse_line("# deb http://mirror.example/debian bookworm main"), None);
+    }
+
+    #[test]
+    fn backports_come_from_where_the_machine_takes_its_packages() {
+        let added = missing_among(vec![source()]).unwrap().expect("backports are missing");
+        assert_eq!(added, Source { suites: vec![BACKPORTS.to_owned()], ..source() });
+        assert_eq!(missing_among(vec![source(), added]).unwrap(), None);
+        assert!(missing_among(Vec::new()).is_err());
     }
 
     #[test]

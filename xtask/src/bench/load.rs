@@ -1,0 +1,137 @@
+//! The four loads, and what is measured of each.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::client::Client;
+use super::server::Server;
+
+/// Part of the disk that is written.
+const SPAN: u64 = 1 << 30;
+/// Three times the log bytes our server holds in memory before the image must follow: a load that fits into the window
+/// would measure half the work. The same for everybody.
+const LEAST_BYTES: u64 = 3 * (64 << 20);
+
+#[derive(Debug)]
+pub struct Load {
+    pub name: &'static str,
+    block: usize,
+    in_flight: usize,
+    random: bool,
+    /// A flush after each write, both counted as one operation.
+    flush_each: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Measured {
+    pub per_second: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub processor_s_per_gib: f64,
+}
+
+impl Load {
+    pub const ALL: [Load; 4] = [
+        Load { name: "4 KiB write+flush", block: 4096, in_flight: 1, random: true, flush_each: true },
+        Load {
+            name: "4 KiB random, 1 in flight",
+            block: 4096,
+            in_flight: 1,
+            random: true,
+            flush_each: false,
+        },
+        Load {
+            name: "4 KiB random, 32 in flight",
+            block: 4096,
+            in_flight: 32,
+            random: true,
+            flush_each: false,
+        },
+        Load {
+            name: "1 MiB sequential, 4 in flight",
+            block: 1 << 20,
+            in_flight: 4,
+            random: false,
+            flush_each: false,
+        },
+    ];
+
+    /// Runs for the time given and at least [`LEAST_BYTES`] (write+flush: the time only, each flush drains); ends with a
+    /// flush, which counts.
+    pub fn run(&self, server: &Server, seconds: u64) -> Result<Measured> {
+        super::must_exist(&server.socket)?;
+        let mut client = Client::connect(&server.socket, server.export)?;
+        let blocks = client.size.min(SPAN) / self.block as u64;
+        let mut random = Random(0x9E37_79B9_7F4A_7C15 ^ u64::from(std::process::id()));
+        let mut data = vec![0; self.block];
+        random.fill(&mut data);
+        let least = if self.flush_each { 0 } else { LEAST_BYTES / self.block as u64 };
+        let end = Duration::from_secs(seconds);
+
+        let processor_before = server.processor_seconds()?;
+        let started = Instant::now();
+        let mut sent_at = vec![started; self.in_flight];
+        let mut took = Vec::new();
+        let mut sent = 0;
+        let mut done: u64 = 0;
+        let mut send = |client: &mut Client, cookie: u64, sent_at: &mut [Instant]| -> Result<()> {
+            let block = if self.random { random.next() % blocks } else { sent % blocks };
+            // No two blocks alike: some store would notice.
+            data[..8].copy_from_slice(&random.next().to_le_bytes());
+            sent_at[cookie as usize] = Instant::now();
+            sent += 1;
+            client.send_write(cookie, block * self.block as u64, &data)
+        };
+        for cookie in 0..self.in_flight as u64 {
+            send(&mut client, cookie, &mut sent_at)?;
+        }
+        let mut outstanding = self.in_flight;
+        while outstanding > 0 {
+            let cookie = client.receive()?;
+            if self.flush_each {
+                client.send_flush(cookie)?;
+                client.receive()?;
+            }
+            took.push(sent_at[cookie as usize].elapsed());
+            done += 1;
+            outstanding -= 1;
+            if started.elapsed() < end || done < least {
+                send(&mut client, cookie, &mut sent_at)?;
+                outstanding += 1;
+            }
+        }
+        client.send_flush(0)?;
+        client.receive()?;
+        let elapsed = started.elapsed().as_secs_f64();
+        let processor = server.processor_seconds()? - processor_before;
+        took.sort_unstable();
+        let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
+        let written_gib = (done * self.block as u64) as f64 / f64::from(1 << 30);
+        Ok(Measured {
+            per_second: done as f64 / elapsed,
+            p50_us: at(0.5),
+            p99_us: at(0.99),
+            processor_s_per_gib: processor / written_gib,
+        })
+    }
+}
+
+/// xorshift64
+#[derive(Debug)]
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for word in bytes.chunks_exact_mut(8) {
+            word.copy_from_slice(&self.next().to_le_bytes());
+        }
+    }
+}
