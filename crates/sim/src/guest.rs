@@ -39,6 +39,20 @@ impl Workload {
         }
     }
 
+    /// The even stream of all kinds of requests that scenarios use.
+    pub fn steady(disks: Vec<u64>) -> Workload {
+        Workload {
+            weights: [60, 10, 4, 4, 40, 20],
+            depth: 8,
+            pause: Duration::from_millis(20),
+            burst: 3,
+            largest_sectors: 16,
+            hot_sectors: 64,
+            hot_per_mille: 500,
+            disks,
+        }
+    }
+
     /// How long until the next burst.
     pub fn pause(&self, rng: &mut Rng) -> Duration {
         rng.duration(Duration::from_micros(10)..self.pause)

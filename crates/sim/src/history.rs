@@ -6,8 +6,8 @@
 //! explained by some order of its requests exactly when no zone lies across another (Gibbons and Korach, "Testing
 //! shared memories", 1997). The check runs whenever a zone grows.
 //!
-//! Three things the textbook does not know. A machine that dies leaves its unanswered writes behind: each landed
-//! before the next machine started, or never. A power loss on every copy may undo what no flush covered: those
+//! Three things the textbook does not know. A machine that dies, or is superseded while it is frozen, leaves its
+//! unanswered writes behind: each landed before the next machine started, or never. A power loss on every copy may undo what no flush covered: those
 //! values are *revoked*, and may or may not be found again. A forced takeover revokes everything.
 
 use crate::agenda::Moment;
@@ -68,9 +68,14 @@ enum Fate {
     Abandoned,
 }
 
+/// One run of the machine, from its start to its death.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Life(pub usize);
+
 #[derive(Debug)]
 struct Op {
     request: Request,
+    life: Life,
     start: Moment,
     fate: Fate,
     /// Nodes whose memory was wiped since the request was made, one bit each.
@@ -118,7 +123,12 @@ pub struct History {
     ops: Vec<Op>,
     /// Writes that no acknowledged flush covers yet, in order.
     unflushed: Vec<Tag>,
-    in_flight: usize,
+    /// When each life was superseded by the next.
+    superseded: Vec<Moment>,
+    /// Requests not yet answered, by life.
+    in_flight: Vec<Vec<Tag>>,
+    /// Of dead machines, and not yet bound to have landed.
+    orphans: Vec<Tag>,
 }
 
 impl History {
@@ -137,7 +147,9 @@ impl History {
             disks: disks.iter().map(disk).collect(),
             ops: Vec::new(),
             unflushed: Vec::new(),
-            in_flight: 0,
+            superseded: Vec::new(),
+            in_flight: Vec::new(),
+            orphans: Vec::new(),
         }
     }
 
@@ -158,8 +170,19 @@ impl History {
         self.op(tag).fate == Fate::InFlight
     }
 
-    pub fn in_flight(&self) -> usize {
-        self.in_flight
+    /// Unanswered requests of one machine, in the order they were made.
+    pub fn in_flight(&self, life: Life) -> &[Tag] {
+        &self.in_flight[life.0]
+    }
+
+    /// The acknowledged writes that this flush covers, while it is in flight.
+    pub fn covers(&self, tag: Tag) -> &[Tag] {
+        &self.op(tag).covers
+    }
+
+    /// Another machine started after this one.
+    pub fn is_superseded(&self, life: Life) -> bool {
+        self.superseded[life.0] != Moment::NEVER
     }
 
     pub fn count(&self) -> usize {
@@ -175,7 +198,7 @@ impl History {
     }
 
     /// The machine makes a request.
-    pub fn begin(&mut self, request: Request, at: Moment) -> Tag {
+    pub fn begin(&mut self, life: Life, request: Request, at: Moment) -> Tag {
         let tag = self.next_tag();
         let mut covers = Vec::new();
         match &request {
@@ -199,8 +222,8 @@ impl History {
         if matches!(request, Request::Write { fua: true, .. }) {
             covers.push(tag);
         }
-        self.ops.push(Op { request, start: at, fate: Fate::InFlight, wiped: 0, covers });
-        self.in_flight += 1;
+        self.ops.push(Op { request, life, start: at, fate: Fate::InFlight, wiped: 0, covers });
+        self.in_flight[life.0].push(tag);
         tag
     }
 
@@ -209,14 +232,22 @@ impl History {
         self.leave_flight(tag, Fate::Acknowledged);
         let op = self.op_mut(tag);
         let covers = std::mem::take(&mut op.covers);
-        let start = op.start;
+        let (start, life) = (op.start, op.life);
+        // A machine that was frozen while its successor started may still be given the answer to what landed
+        // before, and to nothing else.
+        let finish = at.min(self.superseded[life.0]);
+        if start > finish {
+            let detail =
+                format!("request {}, made after another machine had started, is acknowledged", tag.0);
+            return Err(Violation::new(Promise::ReadsConsistent, detail));
+        }
         if !covers.is_empty() {
             self.unflushed.retain(|tag| covers.binary_search(tag).is_err());
         }
         match self.op(tag).request.clone() {
             Request::Write { span, .. } | Request::Zero { span, .. } => {
                 for sector in span.sectors.clone() {
-                    self.grow(span.disk, sector, tag, start, at)?;
+                    self.grow(span.disk, sector, tag, start, finish)?;
                 }
                 Ok(())
             }
@@ -232,6 +263,10 @@ impl History {
         let Request::Read { span } = self.op(tag).request.clone() else {
             unreachable!("only a read is answered with data")
         };
+        if self.is_superseded(self.op(tag).life) {
+            // Whatever it sees, it was stopped or is about to be: `Promise::OneVm` watches over that.
+            return Ok(());
+        }
         if bytes.len() as u64 != span.length() {
             let detail = format!("{} bytes for a read of {}", bytes.len(), span.length());
             return Err(Violation::new(Promise::ReadsConsistent, detail));
@@ -256,23 +291,30 @@ impl History {
         self.land_by(tag, at);
     }
 
-    /// The machine is gone, and with it whatever it still waited for.
-    pub fn machine_died(&mut self) {
-        for index in 0..self.ops.len() {
-            if self.ops[index].fate == Fate::InFlight {
-                self.leave_flight(Tag(index as u64 + 1), Fate::Abandoned);
-            }
+    /// A machine is gone, and with it whatever it still waited for.
+    pub fn machine_died(&mut self, life: Life) {
+        for tag in std::mem::take(&mut self.in_flight[life.0]) {
+            self.op_mut(tag).fate = Fate::Abandoned;
+            self.orphans.push(tag);
         }
-        debug_assert_eq!(self.in_flight, 0);
     }
 
-    /// A new machine starts: nothing its predecessor left behind may land from now on.
-    pub fn machine_started(&mut self, at: Moment) {
-        for index in 0..self.ops.len() {
-            if self.ops[index].fate == Fate::Abandoned {
-                self.land_by(Tag(index as u64 + 1), at);
+    /// A new machine starts: nothing its predecessors left behind may land from now on.
+    pub fn machine_started(&mut self, at: Moment) -> Life {
+        for life in 0..self.superseded.len() {
+            if self.superseded[life] == Moment::NEVER {
+                self.superseded[life] = at;
+                for tag in self.in_flight[life].clone() {
+                    self.land_by(tag, at);
+                }
             }
         }
+        for tag in std::mem::take(&mut self.orphans) {
+            self.land_by(tag, at);
+        }
+        self.superseded.push(Moment::NEVER);
+        self.in_flight.push(Vec::new());
+        Life(self.superseded.len() - 1)
     }
 
     /// The machine's disk driver reconnected and sent an unanswered request again: it may land twice.
@@ -325,7 +367,8 @@ impl History {
         let op = self.op_mut(tag);
         assert_eq!(op.fate, Fate::InFlight, "request {} was answered twice", tag.0);
         op.fate = fate;
-        self.in_flight -= 1;
+        let life = op.life;
+        self.in_flight[life.0].retain(|&other| other != tag);
     }
 
     fn land_by(&mut self, tag: Tag, at: Moment) {
@@ -367,6 +410,12 @@ impl History {
         zone.last_start = zone.last_start.max(start);
         zone.counts = true;
         let zone = zone.clone();
+        let writer = self.op(value);
+        if writer.start > self.superseded[writer.life.0] {
+            let detail =
+                format!("disk {disk} sector {sector} holds request {} of a superseded machine", value.0);
+            return Err(Violation::new(Promise::ReadsConsistent, detail));
+        }
         let all = &self.disks[usize::from(disk.0)][sector as usize];
         let zero = all.zeroed.iter().any(|other| other.tag == value);
         let others = all.written.iter().chain(all.zeroed.iter().filter(|_| !zero));
@@ -438,12 +487,15 @@ mod tests {
     /// A history of one sector, in which every step takes one tick.
     struct Tale {
         history: History,
+        life: Life,
         now: u64,
     }
 
     impl Tale {
         fn new() -> Tale {
-            Tale { history: History::new(&[1]), now: 10 }
+            let mut history = History::new(&[1]);
+            let life = history.machine_started(Moment(1));
+            Tale { history, life, now: 10 }
         }
 
         fn tick(&mut self) -> Moment {
@@ -453,7 +505,7 @@ mod tests {
 
         fn begin(&mut self, request: Request) -> Tag {
             let at = self.tick();
-            self.history.begin(request, at)
+            self.history.begin(self.life, request, at)
         }
 
         fn write(&mut self) -> Tag {
@@ -469,6 +521,11 @@ mod tests {
             let tag = self.write();
             self.ack(tag).unwrap();
             tag
+        }
+
+        fn restart(&mut self) {
+            let at = self.tick();
+            self.life = self.history.machine_started(at);
         }
 
         fn flush(&mut self) {
@@ -529,11 +586,27 @@ mod tests {
         let mut tale = Tale::new();
         let old = tale.written();
         let orphan = tale.write();
-        tale.history.machine_died();
-        let at = tale.tick();
-        tale.history.machine_started(at);
+        tale.history.machine_died(tale.life);
+        tale.restart();
         tale.reads(old).unwrap();
         assert!(tale.reads(orphan).is_err(), "it landed after its successor had read the old value");
+    }
+
+    #[test]
+    fn a_frozen_machine_may_learn_of_the_past_but_not_change_the_present() {
+        let mut tale = Tale::new();
+        let frozen = tale.write();
+        tale.restart();
+        tale.reads(frozen).unwrap();
+        tale.ack(frozen).unwrap();
+        let mut tale = Tale::new();
+        let old = tale.life;
+        tale.restart();
+        let at = tale.tick();
+        let span = Span { disk: DISK, sectors: 0..1 };
+        let late = tale.history.begin(old, Request::Write { span, fua: false }, at);
+        assert!(tale.ack(late).is_err());
+        assert!(tale.reads(late).is_err());
     }
 
     #[test]
@@ -546,13 +619,12 @@ mod tests {
             if flushed {
                 tale.flush();
             }
-            tale.history.machine_died();
+            tale.history.machine_died(tale.life);
             for &node in wiped {
                 let at = tale.tick();
                 tale.history.memory_wiped(node, 0b11, at);
             }
-            let at = tale.tick();
-            tale.history.machine_started(at);
+            tale.restart();
             (tale, old, new)
         };
         let (mut tale, old, new) = story(&[0, 1], false);

@@ -1,0 +1,494 @@
+//! What goes wrong, how often, and for how long. Every seed draws its own mixture (swarm testing): most faults are
+//! off in most seeds, so that the few which are on meet in depth.
+
+use crate::agenda::Moment;
+use crate::coverage::Kind;
+use crate::rng::Rng;
+use crate::setup::Setup;
+use crate::world::{Event, World};
+use rempart_store::IoErrorKind;
+use std::time::Duration;
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    DaemonCrash,
+    PowerLoss,
+    PowerLossOfAll,
+    QemuKilled,
+    DaemonFrozen,
+    GuardFrozen,
+    NodeFrozen,
+    SessionReset,
+    Partition,
+    OneWay,
+    Flapping,
+    SlowLink,
+    IsolatedNode,
+    WitnessCut,
+    WitnessDown,
+    WitnessSlow,
+    WitnessLossy,
+    WitnessLate,
+    WitnessAmnesia,
+    WallClockStep,
+    DriftChange,
+    SlowDisk,
+    SyncError,
+    DiskFull,
+    BitRot,
+}
+
+impl Fault {
+    pub const ALL: [Fault; 25] = [
+        Fault::DaemonCrash,
+        Fault::PowerLoss,
+        Fault::PowerLossOfAll,
+        Fault::QemuKilled,
+        Fault::DaemonFrozen,
+        Fault::GuardFrozen,
+        Fault::NodeFrozen,
+        Fault::SessionReset,
+        Fault::Partition,
+        Fault::OneWay,
+        Fault::Flapping,
+        Fault::SlowLink,
+        Fault::IsolatedNode,
+        Fault::WitnessCut,
+        Fault::WitnessDown,
+        Fault::WitnessSlow,
+        Fault::WitnessLossy,
+        Fault::WitnessLate,
+        Fault::WitnessAmnesia,
+        Fault::WallClockStep,
+        Fault::DriftChange,
+        Fault::SlowDisk,
+        Fault::SyncError,
+        Fault::DiskFull,
+        Fault::BitRot,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::DaemonCrash => "daemon crash",
+            Fault::PowerLoss => "power loss",
+            Fault::PowerLossOfAll => "power loss of all",
+            Fault::QemuKilled => "QEMU killed",
+            Fault::DaemonFrozen => "daemon frozen",
+            Fault::GuardFrozen => "guard frozen",
+            Fault::NodeFrozen => "node frozen",
+            Fault::SessionReset => "session reset",
+            Fault::Partition => "partition",
+            Fault::OneWay => "one-way black hole",
+            Fault::Flapping => "flapping link",
+            Fault::SlowLink => "slow link",
+            Fault::IsolatedNode => "node cut off from all",
+            Fault::WitnessCut => "witness cut off",
+            Fault::WitnessDown => "witness down",
+            Fault::WitnessSlow => "witness slow",
+            Fault::WitnessLossy => "witness lossy",
+            Fault::WitnessLate => "witness: requests come late",
+            Fault::WitnessAmnesia => "witness amnesia",
+            Fault::WallClockStep => "wall clock step",
+            Fault::DriftChange => "clock drift changes",
+            Fault::SlowDisk => "slow disk",
+            Fault::SyncError => "fsync error",
+            Fault::DiskFull => "disk full",
+            Fault::BitRot => "bit rot",
+        }
+    }
+
+    /// How likely beside the others, when it is on.
+    fn weight(self) -> u32 {
+        match self {
+            Fault::DaemonCrash | Fault::PowerLoss | Fault::SessionReset | Fault::Partition => 10,
+            Fault::SyncError | Fault::DiskFull | Fault::BitRot | Fault::WitnessAmnesia => 3,
+            _ => 6,
+        }
+    }
+}
+
+/// A fault that ends by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    ThawDaemon { node: usize, life: u64 },
+    ThawGuard { node: usize },
+    ThawNode { node: usize },
+    Heal { from: usize, to: usize },
+    Flap { a: usize, b: usize, times: u32 },
+    LinkSpeed { from: usize, to: usize },
+    WitnessPath { node: usize },
+    WitnessUp,
+    DiskSpeed { node: usize },
+    DiskWorks { node: usize },
+}
+
+/// Bugs planted in the world around the cores, to see that the checkers find them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Planted {
+    JournalSyncIgnored,
+    ImageSyncIgnored,
+    SuperblockSyncIgnored,
+    MapSyncIgnored,
+    SuperblockWriteLost,
+    ImageWriteLost,
+    MapWriteLost,
+    JournalWriteLost,
+    PunchIgnored,
+    GuardIgnoresLease,
+    GuardSleeps,
+    ClockBeyondDrift,
+    StaleRegister,
+    SwapIgnoresExpectation,
+    RegisterForgets,
+    AmnesiaUnnoticed,
+    OldSessionsKept,
+    MessagesReordered,
+    MessagesLost,
+    WriteAnsweredEarly,
+    FlushAnsweredEarly,
+    KillIgnored,
+    PauseIgnored,
+    ReadsFromImage,
+    DiscardDropped,
+    ConnectionNotDrained,
+}
+
+impl Planted {
+    pub const ALL: [Planted; 26] = [
+        Planted::JournalSyncIgnored,
+        Planted::ImageSyncIgnored,
+        Planted::SuperblockSyncIgnored,
+        Planted::MapSyncIgnored,
+        Planted::SuperblockWriteLost,
+        Planted::ImageWriteLost,
+        Planted::MapWriteLost,
+        Planted::JournalWriteLost,
+        Planted::PunchIgnored,
+        Planted::GuardIgnoresLease,
+        Planted::GuardSleeps,
+        Planted::ClockBeyondDrift,
+        Planted::StaleRegister,
+        Planted::SwapIgnoresExpectation,
+        Planted::RegisterForgets,
+        Planted::AmnesiaUnnoticed,
+        Planted::OldSessionsKept,
+        Planted::MessagesReordered,
+        Planted::MessagesLost,
+        Planted::WriteAnsweredEarly,
+        Planted::FlushAnsweredEarly,
+        Planted::KillIgnored,
+        Planted::PauseIgnored,
+        Planted::ReadsFromImage,
+        Planted::DiscardDropped,
+        Planted::ConnectionNotDrained,
+    ];
+}
+
+/// One seed's mixture.
+#[derive(Debug, Clone)]
+pub struct FaultPlan {
+    weights: Vec<u32>,
+    gap: Duration,
+    longest: Duration,
+    pub until: Moment,
+    /// Orders come that far apart at most.
+    pub order_gap: Duration,
+    orders: u32,
+}
+
+impl FaultPlan {
+    pub fn draw(rng: &mut Rng, setup: &Setup) -> FaultPlan {
+        let on = *rng.pick(&[120, 300, 600]);
+        let weights = Fault::ALL.map(|fault| if rng.chance(on) { fault.weight() } else { 0 });
+        FaultPlan {
+            weights: weights.to_vec(),
+            gap: Duration::from_millis(*rng.pick(&[300, 1_500, 5_000])),
+            longest: Duration::from_millis(*rng.pick(&[500, 3_000, 10_000])),
+            until: Moment::START + setup.fault_phase,
+            order_gap: Duration::from_millis(*rng.pick(&[1_000, 5_000, 20_000])),
+            orders: if rng.chance(600) { rng.u64() as u32 } else { 0 },
+        }
+    }
+
+    /// Whether this seed's operator gives such orders.
+    pub fn orders(&self, name: &str) -> bool {
+        let place = name.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
+        name == "add peer" || self.orders >> (place % 32) & 1 == 1
+    }
+
+    /// No fault comes by itself.
+    pub fn none() -> FaultPlan {
+        let weights = vec![0; Fault::ALL.len()];
+        let second = Duration::from_secs(1);
+        FaultPlan {
+            weights,
+            gap: second,
+            longest: second,
+            until: Moment::START,
+            order_gap: second,
+            orders: 0,
+        }
+    }
+
+    fn duration(&self, rng: &mut Rng) -> Duration {
+        rng.duration(Duration::from_millis(1)..self.longest)
+    }
+}
+
+impl World {
+    /// The time for the next fault has come.
+    pub(crate) fn next_fault(&mut self) {
+        if self.now() >= self.faults.until {
+            return;
+        }
+        let gap = self.rng.duration(Duration::from_millis(1)..self.faults.gap * 2);
+        self.after(gap, Event::NextFault);
+        self.rot_is_over();
+        if self.a_copy_is_rotten() {
+            return;
+        }
+        if let Some(kind) = self.rng.weighted(&self.faults.weights) {
+            let node = self.rng.index(self.nodes.len());
+            self.play(Fault::ALL[kind], node);
+        }
+    }
+
+    /// Plays a fault at `node` (and at its link to the next one), for as long as the plan says.
+    pub fn play(&mut self, fault: Fault, node: usize) {
+        let lasts = self.faults.duration(&mut self.rng);
+        self.play_for(fault, node, lasts);
+    }
+
+    /// As [`World::play`], for a time of the caller's choice.
+    pub fn play_for(&mut self, fault: Fault, node: usize, lasts: Duration) {
+        let peer = (node + 1 + self.rng.index(self.nodes.len() - 1)) % self.nodes.len();
+        if !self.possible(fault, node) {
+            return;
+        }
+        self.tell(|| format!("FAULT  {} at node {node} for {:.3} s", fault.name(), lasts.as_secs_f64()));
+        self.coverage.count(Kind::Fault, fault.name());
+        match fault {
+            Fault::DaemonCrash => {
+                self.crash_daemon(node);
+                let boot = self.nodes[node].boots;
+                self.after(lasts, Event::StartDaemon { node, boot });
+            }
+            Fault::PowerLoss => {
+                self.power_off(node);
+                self.after(lasts, Event::PowerOn { node });
+            }
+            Fault::PowerLossOfAll => {
+                for node in 0..self.nodes.len() {
+                    self.power_off(node);
+                    let more = self.rng.duration(Duration::ZERO..Duration::from_secs(3));
+                    self.after(lasts + more, Event::PowerOn { node });
+                }
+            }
+            Fault::QemuKilled => self.kill_machine(node),
+            Fault::DaemonFrozen => {
+                self.freeze_daemon(node, true);
+                if let Some(daemon) = &self.nodes[node].daemon {
+                    let life = daemon.life;
+                    self.after(lasts, Event::EndFault(Ending::ThawDaemon { node, life }));
+                }
+            }
+            Fault::GuardFrozen => {
+                // Longer than its share of the guard's time is beyond what anyone promised.
+                let sleeps = self.options.planted == Some(Planted::GuardSleeps);
+                let most = self.setup.timing.guard_stop * 2 / 5;
+                let lasts = if sleeps { Duration::from_secs(10) } else { lasts.min(most) };
+                self.freeze_guard(node, true);
+                self.after(lasts, Event::EndFault(Ending::ThawGuard { node }));
+            }
+            Fault::NodeFrozen => {
+                self.nodes[node].frozen = true;
+                self.freeze_daemon(node, true);
+                self.after(lasts, Event::EndFault(Ending::ThawNode { node }));
+            }
+            Fault::SessionReset => {
+                if let Some(session) = self.network.between(node, peer) {
+                    self.reset(session);
+                }
+            }
+            Fault::Partition => self.cut_both(node, peer, lasts),
+            Fault::OneWay => {
+                self.network.cut(node, peer);
+                self.after(lasts, Event::EndFault(Ending::Heal { from: node, to: peer }));
+            }
+            Fault::Flapping => {
+                let times = 2 + self.rng.below(12) as u32;
+                self.after(Duration::ZERO, Event::EndFault(Ending::Flap { a: node, b: peer, times }));
+            }
+            Fault::SlowLink => {
+                let least = self.rng.duration(Duration::from_millis(1)..Duration::from_millis(400));
+                self.network.set_delay(node, peer, least..least * 2);
+                self.after(lasts, Event::EndFault(Ending::LinkSpeed { from: node, to: peer }));
+            }
+            Fault::IsolatedNode => {
+                for other in (0..self.nodes.len()).filter(|&other| other != node) {
+                    self.cut_both(node, other, lasts);
+                }
+                self.nodes[node].witness.cut = true;
+                self.after(lasts, Event::EndFault(Ending::WitnessPath { node }));
+            }
+            Fault::WitnessCut => {
+                self.nodes[node].witness.cut = true;
+                self.after(lasts, Event::EndFault(Ending::WitnessPath { node }));
+            }
+            Fault::WitnessDown => {
+                self.witness.up = false;
+                self.after(lasts, Event::EndFault(Ending::WitnessUp));
+            }
+            Fault::WitnessSlow => {
+                self.nodes[node].witness.delay = Duration::from_millis(200)..Duration::from_millis(900);
+                self.after(lasts, Event::EndFault(Ending::WitnessPath { node }));
+            }
+            Fault::WitnessLossy => {
+                let path = &mut self.nodes[node].witness;
+                (path.lost_requests, path.lost_replies) = (300, 300);
+                self.after(lasts, Event::EndFault(Ending::WitnessPath { node }));
+            }
+            Fault::WitnessLate => {
+                self.nodes[node].witness.late_requests = 500;
+                self.after(lasts, Event::EndFault(Ending::WitnessPath { node }));
+            }
+            Fault::WitnessAmnesia => {
+                let unnoticed = self.options.planted == Some(Planted::AmnesiaUnnoticed);
+                self.witness.lose_memory(unnoticed);
+            }
+            Fault::WallClockStep => {
+                let step = self.rng.below(20_000_000) as i64 - 10_000_000;
+                self.nodes[node].clock.step_wall(step);
+            }
+            Fault::DriftChange => {
+                let now = self.now();
+                let beyond = if self.options.planted == Some(Planted::ClockBeyondDrift) { 120 } else { 1 };
+                let drift = (self.rng.below(5_000_001) as i64 - 2_500_000) * beyond;
+                self.nodes[node].clock.set_drift(now, drift);
+                self.set_guard_timer(node);
+                self.plan_turn(node);
+            }
+            Fault::SlowDisk => {
+                let least = self.rng.duration(Duration::from_millis(5)..Duration::from_millis(500));
+                self.nodes[node].drive.slow_down(Some(least..least * 3));
+                self.after(lasts, Event::EndFault(Ending::DiskSpeed { node }));
+            }
+            Fault::SyncError => {
+                self.nodes[node].drive.sync_fails = true;
+                self.after(lasts, Event::EndFault(Ending::DiskWorks { node }));
+            }
+            Fault::DiskFull => {
+                self.nodes[node].drive.write_fails = Some(IoErrorKind::Full);
+                self.after(lasts, Event::EndFault(Ending::DiskWorks { node }));
+            }
+            Fault::BitRot => self.rot(node),
+        }
+    }
+
+    /// Whether it changes anything now, and leaves a world whose promises still hold.
+    fn possible(&self, fault: Fault, node: usize) -> bool {
+        let state = &self.nodes[node];
+        match fault {
+            Fault::DaemonCrash => state.daemon.is_some(),
+            Fault::DaemonFrozen => state.daemon.as_ref().is_some_and(|daemon| !daemon.frozen),
+            Fault::NodeFrozen => state.powered && !state.frozen,
+            Fault::PowerLoss | Fault::PowerLossOfAll => state.powered,
+            Fault::QemuKilled | Fault::GuardFrozen => state.machine.is_some(),
+            Fault::WitnessAmnesia => self.witness.up && !self.witness.is_amnesiac(),
+            Fault::BitRot => self.rot_is_survivable(node),
+            _ => true,
+        }
+    }
+
+    fn cut_both(&mut self, a: usize, b: usize, lasts: Duration) {
+        for (from, to) in [(a, b), (b, a)] {
+            self.network.cut(from, to);
+            self.after(lasts, Event::EndFault(Ending::Heal { from, to }));
+        }
+    }
+
+    pub(crate) fn end_fault(&mut self, ending: Ending) {
+        self.tell(|| format!("ENDS   {ending:?}"));
+        match ending {
+            Ending::ThawDaemon { node, life } => {
+                let same = self.nodes[node].daemon.as_ref().is_some_and(|daemon| daemon.life == life);
+                if same && !self.nodes[node].frozen {
+                    self.freeze_daemon(node, false);
+                }
+            }
+            Ending::ThawGuard { node } => self.freeze_guard(node, false),
+            Ending::ThawNode { node } => self.thaw_node(node),
+            Ending::Heal { from, to } => self.heal_direction(from, to),
+            Ending::Flap { a, b, times } => {
+                let cut = self.network.is_cut(a, b);
+                for (from, to) in [(a, b), (b, a)] {
+                    if cut { self.heal_direction(from, to) } else { self.network.cut(from, to) }
+                }
+                if times > 0 || !cut {
+                    let pause = self.rng.duration(Duration::from_millis(100)..Duration::from_millis(1500));
+                    let times = times.saturating_sub(1);
+                    self.after(pause, Event::EndFault(Ending::Flap { a, b, times }));
+                }
+            }
+            Ending::LinkSpeed { from, to } => {
+                self.network.set_delay(from, to, Duration::from_micros(50)..Duration::from_micros(300));
+            }
+            Ending::WitnessPath { node } => self.nodes[node].witness = crate::wire::WitnessPath::default(),
+            Ending::WitnessUp => {
+                self.witness.up = true;
+                if self.options.planted == Some(Planted::RegisterForgets) {
+                    self.witness.forget_last();
+                }
+            }
+            Ending::DiskSpeed { node } => self.nodes[node].drive.slow_down(None),
+            Ending::DiskWorks { node } => {
+                self.nodes[node].drive.heal();
+                // What failed stays failed for that process: somebody starts it anew.
+                self.restart_if_failed(node);
+            }
+        }
+    }
+
+    pub(crate) fn thaw_node(&mut self, node: usize) {
+        if !std::mem::replace(&mut self.nodes[node].frozen, false) {
+            return;
+        }
+        // Its machine goes on until its guard, which goes on as well, has looked at the clock.
+        self.nodes[node].excused_until = self.now() + Duration::from_secs(1);
+        self.set_guard_timer(node);
+        self.after(Duration::from_millis(1001), Event::Look);
+        self.freeze_daemon(node, false);
+        self.wake_guest(node);
+    }
+
+    /// Everything that was broken works again, and nothing breaks any more.
+    pub(crate) fn heal_everything(&mut self) {
+        self.tell(|| "everything is healed".to_owned());
+        self.faults.weights.fill(0);
+        self.witness.up = true;
+        for node in 0..self.nodes.len() {
+            for other in 0..self.nodes.len() {
+                if node != other {
+                    self.heal_direction(node, other);
+                    self.network.set_delay(
+                        node,
+                        other,
+                        Duration::from_micros(50)..Duration::from_micros(300),
+                    );
+                }
+            }
+            self.nodes[node].witness = crate::wire::WitnessPath::default();
+            self.nodes[node].drive.heal();
+            self.freeze_guard(node, false);
+            self.thaw_node(node);
+            if self.nodes[node].daemon.as_ref().is_some_and(|daemon| daemon.frozen) {
+                self.freeze_daemon(node, false);
+            }
+            self.power_on(node);
+            self.restart_if_failed(node);
+            let boot = self.nodes[node].boots;
+            self.after(Duration::from_millis(100), Event::StartDaemon { node, boot });
+        }
+    }
+}

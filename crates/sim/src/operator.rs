@@ -1,0 +1,295 @@
+//! The people and the control plane: they create the group, give orders while things break, and settle what only
+//! they may settle (a divergence, a replaced disk, a replica that was taken out).
+
+use crate::coverage::Kind;
+use crate::drive::Drive;
+use crate::violation::{Promise, Violation};
+use crate::world::{DaemonEvent, Event, Node, World};
+use rempart_cluster::Condition;
+use rempart_engine::{Command, CommandError, CommandId, CommandOutput, Role};
+use rempart_store::simulated::SimulatedDisk;
+use rempart_store::{DiskEntry, FormatParams, Store};
+use rempart_types::{DiskIndex, MonotonicTime, NodeId, NodeSet, RegisterId};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What the operator remembers.
+#[derive(Debug, Default)]
+pub(crate) struct Operator {
+    /// The nodes configured to hold a replica.
+    pub peers: NodeSet,
+    next: u64,
+    open: BTreeMap<CommandId, (usize, &'static str)>,
+    /// Nodes that reported that the group moved on without them.
+    superseded: NodeSet,
+    /// A forced takeover needs the other side fenced until the end.
+    fenced: Vec<usize>,
+    /// The replica that was taken out, to be put back.
+    removed: Option<NodeId>,
+}
+
+const ORDERS: [(&str, u32); 8] = [
+    ("handover", 6),
+    ("compare", 4),
+    ("mark", 3),
+    ("put config", 3),
+    ("limit resync", 2),
+    ("remove peer", 2),
+    ("add peer", 6),
+    ("force", 1),
+];
+
+impl World {
+    /// Formats the disks, starts the daemons and creates the group.
+    pub(crate) fn begin(&mut self) {
+        self.operator.peers = self.nodes.iter().map(|node| node.id).collect();
+        for node in 0..self.nodes.len() {
+            self.start_daemon(node);
+            for other in node + 1..self.nodes.len() {
+                self.after(Duration::from_millis(1), Event::Connect { a: node, b: other });
+            }
+        }
+        self.order(0, "create", Command::Create);
+        let first_fault = self.rng.duration(Duration::from_millis(100)..Duration::from_secs(6));
+        self.after(first_fault, Event::NextFault);
+        self.after(Duration::from_secs(2), Event::NextOrder);
+    }
+
+    pub(crate) fn order(&mut self, node: usize, name: &'static str, command: Command) {
+        self.operator.next += 1;
+        let id = CommandId(self.operator.next);
+        if self.nodes[node].daemon.is_none() {
+            return;
+        }
+        self.tell(|| format!("ORDER  {} {name} at node {node}: {command:?}", id.0));
+        self.operator.open.insert(id, (node, name));
+        self.coverage.count(Kind::Reached, name);
+        self.tell_daemon(node, Duration::from_micros(50), DaemonEvent::Command(id, command));
+    }
+
+    pub(crate) fn command_done(
+        &mut self,
+        node: usize,
+        id: CommandId,
+        result: Result<CommandOutput, CommandError>,
+    ) {
+        let Some((_, name)) = self.operator.open.remove(&id) else {
+            let detail = format!("node {node} answers command {} twice or unasked", id.0);
+            return self.broken(Violation::new(Promise::CoreAssertion, detail));
+        };
+        match (name, result) {
+            ("remove peer", Ok(_)) => self.peer_removed(),
+            ("remove peer", Err(_)) => {
+                // It stays configured.
+                if let Some(removed) = self.operator.removed.take() {
+                    self.operator.peers.insert(removed);
+                }
+            }
+            ("force", Ok(_)) => self.reached("force done"),
+            ("handover", Ok(_)) => self.reached("handover done"),
+            ("rejoin", Ok(_)) => {
+                let id = self.nodes[node].id;
+                self.operator.superseded.remove(id);
+            }
+            _ => {}
+        }
+    }
+
+    /// Now and then somebody orders something, sensible or not.
+    pub(crate) fn next_order(&mut self) {
+        if self.now() >= self.faults.until {
+            return;
+        }
+        let pause = self.rng.duration(Duration::from_millis(200)..self.faults.order_gap);
+        self.after(pause, Event::NextOrder);
+        if self.a_copy_is_rotten() {
+            return;
+        }
+        let weights = ORDERS.map(|(name, weight)| if self.faults.orders(name) { weight } else { 0 });
+        let Some(choice) = self.rng.weighted(&weights) else { return };
+        let leader = self.serving_node().unwrap_or_else(|| self.rng.index(self.nodes.len()));
+        let node = if self.rng.chance(100) { self.rng.index(self.nodes.len()) } else { leader };
+        let peer = self.nodes[(node + 1 + self.rng.index(self.nodes.len() - 1)) % self.nodes.len()].id;
+        let name = ORDERS[choice].0;
+        match name {
+            "handover" => self.order(node, name, Command::Handover { to: peer }),
+            "compare" => self.order(node, name, Command::Compare { peer }),
+            "mark" => self.order(node, name, Command::Mark { name: "before the upgrade".to_owned() }),
+            "put config" => {
+                let content = vec![7; 1 + self.rng.index(600)];
+                self.order(node, name, Command::PutConfig { content: content.into() });
+            }
+            "limit resync" => {
+                let bytes_per_second = *self.rng.pick(&[None, Some(256 * 1024), Some(4 << 20)]);
+                self.order(node, name, Command::LimitResync { bytes_per_second });
+            }
+            "remove peer" => {
+                if self.operator.removed.is_none() && Some(node) == self.serving_node() {
+                    self.operator.removed = Some(peer);
+                    self.operator.peers.remove(peer);
+                    self.order(node, name, Command::RemovePeer { peer });
+                }
+            }
+            "add peer" => self.put_back(),
+            "force" => self.force(node),
+            _ => unreachable!("an order of the table"),
+        }
+    }
+
+    /// The replica is out: its daemon drops the group.
+    fn peer_removed(&mut self) {
+        let Some(removed) = self.operator.removed else { return };
+        let node = self.index_of(removed);
+        self.nodes[node].stays_down = true;
+        self.crash_daemon(node);
+        self.end_machine(node);
+        if self.rng.coin() {
+            self.replace_disk(node);
+        }
+    }
+
+    /// A replica that was taken out is put back, with the old copy or an empty one.
+    fn put_back(&mut self) {
+        let Some(removed) = self.operator.removed else { return };
+        let node = self.index_of(removed);
+        if !self.nodes[node].stays_down {
+            return;
+        }
+        let Some(leader) = self.serving_node() else { return };
+        self.operator.removed = None;
+        self.operator.peers.insert(removed);
+        self.nodes[node].stays_down = false;
+        self.start_daemon(node);
+        self.order(leader, "add peer", Command::AddPeer { peer: removed });
+    }
+
+    /// Forces a replica that does not lead, after the one that does was really switched off.
+    fn force(&mut self, node: usize) {
+        let Some(primary) = self.witness.current().map(|value| self.index_of(value.primary)) else { return };
+        let target = if primary == node { (node + 1) % self.nodes.len() } else { node };
+        let reachable = self.witness.up && !self.witness.is_amnesiac() && !self.nodes[target].witness.cut;
+        let leads = matches!(self.role(target), None | Some(Role::Primary | Role::PrimaryFrozen));
+        if !reachable || leads || self.nodes.len() > 2 || self.operator.removed.is_some() {
+            return;
+        }
+        self.power_off(primary);
+        self.nodes[primary].stays_down = true;
+        self.operator.fenced.push(primary);
+        let now = self.now();
+        self.history.forced(now);
+        let new_register = RegisterId(self.rng.u128());
+        let command = Command::Force { confirmed_fenced: true, new_register, old_register_lost: false };
+        self.order(target, "force", command);
+    }
+
+    pub(crate) fn operator_sees_condition(&mut self, node: usize, condition: Condition) {
+        if let Condition::Superseded { .. } = condition {
+            let id = self.nodes[node].id;
+            self.operator.superseded.insert(id);
+        }
+    }
+
+    /// The store of this node reported that it cannot go on.
+    pub(crate) fn disk_failed(&mut self, node: usize) {
+        self.nodes[node].disk_failed = true;
+    }
+
+    /// Its trouble is over: the process that met it is started anew.
+    pub(crate) fn restart_if_failed(&mut self, node: usize) {
+        if std::mem::replace(&mut self.nodes[node].disk_failed, false) {
+            self.crash_daemon(node);
+            let boot = self.nodes[node].boots;
+            self.after(Duration::from_millis(200), Event::StartDaemon { node, boot });
+        }
+    }
+
+    /// An empty disk takes the place of the old one.
+    pub(crate) fn replace_disk(&mut self, node: usize) {
+        self.reached("replica replaced by an empty one");
+        self.nodes[node].drive.disk = formatted(&self.setup);
+        self.checker.promises[node] = rempart_types::Term::ZERO;
+    }
+
+    /// After healing: whatever waits for a person is settled.
+    pub(crate) fn settle(&mut self) {
+        for node in std::mem::take(&mut self.operator.fenced) {
+            self.nodes[node].stays_down = false;
+            self.power_on(node);
+        }
+        for node in 0..self.nodes.len() {
+            let id = self.nodes[node].id;
+            if self.operator.superseded.contains(id) && self.nodes[node].daemon.is_some() {
+                self.operator.superseded.remove(id);
+                self.order(node, "rejoin", Command::Rejoin);
+            }
+            if self.nodes[node].daemon.is_none() && self.nodes[node].powered {
+                self.start_daemon(node);
+            }
+            if self.nodes[node].disk_failed {
+                self.restart_if_failed(node);
+            }
+        }
+        let Some(leader) = self.serving_node() else { return };
+        self.put_back();
+        let now = self.nodes[leader].clock.reading(self.now());
+        let status = self.nodes[leader].daemon.as_ref().expect("it serves").engine.status(now);
+        for peer in status.peers.iter().filter(|peer| peer.diverged) {
+            self.order(leader, "approve overwrite", Command::ApproveOverwrite { peer: peer.node });
+        }
+        for id in self.operator.peers.clone().others(self.nodes[leader].id) {
+            if !status.peers.iter().any(|peer| peer.node == id) {
+                self.order(leader, "add peer", Command::AddPeer { peer: id });
+            }
+        }
+    }
+
+    /// Every replica is configured and nothing is fenced.
+    pub(crate) fn operator_is_idle(&self) -> bool {
+        self.operator.removed.is_none() && self.operator.fenced.is_empty()
+    }
+}
+
+impl Node {
+    pub(crate) fn new(
+        id: NodeId,
+        index: usize,
+        setup: &crate::setup::Setup,
+        planted: Option<crate::faults::Planted>,
+        rng: &mut crate::rng::Rng,
+    ) -> Node {
+        let reading = MonotonicTime(rng.below(1 << 40));
+        Node {
+            id,
+            clock: crate::clock::Clock::new(crate::agenda::Moment::START, reading, setup.drift_ppb[index]),
+            powered: true,
+            frozen: false,
+            excused_until: crate::agenda::Moment::START,
+            boots: 0,
+            lives: 0,
+            drive: Drive::new(formatted(setup), setup.disk_latency.clone(), planted),
+            daemon: None,
+            machine: None,
+            witness: crate::wire::WitnessPath::default(),
+            stays_down: false,
+            disk_failed: false,
+            rotten: false,
+        }
+    }
+}
+
+fn formatted(setup: &crate::setup::Setup) -> SimulatedDisk {
+    let mut disk = SimulatedDisk::new();
+    let entry = |(index, &size): (usize, &u64)| DiskEntry {
+        index: DiskIndex(index as u16),
+        size,
+        location: String::new(),
+        base: DiskEntry::EMPTY,
+    };
+    let params = FormatParams {
+        segment_size: setup.segment_size,
+        segments: setup.segments,
+        ..FormatParams::new(setup.group, setup.disks.iter().enumerate().map(entry).collect())
+    };
+    Store::format(&mut disk, &params).expect("a healthy disk is formatted");
+    disk
+}

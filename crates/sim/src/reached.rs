@@ -1,0 +1,123 @@
+//! Names under which a campaign counts what the cores reported.
+
+use crate::coverage::{Coverage, Kind};
+use crate::faults::Fault;
+use rempart_cluster::{Condition, FrozenWhy};
+use rempart_replication::{Report, ResyncMode};
+
+pub(crate) fn condition(condition: &Condition) -> &'static str {
+    match condition {
+        Condition::Leading { .. } => "leading",
+        Condition::Following { .. } => "following",
+        Condition::PrimarySuspected { .. } => "primary suspected",
+        Condition::TakingOver { .. } => "taking over",
+        Condition::Fenced { .. } => "fenced",
+        Condition::Left { .. } => "member left",
+        Condition::Joined { .. } => "member joined",
+        Condition::JoinHeldBack { .. } => "join held back",
+        Condition::Frozen { why: FrozenWhy::RegisterOutOfReach } => "frozen: register out of reach",
+        Condition::Frozen { why: FrozenWhy::Refused } => "frozen: refused",
+        Condition::Frozen { why: FrozenWhy::LeaseExpired } => "frozen: lease expired",
+        Condition::Frozen { why: FrozenWhy::HandingOver } => "frozen: handing over",
+        Condition::Frozen { why: FrozenWhy::DiskFailed } => "frozen: disk failed",
+        Condition::Thawed => "thawed",
+        Condition::RegisterOutOfReach => "register out of reach",
+        Condition::RegisterBack => "register back",
+        Condition::RegisterAmnesiac => "register amnesiac",
+        Condition::RegisterWentBack { .. } => "register went back",
+        Condition::CopyUnusable => "copy unusable",
+        Condition::LocalDiskFailed => "cluster: local disk failed",
+        Condition::Superseded { .. } => "superseded",
+        Condition::Forced { .. } => "forced",
+        Condition::HandedOver { .. } => "handed over",
+        Condition::HandoverFailed { .. } => "handover failed",
+        Condition::Refused { .. } => "command refused",
+    }
+}
+
+pub(crate) fn replication(report: &Report) -> &'static str {
+    match report {
+        Report::Diverged { .. } => "diverged",
+        Report::CatchUpStarted { .. } => "catch-up from the log",
+        Report::ResyncStarted { mode: ResyncMode::Changed, .. } => "resync of changed extents",
+        Report::ResyncStarted { mode: ResyncMode::Compare, .. } => "resync by comparison",
+        Report::ResyncFinished { .. } => "resync finished",
+        Report::InStep { .. } => "peer in step",
+    }
+}
+
+/// What a campaign must have met.
+const MUST: [&str; 40] = [
+    "leading",
+    "following",
+    "primary suspected",
+    "taking over",
+    "fenced",
+    "member left",
+    "member joined",
+    "join held back",
+    "frozen: register out of reach",
+    "frozen: refused",
+    "frozen: lease expired",
+    "frozen: handing over",
+    "frozen: disk failed",
+    "thawed",
+    "register out of reach",
+    "register back",
+    "register amnesiac",
+    "amnesiac witness restored",
+    "copy unusable",
+    "local disk failed",
+    "superseded",
+    "forced",
+    "handed over",
+    "handover failed",
+    "command refused",
+    "diverged",
+    "catch-up from the log",
+    "resync of changed extents",
+    "resync by comparison",
+    "resync finished",
+    "peer in step",
+    "guard stopped the VM",
+    "VM adopted",
+    "VM booted",
+    "session closed for silence",
+    "replica replaced by an empty one",
+    "term led",
+    "converged",
+    "damaged copy refused",
+    "two VMs within the excused second",
+];
+
+/// What recovery can find.
+pub(crate) const RECOVERY: [&str; 9] = [
+    "clean",
+    "unclean, whole log",
+    "torn tail cut off",
+    "redo needed",
+    "damaged",
+    "syncing: extents",
+    "syncing: log",
+    "images changed",
+    "refused to open",
+];
+
+const CHECKED: [&str; 7] = [
+    "images equal",
+    "image + redo is a prefix",
+    "changed extents are reported",
+    "flushed data on every member",
+    "disks read back by the guest",
+    "compare command",
+    "promise kept",
+];
+
+/// Declares everything, so that what never happened shows as 0.
+pub fn declare(coverage: &mut Coverage) {
+    coverage.declare(Kind::Fault, &Fault::ALL.map(Fault::name));
+    coverage.declare(Kind::Fault, &["witness: lost request", "witness: lost reply", "witness: late request"]);
+    coverage.declare(Kind::Reached, &MUST);
+    coverage.declare(Kind::Recovery, &RECOVERY);
+    coverage.declare(Kind::Checked, &CHECKED);
+}
