@@ -162,27 +162,39 @@ impl TokenBook {
         Ok(token)
     }
 
-    /// Spends a token for `who`. When this returns, no one can spend it again, even after a crash.
+    /// Whether [`TokenBook::redeem`] would accept it now. Spends nothing.
     ///
-    /// Errors: `TokenUnknown`, `TokenUsed`, `TokenExpired`, `TokenWrongRole`, `Io`.
-    pub fn redeem(&mut self, secret: &Secret, role: Role, who: NodeId, now: WallTime) -> Result<(), Error> {
-        let refused = |kind| Error::new(kind, format!("admit {role} {who}"));
+    /// Errors: `TokenUnknown`, `TokenUsed`, `TokenExpired`, `TokenWrongRole`.
+    pub fn check(&self, secret: &Secret, role: Role, now: WallTime) -> Result<(), Error> {
+        self.find(secret, role, now).map(drop)
+    }
+
+    fn find(&self, secret: &Secret, role: Role, now: WallTime) -> Result<usize, Error> {
+        let refused = |kind| Err(Error::new(kind, format!("admit a {role}")));
         let hash = secret.hash();
-        let mut entries = self.entries.clone();
-        let entry = entries
-            .iter_mut()
-            .find(|entry| entry.hash == hash)
-            .ok_or_else(|| refused(ErrorKind::TokenUnknown))?;
+        let Some(place) = self.entries.iter().position(|entry| entry.hash == hash) else {
+            return refused(ErrorKind::TokenUnknown);
+        };
+        let entry = &self.entries[place];
         if entry.used_by.is_some() {
-            return Err(refused(ErrorKind::TokenUsed));
+            return refused(ErrorKind::TokenUsed);
         }
         if now.0 >= entry.expires_ms {
-            return Err(refused(ErrorKind::TokenExpired));
+            return refused(ErrorKind::TokenExpired);
         }
         if entry.role != role {
-            return Err(refused(ErrorKind::TokenWrongRole));
+            return refused(ErrorKind::TokenWrongRole);
         }
-        entry.used_by = Some(who);
+        Ok(place)
+    }
+
+    /// Spends a token for `who`. When this returns, no one can spend it again, even after a crash.
+    ///
+    /// Errors: those of [`TokenBook::check`], `Io`.
+    pub fn redeem(&mut self, secret: &Secret, role: Role, who: NodeId, now: WallTime) -> Result<(), Error> {
+        let place = self.find(secret, role, now)?;
+        let mut entries = self.entries.clone();
+        entries[place].used_by = Some(who);
         self.replace(entries)
     }
 
