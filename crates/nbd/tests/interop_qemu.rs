@@ -132,7 +132,7 @@ fn qemu_shows_our_errors() {
 
 /// Lengths over 4 GiB exist only in extended headers.
 #[test]
-fn qemu_asks_about_more_than_four_gigabytes_at_once() {
+fn one_request_covers_more_than_four_gigabytes() {
     let mut setup = Setup::one(1 << 20);
     setup.exports[0].size = 8 << 30;
     let server = setup.serve();

@@ -1,6 +1,7 @@
 //! A small NBD server on the session, and the tools it is tried with.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub mod certificates;
 pub mod disk;
 pub mod server;
 pub mod tools;

@@ -196,7 +196,7 @@ struct Streaming {
 }
 
 struct Connection {
-    /// Absent only while TLS is put on top of it.
+    /// Absent while TLS is put on top of it, and if that failed.
     socket: Option<Box<dyn Socket>>,
     tls: Option<Arc<ServerConfig>>,
     session: Session,
@@ -212,7 +212,9 @@ impl Connection {
         loop {
             if let Err(error) = self.take_events() {
                 // Error replies that are queued already may still tell the client why.
-                let _ = self.session.send_to(self.socket.as_mut().unwrap());
+                if let Some(socket) = &mut self.socket {
+                    let _ = self.session.send_to(socket);
+                }
                 return Err(error);
             }
             let socket = self.socket.as_mut().unwrap();
