@@ -29,6 +29,9 @@ impl World {
 
     /// A daemon is about to recover its store: I3, I4 and the promise are checked on a copy.
     pub(crate) fn audit_recovery(&mut self, node: usize) {
+        if !self.rng.chance(300) {
+            return;
+        }
         let Some((disk, store, recovered)) = self.recover_copy(node, false) else { return };
         self.count_recovery(&recovered);
         let result = self.audit(node, &disk, &store, &recovered);
@@ -143,7 +146,7 @@ impl World {
 
 /// What the image of a disk holds, as long as the disk is.
 pub(crate) fn content(disk: &SimulatedDisk, index: usize, like: &[Vec<u8>]) -> Vec<u8> {
-    let mut bytes = disk.content(FileId::Image(DiskIndex(index as u16))).unwrap_or_default();
+    let mut bytes = disk.content(FileId::Image(DiskIndex(index as u16))).unwrap_or_default().to_vec();
     bytes.resize(like[index].len(), 0);
     bytes
 }

@@ -31,6 +31,7 @@ impl World {
                 nonce_seed: self.rng.u128(),
             },
             replication: self.setup.replication.clone(),
+            store: rempart_store::OpenOptions { limits: self.setup.limits.clone(), roll_back: false },
         }
     }
 

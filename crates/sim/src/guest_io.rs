@@ -161,7 +161,7 @@ impl World {
                 let covered = self.history.covers(tag).to_vec();
                 let result = self.history.acknowledged(tag, now);
                 self.must(result);
-                if !covered.is_empty() && self.rng.chance(20) {
+                if !covered.is_empty() && self.rng.chance(8) {
                     self.audit_flush(&covered);
                 }
             }

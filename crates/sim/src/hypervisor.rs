@@ -83,6 +83,9 @@ impl World {
     }
 
     pub(crate) fn machine_boots(&mut self, node: usize, nonce: u64) {
+        if self.nodes[node].frozen {
+            return self.after(Duration::from_millis(50), Event::Boot { node, nonce });
+        }
         let Some(machine) = self.machine(node, nonce) else { return };
         machine.booted = true;
         self.tell(|| format!("node {node}: VM process {nonce} booted"));
@@ -125,6 +128,9 @@ impl World {
     }
 
     pub(crate) fn guard_kills(&mut self, node: usize, nonce: u64) {
+        if self.nodes[node].frozen {
+            return self.after(Duration::from_millis(50), Event::GuardKills { node, nonce });
+        }
         if self.machine(node, nonce).is_some() {
             self.end_machine(node);
             self.tell_daemon(node, Duration::from_millis(1), DaemonEvent::Vm(VmFact::Stopped));

@@ -229,6 +229,9 @@ impl World {
                 self.restart_if_failed(node);
             }
         }
+        if self.witness.current().is_none() && !self.witness.is_amnesiac() {
+            self.order(0, "create", Command::Create);
+        }
         let Some(leader) = self.serving_node() else { return };
         self.put_back();
         let now = self.nodes[leader].clock.reading(self.now());

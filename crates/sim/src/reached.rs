@@ -43,11 +43,13 @@ pub(crate) fn replication(report: &Report) -> &'static str {
         Report::ResyncStarted { mode: ResyncMode::Compare, .. } => "resync by comparison",
         Report::ResyncFinished { .. } => "resync finished",
         Report::InStep { .. } => "peer in step",
+        Report::Adopted { .. } => "longer log adopted",
     }
 }
 
 /// What a campaign must have met.
-const MUST: [&str; 40] = [
+const MUST: [&str; 41] = [
+    "longer log adopted",
     "leading",
     "following",
     "primary suspected",

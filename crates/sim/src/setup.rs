@@ -68,11 +68,11 @@ impl Setup {
         limits.retention = *rng.pick(&[0, 0, 256 * 1024, 4096 * 1024]);
         limits.pin_bound = *rng.pick(&[256, 1024]) * 1024;
         let replication = &mut setup.replication;
-        replication.sync_after_bytes = *rng.pick(&[4096, 65_536, 32 << 20]);
-        replication.sync_after = *rng.pick(&[Duration::from_millis(20), Duration::from_secs(1)]);
-        replication.unapplied_limit_bytes = *rng.pick(&[64, 256, 1024]) * 1024;
         replication.peer_window_bytes = *rng.pick(&[32, 256, 16 << 10]) * 1024;
         replication.log_read_bytes = *rng.pick(&[16, 64, 1024]) * 1024;
+        replication.extent_read_bytes = *rng.pick(&[64, 256]) * 1024;
+        replication.resync_checkpoint_bytes = *rng.pick(&[64, 256, 1024]) * 1024;
+        replication.resync_regions_ahead = 1 + rng.index(4);
         replication.resync_window_bytes = *rng.pick(&[64, 256, 8 << 10]) * 1024;
         replication.resync_bytes_per_second = *rng.pick(&[None, None, Some(1 << 20)]);
         let slowest = *rng.pick(&[200, 200, 1_000, 5_000]);
