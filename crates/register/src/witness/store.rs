@@ -84,7 +84,7 @@ impl Entry {
             self.value = self.newest().cloned();
             self.recovery = None;
         }
-        ReportOutcome { missing }
+        ReportOutcome { serving: self.recovery.is_none(), missing }
     }
 }
 
@@ -320,7 +320,7 @@ impl Store {
             let newer =
                 value.as_ref().map(|value| value.epoch) > entry.value.as_ref().map(|value| value.epoch);
             if entry.recovery.is_none() && !newer {
-                return Ok((ReportOutcome { missing: NodeSet::default() }, false));
+                return Ok((ReportOutcome { serving: true, missing: NodeSet::default() }, false));
             }
             // Somebody knows a later value than we do: our state lost its memory without our noticing.
             let recovery = entry.recovery.get_or_insert_default();
@@ -340,7 +340,7 @@ impl Store {
             let mut table = transaction.open_table(REGISTERS)?;
             let mut entry = get(&table, register)?;
             let Some(recovery) = &mut entry.recovery else {
-                return Ok((ReportOutcome { missing: NodeSet::default() }, false));
+                return Ok((ReportOutcome { serving: true, missing: NodeSet::default() }, false));
             };
             recovery.excused.insert(node);
             let outcome = entry.settle();

@@ -60,14 +60,10 @@ pub(crate) struct ExcuseRequest {
 /// Where a register's recovery stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportOutcome {
-    /// Replicas that have yet to report. Empty: the register serves.
+    /// Whether the register serves now.
+    pub serving: bool,
+    /// Replicas that have yet to report.
     pub missing: NodeSet,
-}
-
-impl ReportOutcome {
-    pub fn is_serving(&self) -> bool {
-        self.missing.is_empty()
-    }
 }
 
 /// A witness's own word on itself.
