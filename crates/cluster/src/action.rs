@@ -88,7 +88,8 @@ pub enum Action {
     RunVm {
         term: Term,
     },
-    /// For the guard: stop the vCPUs at `until`. Only ever moves forward in one term.
+    /// For the guard: stop the vCPUs at `until`. Never moves back in one life. May come before `RunVm`: a machine
+    /// that an earlier life of this daemon was allowed to run goes on while its requests wait.
     RenewLease {
         until: MonotonicTime,
     },

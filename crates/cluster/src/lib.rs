@@ -13,14 +13,32 @@
 //! Start at [`Role`] for the states, [`Event`] and [`Action`] for the contract, [`Timing`] for the times.
 
 mod action;
+#[cfg_attr(not(feature = "planted-bugs"), allow(dead_code))]
+mod bug;
+mod claim;
 mod config;
+mod desk;
 mod event;
+mod following;
+mod force;
+mod handover;
+mod leading;
+mod machine;
 mod member;
 mod message;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
+mod peer;
 mod persistent;
+mod reconcile;
 mod status;
+mod timers;
+#[cfg(test)]
+mod transcripts;
 
 pub use action::{Action, Condition, FrozenWhy, HandoverFailure, Receipt, RefusedWhy, RequestId};
+#[cfg(feature = "planted-bugs")]
+pub use bug::Bug;
 pub use config::{Config, Timing, TimingError};
 pub use event::{Command, Event, ReadOutcome, SwapOutcome};
 pub use member::Member;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Sent between the members of one group.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Message {
-    /// First in each session, both ways, and again when one of these changes.
+    /// First in each session, both ways.
     Hello {
         register: Option<RegisterId>,
         /// The sender refuses every epoch below this one.
@@ -31,4 +31,7 @@ pub enum Message {
     Leaving,
     /// The primacy was given to the receiver at `epoch`: it reads the register.
     YourTurn { epoch: Epoch },
+    /// The sender led `term` and never will again in this life; its machine is stopped. Any member of the in-sync
+    /// set may take over at once. (Its disk failed: it could not even record an attempt to give the primacy away.)
+    StepAside { term: Term },
 }

@@ -1,6 +1,9 @@
 //! A member's state as others see it.
 
 use crate::FrozenWhy;
+use crate::member::{Member, State};
+use crate::peer::Peer;
+use crate::timers::Timer;
 use rempart_types::{Epoch, MonotonicTime, NodeId, NodeSet, RegisterId, Term};
 use std::collections::BTreeMap;
 
@@ -100,4 +103,74 @@ pub struct Status {
     pub copy_usable: bool,
     /// As primary only.
     pub peers: BTreeMap<NodeId, PeerStatus>,
+}
+
+impl Member {
+    pub fn status(&self) -> Status {
+        let state = self.ledger.wanted();
+        let me = self.config.me;
+        let (role, term, primary) = match &self.state {
+            State::Idle => (Role::Idle, None, None),
+            State::Booting => (Role::Booting, None, None),
+            State::Following(following) => {
+                let role = if following.suspecting { Role::Suspecting } else { Role::Following };
+                let heard = following.leader;
+                (role, heard.map(|(_, term)| term), heard.map(|(node, _)| node).or(following.primary))
+            }
+            State::Claiming(_) => (Role::TakingOver, None, None),
+            State::Leading(leading) => {
+                let role = if leading.handover.is_some() { Role::HandingOver } else { Role::Leading };
+                (role, leading.opened, Some(me))
+            }
+            State::Forcing(_) => (Role::Forcing, None, None),
+            State::Superseded { .. } => (Role::Superseded, None, None),
+            State::Stopped => (Role::Stopped, None, None),
+            State::Failed { .. } => (Role::Failed, None, None),
+        };
+        let known_in_sync = state.known.as_ref().map(|known| known.in_sync.clone()).unwrap_or_default();
+        let (acknowledgers, frozen, in_sync) = match &self.state {
+            State::Leading(leading) => (self.acknowledgers(), leading.frozen_why, known_in_sync),
+            State::Following(following) if !following.in_sync.is_empty() => {
+                (NodeSet::default(), None, following.in_sync.clone())
+            }
+            _ => (NodeSet::default(), None, known_in_sync),
+        };
+        Status {
+            role,
+            register: state.register,
+            term,
+            primary,
+            promise: state.promise,
+            epoch: state.known_epoch(),
+            peers: self.peer_statuses(&acknowledgers),
+            in_sync,
+            acknowledgers,
+            unsettled: state.attempts.len(),
+            register_reachable: self.desk.reachable(),
+            frozen,
+            vm_may_run: self.machine.may_run,
+            lease_until: self.machine.lease,
+            vm_not_before: self.timers.at(Timer::TakeoverWait),
+            copy_usable: self.copy_usable,
+        }
+    }
+
+    fn peer_statuses(&self, acknowledgers: &NodeSet) -> BTreeMap<NodeId, PeerStatus> {
+        if !matches!(self.state, State::Leading(_)) {
+            return BTreeMap::new();
+        }
+        let known = self.ledger.wanted().known.as_ref();
+        let status = |(&node, peer): (&NodeId, &Peer)| {
+            let member = known.is_some_and(|known| known.in_sync.contains(node));
+            let standing = match (member, acknowledgers.contains(node)) {
+                (true, _) if peer.unfit() => Standing::Leaving,
+                (true, _) => Standing::InSync,
+                (false, true) => Standing::Joining,
+                (false, false) => Standing::Outside,
+            };
+            let held = self.timers.at(Timer::Readmit(node)).filter(|_| !member && peer.caught_up);
+            (node, PeerStatus { connected: peer.session.is_some(), standing, held_back_until: held })
+        };
+        self.peers.iter().map(status).collect()
+    }
 }

@@ -1,0 +1,59 @@
+//! Mistakes that can be planted, each the breach of one rule. The checkers must find every one of them.
+
+/// One deliberate mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Bug {
+    /// Rule 12: a takeover asks the register before its promise is on disk.
+    SwapBeforePromise,
+    /// Rule 12: a replica that promised a newer epoch goes on acknowledging beacons.
+    AckAfterPromise,
+    /// Rule 12: whoever suspects the primary takes over, in sync or not.
+    OutsiderTakesOver,
+    /// Rule 12: a refused primary waits instead of taking a newer epoch.
+    NoNewEpochWhenRefused,
+    /// Rule 12: a restart without the register forgets that an own swap may still land.
+    RestartForgetsAttempts,
+    /// Rule 2: a restart without the register opens the same term again.
+    SameTermAgain,
+    /// Rule 9: only the known in-sync set acknowledges while a swap is open.
+    NoUnion,
+    /// Rule 9: a swap without an answer counts as if it never happened.
+    UnknownIsLost,
+    /// Rule 13: a peer is admitted without holding everything.
+    AdmitEarly,
+    /// Rule 14: an unusable copy leads.
+    UnusableLeads,
+    /// Rule 15: the source of a handover with unknown outcome takes its machine back without a swap.
+    SourceTakesBack,
+    /// Rule 15: the machine is not stopped before the primacy is given away.
+    HandoverWithMachine,
+    /// Rule 19: the lease of a mirrored primary goes on as long as its own register looks unchanged.
+    LeaseWithoutPeer,
+    /// Rule 19: the takeover's wait counts from the suspicion, not from the register's answer.
+    WaitFromSuspicion,
+    /// Rule 19: the machine starts as soon as the register agreed.
+    NoWait,
+    /// Rule 19, solo: the primary renews its own lease although an admission may have landed.
+    SoloLeaseWhileAdmitting,
+}
+
+impl Bug {
+    pub const ALL: [Bug; 16] = [
+        Bug::SwapBeforePromise,
+        Bug::AckAfterPromise,
+        Bug::OutsiderTakesOver,
+        Bug::NoNewEpochWhenRefused,
+        Bug::RestartForgetsAttempts,
+        Bug::SameTermAgain,
+        Bug::NoUnion,
+        Bug::UnknownIsLost,
+        Bug::AdmitEarly,
+        Bug::UnusableLeads,
+        Bug::SourceTakesBack,
+        Bug::HandoverWithMachine,
+        Bug::LeaseWithoutPeer,
+        Bug::WaitFromSuspicion,
+        Bug::NoWait,
+        Bug::SoloLeaseWhileAdmitting,
+    ];
+}
