@@ -104,6 +104,12 @@ impl Error {
     pub fn from_stream(error: io::Error) -> Error {
         Error::io("use the connection", error)
     }
+
+    /// What TLS objected to, if `error` came from TLS. Our own certificate is meant if the flag is set.
+    pub fn tls_kind(error: &io::Error) -> Option<(ErrorKind, bool)> {
+        let tls = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+        Some(crate::refusal::classify(tls))
+    }
 }
 
 impl fmt::Display for Error {

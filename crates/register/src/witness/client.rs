@@ -40,7 +40,7 @@ impl Default for WitnessClientConfig {
     }
 }
 
-/// A client of one witness. Cheap to clone; clones share connections and knowledge.
+/// A client of one witness. Each new connection begins with a look at the witness's health. Cheap to clone; clones share connections and knowledge.
 #[derive(Debug, Clone)]
 pub struct WitnessClient {
     inner: Arc<Inner>,
@@ -221,6 +221,20 @@ impl WitnessClient {
 
     async fn converse(&self, request: Request<Full<Bytes>>, left: &AtomicBool) -> Result<Reply, Broken> {
         let mut sender = self.connection().await?;
+        let reply = self.send(&mut sender, request, left).await?;
+        let mut idle = self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MAX_IDLE_CONNECTIONS {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+        Ok(reply)
+    }
+
+    async fn send(
+        &self,
+        sender: &mut SendRequest<Full<Bytes>>,
+        request: Request<Full<Bytes>>,
+        left: &AtomicBool,
+    ) -> Result<Reply, Broken> {
         sender.ready().await.map_err(|error| Broken::Failed(error.into()))?;
         left.store(true, Ordering::Release);
         let response = match sender.try_send_request(request).await {
@@ -236,17 +250,12 @@ impl WitnessClient {
         let (head, body) = response.into_parts();
         let body = Limited::new(body, MAX_BODY).collect().await.map_err(Broken::Failed)?.to_bytes();
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-        let reply = Reply {
+        Ok(Reply {
             status: head.status,
             instance: text(INSTANCE).and_then(|text| text.parse().ok()),
             changes: text(CHANGES).and_then(|text| text.parse().ok()),
             body,
-        };
-        let mut idle = self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < MAX_IDLE_CONNECTIONS {
-            idle.push(Idle { sender, since: Instant::now() });
-        }
-        Ok(reply)
+        })
     }
 
     /// An idle connection that still stands, or a new one.
@@ -265,13 +274,26 @@ impl WitnessClient {
             Some(refusal) => Broken::Refused(refusal, failed.source),
             None => Broken::Failed(failed.source),
         })?;
-        let (sender, connection) =
+        let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| Broken::Failed(error.into()))?;
         // Ends when the sender is dropped, or the connection breaks; requests learn of it through the sender.
         tokio::spawn(async move {
             let _ = connection.await;
         });
-        Ok(sender)
+        // A harmless request first: a witness that rejects our certificate, or is none, says so now, and not
+        // to a swap whose outcome would then be unknown.
+        let greeting = self.compose(Method::GET, "/v1/health".to_owned(), &(), None);
+        match self.send(&mut sender, greeting, &AtomicBool::new(false)).await {
+            Ok(reply) if reply.status == StatusCode::OK && reply.instance.is_some() => Ok(sender),
+            Ok(reply) => {
+                Err(Broken::Failed(format!("the server answered with status {}", reply.status).into()))
+            }
+            Err(Broken::Failed(source)) => Err(match self.inner.connector.explain(&*source) {
+                Some(refusal) => Broken::Refused(refusal, source),
+                None => Broken::Failed(source),
+            }),
+            Err(refused) => Err(refused),
+        }
     }
 
     fn learn(&self, reply: &Reply) {

@@ -34,12 +34,14 @@ impl ConnectFailed {
     }
 }
 
+type Explain = dyn Fn(&std::io::Error) -> Option<Refusal> + Send + Sync;
 type Connecting = Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, ConnectFailed>> + Send>>;
 
 /// Makes streams to one witness. Cheap to clone.
 #[derive(Clone)]
 pub struct Connector {
     connect: Arc<dyn Fn() -> Connecting + Send + Sync>,
+    explain: Option<Arc<Explain>>,
     name: Arc<str>,
 }
 
@@ -56,7 +58,30 @@ impl Connector {
             let connecting = connect();
             Box::pin(async move { connecting.await.map(|stream| Box::new(stream) as Box<dyn Stream>) })
         };
-        Connector { connect: Arc::new(connect), name: name.into().into() }
+        Connector { connect: Arc::new(connect), explain: None, name: name.into().into() }
+    }
+
+    /// `explain` finds the refusal in an error that a stream gave, if it is one. In TLS 1.3 the client has sent
+    /// its certificate and thinks itself connected when the server rejects it: only reading tells.
+    #[must_use]
+    pub fn explained_by(
+        mut self,
+        explain: impl Fn(&std::io::Error) -> Option<Refusal> + Send + Sync + 'static,
+    ) -> Connector {
+        self.explain = Some(Arc::new(explain));
+        self
+    }
+
+    pub(super) fn explain(&self, error: &(dyn StdError + 'static)) -> Option<Refusal> {
+        let explain = self.explain.as_ref()?;
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(refusal) = error.downcast_ref::<std::io::Error>().and_then(|error| explain(error)) {
+                return Some(refusal);
+            }
+            next = error.source();
+        }
+        None
     }
 
     /// Without TLS: for tests, and inside one machine.

@@ -68,6 +68,10 @@ fn client(address: SocketAddr, tls: TlsContext) -> WitnessClient {
         let tls = tls.clone();
         async move { dial_http(address, &tls, None, DEADLINES).await.map_err(connect_failed) }
     });
+    let connector = connector.explained_by(|error| match Error::tls_kind(error)? {
+        (ErrorKind::WrongCluster, _) => Some(Refusal::WrongCluster),
+        (kind, ours) => Some(Refusal::Certificate(format!("{kind:?}, ours: {ours}"))),
+    });
     WitnessClient::new(connector, WitnessClientConfig { deadline: PATIENT, instance: None })
 }
 
@@ -117,6 +121,8 @@ async fn another_witness_may_look_but_not_touch_and_a_revoked_node_neither() {
     assert_eq!(other.read(id).await.unwrap_err().refusal(), Some(&Refusal::NotAMember(None)));
 
     let error = client(address, revoked).swap(id, None, value(id, 1, 1)).await.unwrap_err();
+    assert!(matches!(error.refusal(), Some(Refusal::Certificate(_))), "{error:?}");
+    assert!(error.certainly_not_applied());
     let good = client(address, member(&mut authority, Role::Node, CALLER));
-    assert_eq!(good.read(id).await.unwrap(), None, "{error}");
+    assert_eq!(good.read(id).await.unwrap(), None);
 }

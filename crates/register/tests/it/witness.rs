@@ -82,7 +82,7 @@ async fn requests_share_connections() {
     served.stop().await;
 }
 
-/// A server that takes connections and requests, and answers `reply` (or never).
+/// A server that greets like a witness, takes a request, and answers `reply` (or never).
 async fn stub(reply: Option<&'static [u8]>) -> WitnessClient {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -91,6 +91,10 @@ async fn stub(reply: Option<&'static [u8]>) -> WitnessClient {
             let (mut socket, _) = listener.accept().await.unwrap();
             tokio::spawn(async move {
                 let mut request = vec![0; 64 * 1024];
+                let _ = socket.read(&mut request).await;
+                let greeting = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\
+                    rempart-instance: 00000000000000000000000000000001\r\n\r\n";
+                let _ = socket.write_all(greeting).await;
                 let _ = socket.read(&mut request).await;
                 match reply {
                     Some(reply) => {
@@ -124,6 +128,22 @@ async fn no_answer_is_unknown_for_a_swap_and_plainly_a_failure_for_a_read() {
         let read = register.read(id).await.unwrap_err();
         assert_eq!(*read.kind(), ErrorKind::Unreachable, "{reply:?}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_witness_is_found_out_before_a_swap_is_sent() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        }
+    });
+    let register = client(address, None);
+    let id = fresh_register();
+    let error = register.swap(id, None, value(id, 1, 1)).await.unwrap_err();
+    assert!(error.certainly_not_applied(), "{error:?}");
 }
 
 #[tokio::test]
