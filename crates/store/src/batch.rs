@@ -23,6 +23,8 @@ pub const PAYLOAD_START: usize = PAGE_SIZE;
 pub const MAX_RECORDS: usize = (PAYLOAD_START - BATCH_HEADER_LEN) / RECORD_LEN;
 /// Bytes one record's payload has at most: the largest NBD request QEMU sends.
 pub const MAX_PAYLOAD: usize = 32 * 1024 * 1024;
+/// Bytes a configuration record's payload has at most.
+pub const MAX_CONFIG: usize = 4 * 1024 * 1024;
 /// Bytes a batch has at most.
 pub const MAX_BATCH_LEN: usize = PAYLOAD_START + MAX_PAYLOAD;
 
@@ -329,7 +331,8 @@ impl Entry {
         match self.kind {
             RecordKind::Write => range_is_sound() && payload_fits(),
             RecordKind::Zero | RecordKind::Discard => range_is_sound(),
-            RecordKind::Mark | RecordKind::Config => self.offset == 0 && payload_fits(),
+            RecordKind::Mark => self.offset == 0 && payload_fits(),
+            RecordKind::Config => self.offset == 0 && self.len <= MAX_CONFIG as u64 && payload_fits(),
             RecordKind::TermStart => self.offset == 0 && self.len == 0,
         }
     }

@@ -10,6 +10,9 @@ use std::sync::Arc;
 /// Alignment of every buffer, and the unit the journal is padded to.
 pub const PAGE_SIZE: usize = 4096;
 
+/// An extent's size where memory is counted.
+pub(crate) const EXTENT_BYTES: usize = rempart_types::EXTENT_SIZE as usize;
+
 /// Bytes owned by one writer: zeroed at first, aligned to [`PAGE_SIZE`].
 pub struct BufferMut {
     bytes: NonNull<u8>,

@@ -5,22 +5,40 @@
 //! [`file`] executes the commands on real files, `simulated` (a cargo feature) in memory with crashes.
 //! Byte layouts and the recovery decision table: docs/formats/store.md.
 
+mod apply;
 mod batch;
 mod buffer;
+mod change_map;
 mod checksum;
+mod codec;
+mod disks;
 mod event;
 pub mod file;
+mod format;
+mod interval;
 mod io;
+mod journal;
 mod params;
+mod read;
+mod recovery;
+mod resync;
+mod segment;
 #[cfg(any(test, feature = "simulated"))]
 pub mod simulated;
+mod snapshot;
+mod start;
 mod store;
 mod superblock;
+mod superblock_writer;
+mod task;
+mod timers;
+mod truncate;
+mod window;
 
 pub use batch::{
     BATCH_HEADER_LEN, BATCH_MAGIC, BATCH_VERSION, Batch, BatchBuilder, BatchError, BatchHeader, BatchPlace,
-    ChainValue, MAX_BATCH_LEN, MAX_PAYLOAD, MAX_RECORDS, PAYLOAD_START, PayloadBuffer, RECORD_LEN, Record,
-    RecordKind, parse_header,
+    ChainValue, MAX_BATCH_LEN, MAX_CONFIG, MAX_PAYLOAD, MAX_RECORDS, PAYLOAD_START, PayloadBuffer,
+    RECORD_LEN, Record, RecordKind, parse_header,
 };
 pub use buffer::{Buffer, BufferMut, PAGE_SIZE, Slice, is_zero};
 pub use checksum::crc32c;

@@ -1,14 +1,29 @@
-//! The store of one group: its public operations.
+//! The store of one group: its state, and the operations that start everything else.
 
-use crate::batch::{Batch, BatchPlace, ChainValue};
+use crate::apply::{IncomingExtent, Round};
+use crate::batch::{Batch, BatchPlace, ChainValue, MAX_BATCH_LEN};
 use crate::buffer::Slice;
-use crate::event::{AppendError, Output, PinId, Refused, SnapshotId, StoreFailure, Token};
-use crate::io::{Disk, IoCompletion, IoError};
-use crate::params::{DiskEntry, FormatParams, Limits};
-use crate::superblock::SuperblockChange;
+use crate::change_map::ChangeMap;
+use crate::event::{AppendError, Output, PinId, Refused, SnapshotId, StoreEvent, StoreFailure, Token};
+use crate::interval::IntervalMap;
+use crate::io::{IoClass, IoCommand, IoCompletion, IoError, IoId, IoOp, IoOutput};
+use crate::journal::Journal;
+use crate::params::{DiskEntry, Limits};
+use crate::read::{GuestRead, LogRead};
+use crate::resync::ExtentRead;
+use crate::segment::BATCHES_START;
+use crate::snapshot::{OldRead, Snapshots};
+use crate::superblock::{JournalPosition, MAX_CONTROL, Superblock, SuperblockChange};
+use crate::superblock_writer::{SuperblockWriter, Waiter};
+use crate::task::{Purpose, Task};
+use crate::timers::Timers;
+use crate::window::Window;
 use rempart_types::{
-    DiskIndex, ExtentIndex, GroupId, Lineage, LogPosition, Lsn, MonotonicTime, RegisterId, Term, WallTime,
+    DiskIndex, EXTENT_SIZE, ExtentIndex, GroupId, Lineage, LogPosition, Lsn, MonotonicTime, RegisterId, Term,
+    WallTime,
 };
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 
 /// How a store is opened.
@@ -29,6 +44,12 @@ pub enum OpenError {
     Superblock,
     /// There is no store here.
     Unformatted,
+    /// There is one already: it is never overwritten.
+    Exists,
+    /// A new, empty disk was asked for, but something is at its place.
+    ImageExists(DiskIndex),
+    /// The disks or sizes asked for are not possible.
+    Parameters,
     /// Written by a newer program.
     Version(u32),
 }
@@ -108,96 +129,190 @@ pub enum Pressure {
     Full,
 }
 
-/// One group's store.
+/// Bytes reserved for each of the two configuration records beside the superblock.
+pub(crate) const CONFIG_SLOT_SIZE: u64 = crate::batch::MAX_CONFIG as u64;
+
+pub(crate) fn extent_count(size: u64) -> u64 {
+    size.div_ceil(EXTENT_SIZE)
+}
+
+/// What a command is for.
 #[derive(Debug)]
-pub struct Store {}
+pub(crate) enum Pending {
+    JournalWrite(Lsn),
+    JournalSync,
+    Prepare,
+    RemoveSegment,
+    Superblock,
+    Round,
+    SaveRead(DiskIndex, ExtentIndex),
+    Task,
+    CloseStat(DiskIndex),
+    GuestRead(u64, usize),
+    LogRead(u64, LogRead),
+    OldRead(OldRead),
+    ExtentRead(ExtentRead),
+}
 
-#[allow(unused_variables, clippy::todo)]
+impl Pending {
+    /// What was being done, for the one who reads the error.
+    fn verb(&self) -> &'static str {
+        match self {
+            Pending::JournalWrite(_) => "write the journal",
+            Pending::JournalSync => "make the journal durable",
+            Pending::Prepare => "prepare a journal segment",
+            Pending::RemoveSegment => "remove a journal segment",
+            Pending::Superblock => "write the superblock",
+            Pending::Round => "apply the log to the image",
+            Pending::SaveRead(..) => "read an extent for a snapshot",
+            Pending::Task | Pending::CloseStat(_) => "take a checkpoint",
+            Pending::GuestRead(..) | Pending::ExtentRead(_) => "read the image",
+            Pending::LogRead(..) => "read the journal",
+            Pending::OldRead(_) => "read a snapshot",
+        }
+    }
+}
+
+/// One group's store.
+pub struct Store {
+    pub(crate) limits: Limits,
+    /// As it will be written next; as it is being written; as it durably is.
+    pub(crate) superblock: Superblock,
+    pub(crate) superblock_writing: Superblock,
+    pub(crate) superblock_written: Superblock,
+    pub(crate) superblock_writer: SuperblockWriter,
+    pub(crate) disk_table: Vec<DiskEntry>,
+    pub(crate) health: Health,
+    pub(crate) journal: Journal,
+    /// The journal's older part, before this record, is damaged or gone.
+    pub(crate) journal_from: Lsn,
+    pub(crate) window: Window,
+    /// Committed records that are not in the image.
+    pub(crate) index: BTreeMap<DiskIndex, IntervalMap>,
+    /// Records to here are in the index or the image.
+    pub(crate) indexed: Lsn,
+    /// Recovered records to here must be committed before anything is read.
+    pub(crate) serve_after: Lsn,
+    pub(crate) stable_told: Lsn,
+    pub(crate) committed_told: Lsn,
+    pub(crate) applied: Lsn,
+    pub(crate) applied_position: JournalPosition,
+    pub(crate) maps: BTreeMap<DiskIndex, ChangeMap>,
+    pub(crate) maps_written: BTreeSet<DiskIndex>,
+    pub(crate) images_dirty: BTreeSet<DiskIndex>,
+    pub(crate) bytes_since_checkpoint: u64,
+    pub(crate) round: Option<Round>,
+    /// A task needs the image to stand still.
+    pub(crate) apply_held: bool,
+    /// Apply what there is, even if it is little.
+    pub(crate) apply_now: bool,
+    pub(crate) incoming: VecDeque<IncomingExtent>,
+    pub(crate) extents_until: Lsn,
+    pub(crate) resync_beginning: bool,
+    pub(crate) log_restarting: bool,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) openings: Vec<(SnapshotId, Lsn)>,
+    pub(crate) task: Option<Task>,
+    pub(crate) tasks: VecDeque<Purpose>,
+    pub(crate) truncating: bool,
+    pub(crate) truncate_position: JournalPosition,
+    pub(crate) truncated_slot: Option<u64>,
+    pub(crate) closing: bool,
+    pub(crate) config_applied: Option<(Lsn, Slice)>,
+    pub(crate) config_committed: Option<(Lsn, Slice)>,
+    pub(crate) pending: HashMap<IoId, Pending>,
+    pub(crate) next_io: u64,
+    pub(crate) guest_reads: HashMap<u64, GuestRead>,
+    pub(crate) log_reads: BTreeSet<u64>,
+    pub(crate) timers: Timers,
+    pub(crate) failed: Option<Arc<StoreFailure>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("log_end", &self.journal.log_end)
+            .field("accepted", &self.journal.accepted)
+            .field("durable", &self.journal.durable)
+            .field("stable", &self.stable_told)
+            .field("committed", &self.committed_told)
+            .field("applied", &self.applied)
+            .field("checkpointed", &self.superblock_written.applied)
+            .field("health", &self.health)
+            .field("task", &self.task)
+            .field("pending", &self.pending.len())
+            .field("failed", &self.failed)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Store {
-    /// Writes an empty store. Images are created or adopted, never overwritten, when their base says EXISTING.
-    pub fn format(disk: &mut dyn Disk, params: &FormatParams) -> Result<(), OpenError> {
-        todo!()
-    }
-
-    /// Recovers. Synchronous; everything it decides is durable when it returns.
-    pub fn open(disk: &mut dyn Disk, options: &OpenOptions) -> Result<(Store, Recovered), OpenError> {
-        todo!()
-    }
-
     // --- the log ---
 
     /// Where the batch to be sealed next stands. `term` is the caller's; `clock` its wall clock.
     pub fn next_place(&self, term: Term, clock: WallTime) -> BatchPlace {
-        todo!()
+        BatchPlace {
+            group: self.superblock.group,
+            term,
+            first: self.journal.log_end.next(),
+            stable: self.stable_here(),
+            wall: clock.max(self.journal.wall),
+            clock,
+            previous: self.chain(),
+        }
     }
 
     /// Bytes a batch may have here.
     pub fn max_batch_len(&self) -> usize {
-        todo!()
+        (self.superblock.segment_size - BATCHES_START).min(MAX_BATCH_LEN as u64) as usize
     }
 
     /// Takes the log's next batch: [`StoreEvent::Accepted`](crate::StoreEvent) follows.
     pub fn append(&mut self, batch: &Batch, out: &mut Output) -> Result<(), AppendError> {
-        todo!()
+        self.check_append(batch)?;
+        self.append_checked(batch, out);
+        Ok(())
     }
 
     /// Makes everything appended so far durable: `Durable` follows. Calls while a sync runs are merged.
     pub fn sync(&mut self, out: &mut Output) {
-        todo!()
+        if self.failed.is_some() {
+            return;
+        }
+        self.journal.flushes_frequent = self.journal.appends_since_sync < 64;
+        self.journal.appends_since_sync = 0;
+        self.want_sync(out);
     }
 
     /// Records to `lsn` are durable on the whole in-sync set (may be beyond what is here): they are committed,
-    /// and may be applied once durable here.
+    /// and may be applied once durable here. The log here must be the history's, as far as `lsn`: what is not
+    /// has to be truncated before.
     pub fn stable_is(&mut self, lsn: Lsn, out: &mut Output) {
-        todo!()
+        if self.failed.is_some() || lsn <= self.stable_told {
+            return;
+        }
+        self.stable_told = lsn;
+        self.committed_is(lsn);
+        self.apply_more(out);
+        self.advance_task(out);
     }
 
     /// Records to `lsn` are committed: from now on reads see them.
     pub fn committed_is(&mut self, lsn: Lsn) {
-        todo!()
-    }
-
-    /// Drops every record after `lsn`, durably, before `Truncated` is reported. Appends are refused meanwhile.
-    pub fn truncate_after(&mut self, lsn: Lsn, out: &mut Output) -> Result<(), Refused> {
-        todo!()
-    }
-
-    /// Batches after `after`, about `max_bytes` of them (at least one): `LogRead` follows.
-    pub fn read_log(&mut self, token: Token, after: Lsn, max_bytes: usize, out: &mut Output) {
-        todo!()
-    }
-
-    /// The first record that [`Store::read_log`] can still give.
-    pub fn oldest_available_lsn(&self) -> Lsn {
-        todo!()
+        if lsn > self.committed_told {
+            self.committed_told = lsn;
+            self.index_committed();
+        }
     }
 
     /// Keeps the journal after `after` for a reader, up to the limit's bound; moves an existing pin.
     pub fn pin(&mut self, pin: PinId, after: Lsn) {
-        todo!()
+        self.journal.pins.insert(pin, after);
     }
 
     pub fn unpin(&mut self, pin: PinId, out: &mut Output) {
-        todo!()
-    }
-
-    // --- reading ---
-
-    /// Reads committed bytes: `Read` follows (at once when memory has it all).
-    pub fn read(
-        &mut self,
-        token: Token,
-        disk: DiskIndex,
-        offset: u64,
-        len: usize,
-        out: &mut Output,
-    ) -> Result<(), Refused> {
-        todo!()
-    }
-
-    /// Whether no record ever touched this extent, nor came it with content: it reads as zeroes.
-    pub fn is_untouched(&self, disk: DiskIndex, extent: ExtentIndex) -> bool {
-        todo!()
+        self.journal.pins.remove(&pin);
+        self.trim(out);
     }
 
     // --- superblock ---
@@ -207,234 +322,296 @@ impl Store {
     /// # Panics
     /// If it would lower the promise, or the control state is over 16 KiB.
     pub fn persist(&mut self, token: Token, change: SuperblockChange, out: &mut Output) {
-        todo!()
-    }
-
-    // --- change map ---
-
-    /// Extents of `disk` that may have changed after `since`, with the number that last touched them, from
-    /// `from` on, at most `limit`. The second value is where to go on, `None` at the end.
-    /// A superset after crashes, never less.
-    pub fn changed_since(
-        &self,
-        disk: DiskIndex,
-        since: Lsn,
-        from: ExtentIndex,
-        limit: usize,
-    ) -> (Vec<(ExtentIndex, Lsn)>, Option<ExtentIndex>) {
-        todo!()
-    }
-
-    // --- snapshots ---
-
-    /// Opens a snapshot of all disks at `at` (`None`: as soon as can be): `SnapshotOpened` follows once the
-    /// image reached it.
-    pub fn open_snapshot(
-        &mut self,
-        id: SnapshotId,
-        at: Option<Lsn>,
-        out: &mut Output,
-    ) -> Result<(), Refused> {
-        todo!()
-    }
-
-    /// Closes one: `SnapshotClosed` follows. A resync's undo snapshot cannot be closed.
-    pub fn close_snapshot(&mut self, id: SnapshotId, out: &mut Output) -> Result<(), Refused> {
-        todo!()
-    }
-
-    /// Reads an extent as it was: `SnapshotRead` follows.
-    pub fn read_snapshot(
-        &mut self,
-        token: Token,
-        id: SnapshotId,
-        disk: DiskIndex,
-        extent: ExtentIndex,
-        out: &mut Output,
-    ) {
-        todo!()
-    }
-
-    // --- resync, source ---
-
-    /// Reads an extent of the image: stable records only. `ExtentRead` follows.
-    pub fn read_extent(
-        &mut self,
-        token: Token,
-        disk: DiskIndex,
-        extent: ExtentIndex,
-        out: &mut Output,
-    ) -> Result<(), Refused> {
-        todo!()
-    }
-
-    // --- resync, target ---
-
-    /// Keeps the present state (all of the log must be stable, so that it is in the image) as snapshot `undo`
-    /// and marks the copy "syncing", durably: `ResyncBegun` follows. A copy that is syncing already keeps its
-    /// first undo snapshot and goes back to taking extents.
-    pub fn begin_resync(&mut self, undo: SnapshotId, out: &mut Output) -> Result<(), Refused> {
-        todo!()
-    }
-
-    /// Puts an extent from the source into the image: `ExtentWritten` follows. `data` is absent for zeroes,
-    /// else as long as the extent.
-    pub fn write_extent(
-        &mut self,
-        token: Token,
-        disk: DiskIndex,
-        extent: ExtentIndex,
-        lsn: Lsn,
-        data: Option<Slice>,
-        out: &mut Output,
-    ) -> Result<(), Refused> {
-        todo!()
-    }
-
-    /// All extents came. The old log is dropped and a new one starts after `from`, which no extent's source
-    /// was behind; `lineage` is the source's, to `from`. `ResyncLogStarted` follows, then batches after `from`
-    /// may be appended, and are applied as they become stable.
-    pub fn start_resync_log(
-        &mut self,
-        from: LogPosition,
-        lineage: &Lineage,
-        out: &mut Output,
-    ) -> Result<(), Refused> {
-        todo!()
-    }
-
-    /// The number the log must durably reach before [`Store::end_resync`].
-    pub fn resync_until(&self) -> Option<Lsn> {
-        todo!()
-    }
-
-    /// The copy is a prefix of the history again: drops the mark and the undo snapshot. `ResyncEnded` follows.
-    pub fn end_resync(&mut self, out: &mut Output) -> Result<(), Refused> {
-        todo!()
-    }
-
-    // --- disks ---
-
-    /// Adds a disk: `DisksChanged` follows.
-    pub fn add_disk(&mut self, token: Token, entry: DiskEntry, out: &mut Output) -> Result<(), Refused> {
-        todo!()
-    }
-
-    /// Forgets a disk; its image stays where it is.
-    pub fn remove_disk(&mut self, token: Token, disk: DiskIndex, out: &mut Output) -> Result<(), Refused> {
-        todo!()
-    }
-
-    /// Grows a disk.
-    pub fn resize_disk(
-        &mut self,
-        token: Token,
-        disk: DiskIndex,
-        size: u64,
-        out: &mut Output,
-    ) -> Result<(), Refused> {
-        todo!()
+        if self.failed.is_some() {
+            return;
+        }
+        if let Some(promise) = change.promise {
+            assert!(promise >= self.superblock.promise, "a replica never un-promises: {promise}");
+            self.superblock.promise = promise;
+        }
+        if let Some(register) = change.register {
+            self.superblock.register = Some(register);
+        }
+        if let Some(control) = change.control {
+            assert!(control.len() <= MAX_CONTROL, "a control state of {} bytes", control.len());
+            self.superblock.control = control;
+        }
+        if change.images_trusted {
+            for row in &mut self.superblock.disks {
+                row.suspect = false;
+            }
+        }
+        self.write_superblock(Waiter::Persist(token), out);
     }
 
     // --- running ---
 
     /// Takes the result of a command.
     pub fn complete(&mut self, completion: IoCompletion, out: &mut Output) {
-        todo!()
+        let Some(pending) = self.pending.remove(&completion.id) else {
+            // After a failure nothing is waited for.
+            assert!(self.failed.is_some(), "the completion of a command that was never issued");
+            return;
+        };
+        let output = match completion.result {
+            Ok(output) => output,
+            Err(error) => return self.command_failed(pending, error, out),
+        };
+        match (pending, output) {
+            (Pending::JournalWrite(last), _) => self.journal_written(last, out),
+            (Pending::JournalSync, _) => self.journal_synced(out),
+            (Pending::Prepare, _) => self.segment_prepared(out),
+            (Pending::RemoveSegment, _) => {
+                self.journal.removing -= 1;
+                self.trim(out);
+                self.advance_task(out);
+            }
+            (Pending::Superblock, _) => self.superblock_stepped(out),
+            (Pending::Round, _) => self.round_step_done(out),
+            (Pending::Task, _) => self.task_step_done(out),
+            (Pending::CloseStat(disk), output) => self.close_stat(disk, &output, out),
+            (Pending::SaveRead(disk, extent), IoOutput::Data(data)) => {
+                self.extent_to_save_read(disk, extent, data.whole(), out);
+            }
+            (Pending::GuestRead(key, piece), IoOutput::Data(data)) => {
+                self.guest_read_done(key, piece, Ok(data.whole()), out);
+            }
+            (Pending::LogRead(key, read), IoOutput::Data(data)) => {
+                self.log_chunk_read(key, read, Ok(data.whole()), out);
+            }
+            (Pending::OldRead(read), IoOutput::Data(data)) => {
+                self.old_extent_read(read, Ok(data.whole()), out)
+            }
+            (Pending::ExtentRead(read), IoOutput::Data(data)) => {
+                self.extent_read(read, Ok(data.whole()), out)
+            }
+            (pending, _) => panic!("a read must be answered with data: {pending:?}"),
+        }
     }
 
-    /// Does what is due by time: own syncs, application, checkpoints.
-    pub fn tick(&mut self, now: MonotonicTime, out: &mut Output) {
-        todo!()
+    /// A failed read is its reader's matter; everything else is the end of this replica's storage.
+    fn command_failed(&mut self, pending: Pending, error: IoError, out: &mut Output) {
+        match pending {
+            Pending::GuestRead(key, piece) => self.guest_read_done(key, piece, Err(error), out),
+            Pending::LogRead(key, read) => self.log_chunk_read(key, read, Err(error), out),
+            Pending::OldRead(read) => self.old_extent_read(read, Err(error), out),
+            Pending::ExtentRead(read) => self.extent_read(read, Err(error), out),
+            pending => {
+                let failure = StoreFailure::new(pending.verb(), error);
+                self.failed = Some(Arc::new(failure.clone()));
+                // Reads go on: the engine may need them to hand over.
+                self.pending.retain(|_, pending| {
+                    matches!(
+                        pending,
+                        Pending::GuestRead(..)
+                            | Pending::LogRead(..)
+                            | Pending::OldRead(_)
+                            | Pending::ExtentRead(_)
+                    )
+                });
+                out.events.push(StoreEvent::Failed(failure));
+            }
+        }
     }
 
-    /// When to call [`Store::tick`] again.
-    pub fn next_wake(&self) -> Option<MonotonicTime> {
-        todo!()
+    pub(crate) fn issue(&mut self, class: IoClass, op: IoOp, pending: Pending, out: &mut Output) {
+        let id = IoId(self.next_io);
+        self.next_io += 1;
+        self.pending.insert(id, pending);
+        out.commands.push(IoCommand { id, class, op });
     }
 
     /// Takes a checkpoint of everything applied, soon: `Checkpointed` follows.
     pub fn checkpoint(&mut self, out: &mut Output) {
-        todo!()
+        if self.check_running().is_err() || self.tasks.iter().any(|task| matches!(task, Purpose::Checkpoint))
+        {
+            return;
+        }
+        self.queue_task(Purpose::Checkpoint, out);
+    }
+
+    pub(crate) fn checkpoint_if_due(&mut self, out: &mut Output) {
+        if self.bytes_since_checkpoint >= self.limits.checkpoint_every && self.task.is_none() {
+            self.checkpoint(out);
+        }
     }
 
     /// Syncs, applies everything stable, checkpoints, notes the images' size and change time: `Closed` follows.
     pub fn close(&mut self, out: &mut Output) {
-        todo!()
+        if self.check_running().is_err() {
+            return;
+        }
+        self.closing = true;
+        self.want_sync(out);
+        self.queue_task(Purpose::Close, out);
+    }
+
+    pub(crate) fn check_running(&self) -> Result<(), Refused> {
+        if self.failed.is_some() || self.closing { Err(Refused::State) } else { Ok(()) }
+    }
+
+    pub(crate) fn disk_size(&self, disk: DiskIndex) -> Option<u64> {
+        self.superblock.disk(disk).map(|row| row.entry.size)
+    }
+
+    /// Records known stable that are durable here too: what may be claimed.
+    pub(crate) fn stable_here(&self) -> Lsn {
+        self.stable_told.min(self.journal.durable)
+    }
+
+    pub(crate) fn refresh_health(&mut self) {
+        self.health = health_of(&self.superblock);
+        self.disk_table = self.superblock.disks.iter().map(|row| row.entry.clone()).collect();
     }
 
     // --- figures ---
 
     pub fn group(&self) -> GroupId {
-        todo!()
+        self.superblock.group
     }
 
     /// The log's last record, appended or accepted.
     pub fn log_end(&self) -> LogPosition {
-        todo!()
+        LogPosition { term: self.journal.term, lsn: self.journal.log_end }
     }
 
     pub fn chain(&self) -> ChainValue {
-        todo!()
+        self.journal.chain.unwrap_or_default()
     }
 
     pub fn accepted(&self) -> Lsn {
-        todo!()
+        self.journal.accepted
     }
 
     pub fn durable(&self) -> Lsn {
-        todo!()
+        self.journal.durable
     }
 
+    /// The highest number told to be stable.
     pub fn stable(&self) -> Lsn {
-        todo!()
+        self.stable_told
     }
 
+    /// The highest number told to be committed.
     pub fn committed(&self) -> Lsn {
-        todo!()
+        self.committed_told
     }
 
     pub fn applied(&self) -> Lsn {
-        todo!()
+        self.applied
+    }
+
+    /// The last checkpoint's position.
+    pub fn checkpointed(&self) -> Lsn {
+        self.superblock_written.applied
     }
 
     pub fn lineage(&self) -> &Lineage {
-        todo!()
+        &self.superblock.lineage
     }
 
+    /// The highest promise asked to be persisted; proof of durability is the receipt alone.
     pub fn promise(&self) -> Term {
-        todo!()
+        self.superblock.promise
     }
 
     pub fn disks(&self) -> &[DiskEntry] {
-        todo!()
+        &self.disk_table
     }
 
-    /// The last applied configuration record.
+    /// The last committed configuration record.
     pub fn config(&self) -> Option<(Lsn, Slice)> {
-        todo!()
+        self.config_committed.clone()
     }
 
     pub fn health(&self) -> &Health {
-        todo!()
+        &self.health
+    }
+
+    /// Open snapshots and their positions.
+    pub fn snapshots(&self) -> &[(SnapshotId, Lsn)] {
+        &self.snapshots.open
     }
 
     pub fn pressure(&self) -> Pressure {
-        todo!()
+        let bytes = self.unapplied_bytes();
+        if bytes >= self.limits.window {
+            Pressure::Full
+        } else if bytes >= self.limits.window / 2 {
+            Pressure::High
+        } else {
+            Pressure::Low
+        }
     }
 
     /// Bytes of records that are not in the image yet.
     pub fn unapplied_bytes(&self) -> u64 {
-        todo!()
+        self.window.bytes
     }
 
     /// Bytes the journal occupies.
     pub fn journal_bytes(&self) -> u64 {
-        todo!()
+        let preparing = u64::from(self.journal.preparing.is_some());
+        let segments = self.journal.segments.len() + self.journal.prepared.len();
+        (segments as u64 + preparing) * self.superblock.segment_size
     }
 
     /// Set once storage failed.
     pub fn failure(&self) -> Option<&Arc<StoreFailure>> {
-        todo!()
+        self.failed.as_ref()
+    }
+
+    /// When something is due by time.
+    pub fn next_wake(&self) -> Option<MonotonicTime> {
+        if self.failed.is_some() { None } else { self.timers.next() }
+    }
+}
+
+pub(crate) fn health_of(superblock: &Superblock) -> Health {
+    if let Some(syncing) = &superblock.syncing {
+        Health::Syncing(match syncing.log_until {
+            Some(until) => SyncingPhase::Log { until },
+            None => SyncingPhase::Extents,
+        })
+    } else if let Some(damage) = &superblock.damage {
+        Health::Damaged(damage.clone())
+    } else {
+        Health::Good
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::Io { what, source } => write!(f, "cannot {what}: {source}"),
+            OpenError::Superblock => f.write_str("both copies of the superblock are damaged"),
+            OpenError::Unformatted => f.write_str("there is no store here"),
+            OpenError::Exists => f.write_str("there is a store here already"),
+            OpenError::ImageExists(disk) => write!(f, "the image of disk {disk} exists already"),
+            OpenError::Parameters => f.write_str("impossible disk or segment sizes"),
+            OpenError::Version(version) => {
+                write!(f, "the store was written by a newer program (version {version})")
+            }
+        }
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            OpenError::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the journal breaks in segment {} at byte {}: record {} is missing, though records to {} were \
+             acknowledged as durable",
+            self.segment, self.offset, self.expected, self.claimed
+        )
     }
 }

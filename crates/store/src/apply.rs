@@ -1,0 +1,354 @@
+//! Application: rounds that bring the image from one position of the log to a later one.
+//!
+//! A round merges what it applies, saves what snapshots still need, durably, and only then writes:
+//!
+//! ```text
+//! collect ─► save (read old extents, write them aside) ─► sync data ─► write map ─► sync map ─► write image
+//!    └──────────────────────────── nothing to save ────────────────────────────────────────────►┘
+//! ```
+//!
+//! It never passes min(stable, durable), nor the position where a snapshot shall open.
+
+use crate::batch::RecordKind;
+use crate::buffer::{EXTENT_BYTES, Slice, is_zero};
+use crate::event::{Output, StoreEvent, Token};
+use crate::interval::{Content, IntervalMap};
+use crate::io::{FileId, IoClass, IoOp};
+use crate::snapshot::SavedExtent;
+use crate::store::{Pending, Store};
+use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lsn};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Bytes per image write at most.
+const MAX_WRITE: u64 = 1024 * 1024;
+/// Extents read at once to be saved.
+const SAVE_AT_ONCE: usize = 32;
+
+/// An extent from a resync's source, waiting to be written.
+#[derive(Debug)]
+pub(crate) struct IncomingExtent {
+    pub token: Token,
+    pub disk: DiskIndex,
+    pub extent: ExtentIndex,
+    pub lsn: Lsn,
+    pub data: Option<Slice>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Save,
+    SyncData,
+    WriteMap,
+    SyncMap,
+    Image,
+}
+
+#[derive(Debug)]
+pub(crate) struct Round {
+    stage: Stage,
+    waiting: usize,
+    /// The image's position afterwards.
+    pub target: Lsn,
+    /// Answered when the round is done.
+    tokens: Vec<Token>,
+    writes: BTreeMap<DiskIndex, IntervalMap>,
+    /// Extents still to save.
+    to_save: Vec<(DiskIndex, ExtentIndex)>,
+    saved: Vec<SavedExtent>,
+    data_written: bool,
+}
+
+impl Store {
+    /// How far the image may go now.
+    fn apply_bound(&self) -> Lsn {
+        if self.takes_extents() && !self.resync_beginning {
+            return self.applied;
+        }
+        let mut bound = self.stable_told.min(self.journal.durable).min(self.journal.log_end);
+        if let Some(at) = self.next_snapshot_stop() {
+            bound = bound.min(at);
+        }
+        self.window.floor(bound).unwrap_or(self.applied).max(self.applied)
+    }
+
+    /// Starts a round if there is something to apply and a reason to do so now.
+    pub(crate) fn apply_more(&mut self, out: &mut Output) {
+        if self.round.is_some() || self.apply_held || self.failed.is_some() {
+            return;
+        }
+        if self.wants_quiet() {
+            return;
+        }
+        if !self.incoming.is_empty() {
+            return self.start_extent_round(out);
+        }
+        let bound = self.apply_bound();
+        if bound <= self.applied {
+            return;
+        }
+        let (mut bytes, mut target) = (0, self.applied);
+        for entry in self.window.between(self.applied, bound) {
+            bytes += entry.batch.byte_len() as u64;
+            target = entry.batch.last();
+            if bytes >= self.limits.apply_round {
+                break;
+            }
+        }
+        let worth_it = bytes >= self.limits.apply_round
+            || self.limits.apply_delay.is_zero()
+            || self.apply_now
+            || self.wants_everything_applied();
+        if !worth_it {
+            self.arm_timers();
+            return;
+        }
+        self.start_log_round(target, out);
+    }
+
+    fn start_log_round(&mut self, target: Lsn, out: &mut Output) {
+        let mut writes: BTreeMap<DiskIndex, IntervalMap> = BTreeMap::new();
+        let mut config = None;
+        for entry in self.window.between(self.applied, target) {
+            for record in entry.batch.records() {
+                if record.kind == RecordKind::Config {
+                    config = Some((record.lsn, entry.batch.payload(&record)));
+                }
+                if !record.kind.changes_disk() {
+                    continue;
+                }
+                // A disk that was removed since takes nothing any more.
+                let Some(map) = self.maps.get_mut(&record.disk) else { continue };
+                let end = record.offset + record.len;
+                map.mark(
+                    ExtentIndex::containing(record.offset),
+                    ExtentIndex::containing(end - 1),
+                    record.lsn,
+                );
+                let content = match record.kind {
+                    RecordKind::Write => Content::Data(entry.batch.payload(&record)),
+                    kind => Content::Zero { punch: kind == RecordKind::Discard },
+                };
+                writes.entry(record.disk).or_default().insert(record.offset, end, record.lsn, content);
+            }
+        }
+        if config.is_some() {
+            self.config_applied = config;
+        }
+        self.start_round(target, writes, Vec::new(), out);
+    }
+
+    fn start_extent_round(&mut self, out: &mut Output) {
+        let mut writes: BTreeMap<DiskIndex, IntervalMap> = BTreeMap::new();
+        let mut tokens = Vec::new();
+        let mut bytes = 0;
+        while bytes < self.limits.apply_round.max(EXTENT_SIZE) {
+            let Some(incoming) = self.incoming.pop_front() else { break };
+            bytes += EXTENT_SIZE;
+            tokens.push(incoming.token);
+            let Some(size) = self.disk_size(incoming.disk) else { continue };
+            let range = incoming.extent.bytes(size);
+            let map = self.maps.get_mut(&incoming.disk).expect("every disk has a map");
+            map.mark(incoming.extent, incoming.extent, incoming.lsn);
+            let content = match incoming.data {
+                Some(data) => Content::Data(data),
+                None => Content::Zero { punch: true },
+            };
+            writes.entry(incoming.disk).or_default().insert(range.start, range.end, incoming.lsn, content);
+        }
+        self.start_round(self.applied, writes, tokens, out);
+    }
+
+    fn start_round(
+        &mut self,
+        target: Lsn,
+        writes: BTreeMap<DiskIndex, IntervalMap>,
+        tokens: Vec<Token>,
+        out: &mut Output,
+    ) {
+        let to_save = self.extents_to_save(&writes);
+        self.round = Some(Round {
+            stage: Stage::Save,
+            waiting: 0,
+            target,
+            tokens,
+            writes,
+            to_save,
+            saved: Vec::new(),
+            data_written: false,
+        });
+        self.advance_round(out);
+    }
+
+    /// Extents the round overwrites that an open snapshot has not saved yet.
+    fn extents_to_save(&self, writes: &BTreeMap<DiskIndex, IntervalMap>) -> Vec<(DiskIndex, ExtentIndex)> {
+        let mut to_save = BTreeSet::new();
+        if self.snapshots.newest().is_none() {
+            return Vec::new();
+        }
+        for (&disk, map) in writes {
+            for (start, piece) in map.pieces() {
+                for extent in rempart_types::extents_of(start, piece.end - start) {
+                    if self.snapshots.needs(disk, extent) {
+                        to_save.insert((disk, extent));
+                    }
+                }
+            }
+        }
+        // Popped from the back: keep reading in rising order.
+        to_save.into_iter().rev().collect()
+    }
+
+    pub(crate) fn round_step_done(&mut self, out: &mut Output) {
+        self.round.as_mut().expect("a round's command completes while it runs").waiting -= 1;
+        self.advance_round(out);
+    }
+
+    /// An old extent was read: put it aside.
+    pub(crate) fn extent_to_save_read(
+        &mut self,
+        disk: DiskIndex,
+        extent: ExtentIndex,
+        data: Slice,
+        out: &mut Output,
+    ) {
+        let zero = is_zero(&data);
+        let slot = if zero { None } else { Some(self.snapshots.take_slot()) };
+        let saved = SavedExtent::new(disk, extent, self.snapshots.newest_lsn(), slot, &data);
+        let round = self.round.as_mut().expect("an extent is saved for a round");
+        round.saved.push(saved);
+        if let Some(slot) = slot {
+            round.data_written = true;
+            round.waiting += 1;
+            let op = IoOp::Write { file: FileId::SnapshotData, offset: slot * EXTENT_SIZE, data: vec![data] };
+            self.issue(IoClass::Background, op, Pending::Round, out);
+        }
+        self.round_step_done(out);
+    }
+
+    fn advance_round(&mut self, out: &mut Output) {
+        while self.round.as_ref().is_some_and(|round| round.waiting == 0) {
+            let mut round = self.round.take().expect("just seen");
+            match round.stage {
+                Stage::Save => {
+                    if round.to_save.is_empty() {
+                        round.stage = if round.saved.is_empty() { Stage::Image } else { Stage::SyncData };
+                        if round.stage == Stage::Image {
+                            self.issue_image_writes(&mut round, out);
+                        } else if round.data_written {
+                            self.issue_for_round(&mut round, IoOp::Sync { file: FileId::SnapshotData }, out);
+                        }
+                    } else {
+                        let keep = round.to_save.len().saturating_sub(SAVE_AT_ONCE);
+                        for (disk, extent) in round.to_save.split_off(keep).into_iter().rev() {
+                            round.waiting += 1;
+                            let offset = extent.0 * EXTENT_SIZE;
+                            let op = IoOp::Read { file: FileId::Image(disk), offset, len: EXTENT_BYTES };
+                            self.issue(IoClass::Background, op, Pending::SaveRead(disk, extent), out);
+                        }
+                    }
+                    self.round = Some(round);
+                }
+                Stage::SyncData => {
+                    round.stage = Stage::WriteMap;
+                    for (offset, page) in
+                        self.snapshots.encode(&round.saved, self.superblock.snapshot_generation)
+                    {
+                        let op = IoOp::Write { file: FileId::SnapshotMap, offset, data: vec![page] };
+                        self.issue_for_round(&mut round, op, out);
+                    }
+                    self.round = Some(round);
+                }
+                Stage::WriteMap => {
+                    round.stage = Stage::SyncMap;
+                    self.issue_for_round(&mut round, IoOp::Sync { file: FileId::SnapshotMap }, out);
+                    self.round = Some(round);
+                }
+                Stage::SyncMap => {
+                    round.stage = Stage::Image;
+                    // From here on readers of snapshots find them there, before the image changes.
+                    self.snapshots.keep(std::mem::take(&mut round.saved));
+                    self.issue_image_writes(&mut round, out);
+                    self.round = Some(round);
+                }
+                Stage::Image => {
+                    self.finish_round(round, out);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn issue_for_round(&mut self, round: &mut Round, op: IoOp, out: &mut Output) {
+        round.waiting += 1;
+        self.issue(IoClass::Background, op, Pending::Round, out);
+    }
+
+    /// Writes the merged pieces, in order of place, neighbours together.
+    fn issue_image_writes(&mut self, round: &mut Round, out: &mut Output) {
+        for (disk, map) in std::mem::take(&mut round.writes) {
+            self.images_dirty.insert(disk);
+            round.writes.insert(disk, IntervalMap::default());
+            let file = FileId::Image(disk);
+            let mut run: Option<(u64, u64, Vec<Slice>)> = None;
+            for (start, piece) in map.into_pieces() {
+                match piece.content {
+                    Content::Data(data) => match &mut run {
+                        Some((from, end, parts)) if *end == start && piece.end - *from <= MAX_WRITE => {
+                            *end = piece.end;
+                            match parts.last_mut() {
+                                Some(last) if last.joins(&data) => last.extend(&data),
+                                _ => parts.push(data),
+                            }
+                        }
+                        _ => {
+                            if let Some((offset, _, data)) = run.take() {
+                                self.issue_for_round(round, IoOp::Write { file, offset, data }, out);
+                            }
+                            run = Some((start, piece.end, vec![data]));
+                        }
+                    },
+                    Content::Zero { punch } => {
+                        let op = IoOp::Zero { file, offset: start, len: piece.end - start, punch };
+                        self.issue_for_round(round, op, out);
+                    }
+                }
+            }
+            if let Some((offset, _, data)) = run {
+                self.issue_for_round(round, IoOp::Write { file, offset, data }, out);
+            }
+        }
+    }
+
+    fn finish_round(&mut self, round: Round, out: &mut Output) {
+        // A checkpoint that ran meanwhile synced some of these writes at most.
+        self.images_dirty.extend(round.writes.keys().copied());
+        for token in round.tokens {
+            out.events.push(StoreEvent::ExtentWritten(token));
+        }
+        if round.target > self.applied {
+            self.forget_applied(round.target);
+            self.applied = round.target;
+            out.events.push(StoreEvent::Applied(round.target));
+        }
+        self.apply_now &= self.apply_bound() > self.applied;
+        self.apply_more(out);
+        self.advance_task(out);
+        self.checkpoint_if_due(out);
+    }
+
+    /// The image has these records: reads find them there, memory lets them go.
+    fn forget_applied(&mut self, target: Lsn) {
+        for entry in self.window.between(self.applied, target) {
+            for record in entry.batch.records().filter(|record| record.kind.changes_disk()) {
+                if let Some(index) = self.index.get_mut(&record.disk) {
+                    index.forget(record.offset, record.offset + record.len, target);
+                }
+            }
+        }
+        let before = self.window.bytes;
+        if let Some(position) = self.window.drop_to(target) {
+            self.applied_position = position;
+        }
+        self.bytes_since_checkpoint += before - self.window.bytes;
+    }
+}

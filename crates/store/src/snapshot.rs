@@ -1,0 +1,365 @@
+//! Snapshots by copy-before-write: what they saved, and where.
+//!
+//! A saved extent carries the position of the newest snapshot at that time. A snapshot at `n` reads an extent
+//! from the saved one with the smallest position not below `n`, or from the image if there is none: so
+//! one copy serves every older snapshot that had not saved the extent itself.
+
+use crate::buffer::{BufferMut, EXTENT_BYTES, PAGE_SIZE, Slice, is_zero};
+use crate::checksum::crc32c;
+use crate::event::{Extent, Output, Refused, SnapshotId, SnapshotReadError, StoreEvent, Token};
+use crate::io::{FileId, IoClass, IoError, IoErrorKind, IoOp};
+use crate::store::{Pending, Store};
+use crate::superblock::MAX_SNAPSHOTS;
+use crate::task::{Purpose, Task};
+use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lsn};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(crate) const MAGIC: [u8; 4] = *b"RMSM";
+const HEADER_LEN: usize = 32;
+const ENTRY_LEN: usize = 32;
+const ENTRIES: usize = (PAGE_SIZE - HEADER_LEN) / ENTRY_LEN;
+/// In place of a slot: the extent was all zero.
+const ZERO_SLOT: u64 = u64::MAX;
+
+/// One extent put aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SavedExtent {
+    disk: DiskIndex,
+    extent: ExtentIndex,
+    /// Serves snapshots at or before this.
+    upto: Lsn,
+    slot: Option<u64>,
+    checksum: u32,
+}
+
+impl SavedExtent {
+    pub fn new(
+        disk: DiskIndex,
+        extent: ExtentIndex,
+        upto: Lsn,
+        slot: Option<u64>,
+        data: &[u8],
+    ) -> SavedExtent {
+        SavedExtent { disk, extent, upto, slot, checksum: if slot.is_some() { crc32c(data) } else { 0 } }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Saved {
+    pub slot: Option<u64>,
+    pub checksum: u32,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots {
+    /// Open ones by position; the same list is in the superblock.
+    pub open: Vec<(SnapshotId, Lsn)>,
+    saved: BTreeMap<(DiskIndex, ExtentIndex, Lsn), Saved>,
+    free: BTreeSet<u64>,
+    next_slot: u64,
+    next_page: u64,
+}
+
+impl Snapshots {
+    pub fn newest(&self) -> Option<Lsn> {
+        self.open.iter().map(|&(_, lsn)| lsn).max()
+    }
+
+    pub fn newest_lsn(&self) -> Lsn {
+        self.newest().expect("a snapshot is open")
+    }
+
+    pub fn position(&self, id: SnapshotId) -> Option<Lsn> {
+        self.open.iter().find(|(open, _)| *open == id).map(|&(_, lsn)| lsn)
+    }
+
+    /// Whether the extent must be saved before it changes.
+    pub fn needs(&self, disk: DiskIndex, extent: ExtentIndex) -> bool {
+        self.newest().is_some_and(|newest| self.find(disk, extent, newest).is_none())
+    }
+
+    /// The saved extent that a snapshot at `lsn` reads.
+    pub fn find(&self, disk: DiskIndex, extent: ExtentIndex, lsn: Lsn) -> Option<Saved> {
+        let range = (disk, extent, lsn)..=(disk, extent, Lsn(u64::MAX));
+        self.saved.range(range).next().map(|(_, &saved)| saved)
+    }
+
+    /// Every extent that differs between a snapshot at `lsn` and the image.
+    pub fn saved_for(&self, lsn: Lsn) -> Vec<(DiskIndex, ExtentIndex, Saved)> {
+        let mut found: Vec<(DiskIndex, ExtentIndex, Saved)> = Vec::new();
+        for (&(disk, extent, upto), &saved) in &self.saved {
+            let seen = found.last().is_some_and(|&(d, e, _)| (d, e) == (disk, extent));
+            if upto >= lsn && !seen {
+                found.push((disk, extent, saved));
+            }
+        }
+        found
+    }
+
+    pub fn take_slot(&mut self) -> u64 {
+        self.free.pop_first().unwrap_or_else(|| {
+            self.next_slot += 1;
+            self.next_slot - 1
+        })
+    }
+
+    /// The map pages that record `saved`, appended after what is there.
+    pub fn encode(&mut self, saved: &[SavedExtent], generation: u64) -> Vec<(u64, Slice)> {
+        let mut pages = Vec::new();
+        for entries in saved.chunks(ENTRIES) {
+            let mut page = BufferMut::zeroed(PAGE_SIZE);
+            page[..4].copy_from_slice(&MAGIC);
+            page[8..16].copy_from_slice(&generation.to_le_bytes());
+            page[16..24].copy_from_slice(&self.next_page.to_le_bytes());
+            page[24..28].copy_from_slice(&(entries.len() as u32).to_le_bytes());
+            for (row, entry) in page[HEADER_LEN..].chunks_exact_mut(ENTRY_LEN).zip(entries) {
+                row[0..2].copy_from_slice(&entry.disk.0.to_le_bytes());
+                row[4..8].copy_from_slice(&entry.checksum.to_le_bytes());
+                row[8..16].copy_from_slice(&entry.extent.0.to_le_bytes());
+                row[16..24].copy_from_slice(&entry.upto.0.to_le_bytes());
+                row[24..32].copy_from_slice(&entry.slot.unwrap_or(ZERO_SLOT).to_le_bytes());
+            }
+            let checksum = crc32c(&page[8..]);
+            page[4..8].copy_from_slice(&checksum.to_le_bytes());
+            pages.push((self.next_page * PAGE_SIZE as u64, page.freeze().whole()));
+            self.next_page += 1;
+        }
+        pages
+    }
+
+    pub fn keep(&mut self, saved: Vec<SavedExtent>) {
+        for entry in saved {
+            let place = Saved { slot: entry.slot, checksum: entry.checksum };
+            self.saved.insert((entry.disk, entry.extent, entry.upto), place);
+        }
+    }
+
+    /// Reads the map back. Pages of another generation or behind a torn one were never relied on: nothing
+    /// was overwritten before its page was durable.
+    pub fn load(&mut self, open: Vec<(SnapshotId, Lsn)>, generation: u64, map: &[u8]) {
+        self.open = open;
+        let mut entries = Vec::new();
+        for (index, page) in map.chunks_exact(PAGE_SIZE).enumerate() {
+            let Some(rows) = decode_page(page, generation, index as u64) else { continue };
+            self.next_page = index as u64 + 1;
+            entries.extend(rows);
+        }
+        // A slot given out twice belongs to the later row: the earlier one was let go before.
+        let mut owner: BTreeMap<u64, usize> = BTreeMap::new();
+        for (index, entry) in entries.iter().enumerate() {
+            if let Some(slot) = entry.slot {
+                owner.insert(slot, index);
+                self.next_slot = self.next_slot.max(slot + 1);
+            }
+        }
+        let sound = entries
+            .iter()
+            .enumerate()
+            .filter(|(index, entry)| entry.slot.is_none_or(|slot| owner.get(&slot) == Some(index)))
+            .map(|(_, &entry)| entry)
+            .collect();
+        self.keep(sound);
+        let used: BTreeSet<u64> = self.saved.values().filter_map(|saved| saved.slot).collect();
+        self.free = (0..self.next_slot).filter(|slot| !used.contains(slot)).collect();
+        self.drop_unneeded();
+    }
+
+    /// Lets go of what no open snapshot reads. Only after the closing is durable: the slots are used again.
+    pub fn drop_unneeded(&mut self) {
+        let open: BTreeSet<Lsn> = self.open.iter().map(|&(_, lsn)| lsn).collect();
+        let mut previous: Option<(DiskIndex, ExtentIndex, Lsn)> = None;
+        let mut unneeded = Vec::new();
+        for &key in self.saved.keys() {
+            let (disk, extent, upto) = key;
+            let after = match previous {
+                Some((d, e, lsn)) if (d, e) == (disk, extent) => lsn.next(),
+                _ => Lsn::ZERO,
+            };
+            if open.range(after..=upto).next().is_none() {
+                unneeded.push(key);
+            }
+            previous = Some(key);
+        }
+        for key in unneeded {
+            if let Some(Saved { slot: Some(slot), .. }) = self.saved.remove(&key) {
+                self.free.insert(slot);
+            }
+        }
+    }
+
+    /// Starts over, after the last snapshot was closed.
+    pub fn clear(&mut self) {
+        *self = Snapshots::default();
+    }
+}
+
+fn decode_page(page: &[u8], generation: u64, index: u64) -> Option<Vec<SavedExtent>> {
+    let word = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().expect("eight bytes"));
+    let count = u32::from_le_bytes(page[24..28].try_into().expect("four bytes")) as usize;
+    let sound = page[..4] == MAGIC
+        && page[4..8] == crc32c(&page[8..]).to_le_bytes()
+        && word(8) == generation
+        && word(16) == index
+        && count <= ENTRIES;
+    sound.then(|| {
+        page[HEADER_LEN..]
+            .chunks_exact(ENTRY_LEN)
+            .take(count)
+            .map(|row| {
+                let word = |at: usize| u64::from_le_bytes(row[at..at + 8].try_into().expect("eight bytes"));
+                SavedExtent {
+                    disk: DiskIndex(u16::from_le_bytes([row[0], row[1]])),
+                    checksum: u32::from_le_bytes(row[4..8].try_into().expect("four bytes")),
+                    extent: ExtentIndex(word(8)),
+                    upto: Lsn(word(16)),
+                    slot: Some(word(24)).filter(|&slot| slot != ZERO_SLOT),
+                }
+            })
+            .collect()
+    })
+}
+
+/// A read of an old extent under way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OldRead {
+    pub token: Token,
+    pub at: Lsn,
+    pub disk: DiskIndex,
+    pub extent: ExtentIndex,
+    /// `None`: the image is being read.
+    pub from: Option<Saved>,
+}
+
+impl Store {
+    /// The next position the image may not pass because a snapshot opens there.
+    pub(crate) fn next_snapshot_stop(&self) -> Option<Lsn> {
+        self.openings.iter().map(|&(_, at)| at).min()
+    }
+
+    /// Opens a snapshot of all disks at `at` (`None`: as soon as can be): `SnapshotOpened` follows once the
+    /// image reached it.
+    pub fn open_snapshot(
+        &mut self,
+        id: SnapshotId,
+        at: Option<Lsn>,
+        out: &mut Output,
+    ) -> Result<(), Refused> {
+        let reached = self.round.as_ref().map_or(self.applied, |round| round.target);
+        let at = at.unwrap_or(reached);
+        self.check_running()?;
+        if self.snapshots.position(id).is_some() || self.openings.iter().any(|&(other, _)| other == id) {
+            return Err(Refused::Name);
+        }
+        if self.superblock.snapshots.len() + self.openings.len() >= MAX_SNAPSHOTS
+            || self.superblock.syncing.is_some()
+        {
+            return Err(Refused::State);
+        }
+        if at < reached {
+            return Err(Refused::Passed);
+        }
+        self.openings.push((id, at));
+        self.apply_more(out);
+        self.advance_task(out);
+        Ok(())
+    }
+
+    /// Closes one: `SnapshotClosed` follows. A resync's undo snapshot cannot be closed.
+    pub fn close_snapshot(&mut self, id: SnapshotId, out: &mut Output) -> Result<(), Refused> {
+        self.check_running()?;
+        if self.superblock.syncing.as_ref().is_some_and(|syncing| syncing.undo == id) {
+            return Err(Refused::State);
+        }
+        if let Some(index) = self.openings.iter().position(|&(opening, _)| opening == id) {
+            if matches!(&self.task, Some(Task { purpose: Purpose::OpenSnapshot(busy, _), .. }) if *busy == id)
+            {
+                return Err(Refused::State);
+            }
+            self.openings.remove(index);
+            out.events.push(StoreEvent::SnapshotClosed(id));
+            return Ok(());
+        }
+        if self.snapshots.position(id).is_none() {
+            return Err(Refused::Name);
+        }
+        self.queue_task(Purpose::CloseSnapshot(id), out);
+        Ok(())
+    }
+
+    /// Reads an extent as it was: `SnapshotRead` follows.
+    pub fn read_snapshot(
+        &mut self,
+        token: Token,
+        id: SnapshotId,
+        disk: DiskIndex,
+        extent: ExtentIndex,
+        out: &mut Output,
+    ) {
+        let known = self.disk_size(disk).is_some_and(|size| !extent.bytes(size).is_empty());
+        match self.snapshots.position(id) {
+            Some(at) if known && self.failed.is_none() => self.read_old_extent(token, at, disk, extent, out),
+            _ => out.events.push(StoreEvent::SnapshotRead { token, result: Err(SnapshotReadError::Unknown) }),
+        }
+    }
+
+    fn read_old_extent(
+        &mut self,
+        token: Token,
+        at: Lsn,
+        disk: DiskIndex,
+        extent: ExtentIndex,
+        out: &mut Output,
+    ) {
+        let from = self.snapshots.find(disk, extent, at);
+        if let Some(Saved { slot: None, .. }) = from {
+            let result = Ok(Extent { disk, extent, lsn: at, data: None });
+            return out.events.push(StoreEvent::SnapshotRead { token, result });
+        }
+        let op = match from.and_then(|saved| saved.slot) {
+            Some(slot) => {
+                IoOp::Read { file: FileId::SnapshotData, offset: slot * EXTENT_SIZE, len: EXTENT_BYTES }
+            }
+            None => {
+                IoOp::Read { file: FileId::Image(disk), offset: extent.0 * EXTENT_SIZE, len: EXTENT_BYTES }
+            }
+        };
+        let read = OldRead { token, at, disk, extent, from };
+        self.issue(IoClass::Background, op, Pending::OldRead(read), out);
+    }
+
+    pub(crate) fn old_extent_read(
+        &mut self,
+        read: OldRead,
+        result: Result<Slice, IoError>,
+        out: &mut Output,
+    ) {
+        let OldRead { token, at, disk, extent, from } = read;
+        // The extent may have been saved, and the image changed, while the image was read.
+        if from != self.snapshots.find(disk, extent, at) {
+            return self.read_old_extent(token, at, disk, extent, out);
+        }
+        let result = match (result, from) {
+            (Err(error), _) => Err(SnapshotReadError::Io(error)),
+            (Ok(data), Some(saved)) if crc32c(&data) != saved.checksum => {
+                let message = format!("saved extent {} of disk {disk} is damaged", extent.0);
+                let file = FileId::SnapshotData;
+                Err(SnapshotReadError::Io(IoError {
+                    kind: IoErrorKind::Io,
+                    file,
+                    path: String::new(),
+                    message,
+                }))
+            }
+            (Ok(data), _) => Ok(self.extent_of(disk, extent, at, data)),
+        };
+        out.events.push(StoreEvent::SnapshotRead { token, result });
+    }
+
+    /// An extent's answer: cut at the disk's end, without data when zero.
+    pub(crate) fn extent_of(&self, disk: DiskIndex, extent: ExtentIndex, lsn: Lsn, data: Slice) -> Extent {
+        let range = extent.bytes(self.disk_size(disk).unwrap_or(0));
+        let data = data.slice(0..(range.end - range.start) as usize);
+        let data = (!is_zero(&data)).then_some(data);
+        Extent { disk, extent, lsn, data }
+    }
+}

@@ -1,0 +1,71 @@
+//! What is due by time, when traffic alone does not bring it about.
+
+use crate::event::Output;
+use crate::store::Store;
+use rempart_types::{Lsn, MonotonicTime};
+
+/// The next times, each set while there is something to do.
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    now: MonotonicTime,
+    sync: Option<MonotonicTime>,
+    apply: Option<MonotonicTime>,
+    checkpoint: Option<MonotonicTime>,
+}
+
+impl Timers {
+    pub fn next(&self) -> Option<MonotonicTime> {
+        [self.sync, self.apply, self.checkpoint].into_iter().flatten().min()
+    }
+
+    fn take_due(timer: &mut Option<MonotonicTime>, now: MonotonicTime) -> bool {
+        let due = timer.is_some_and(|at| at <= now);
+        if due {
+            *timer = None;
+        }
+        due
+    }
+}
+
+impl Store {
+    /// Sets the timers that have a reason and are not set. Counted from the last tick: early is harmless.
+    pub(crate) fn arm_timers(&mut self) {
+        let now = self.timers.now;
+        let unsynced = self.journal.durable < self.journal.log_end;
+        let stable = self.stable_here().min(self.journal.log_end);
+        let unapplied =
+            stable > self.applied && self.window.floor(stable).is_some_and(|lsn| lsn > self.applied);
+        let lazy = |lsn: Lsn, other: Lsn| lsn > other;
+        let unnoted = lazy(self.applied, self.superblock.applied)
+            || lazy(self.journal.durable, self.superblock_written.durable)
+            || lazy(self.stable_here(), self.superblock_written.stable);
+        if unsynced {
+            self.timers.sync.get_or_insert(now + self.limits.sync_delay);
+        }
+        if unapplied {
+            self.timers.apply.get_or_insert(now + self.limits.apply_delay);
+        }
+        if unnoted {
+            self.timers.checkpoint.get_or_insert(now + self.limits.checkpoint_delay);
+        }
+    }
+
+    /// Does what is due by time: own syncs, application, checkpoints.
+    pub fn tick(&mut self, now: MonotonicTime, out: &mut Output) {
+        self.timers.now = self.timers.now.max(now);
+        if self.failed.is_some() || self.closing {
+            return;
+        }
+        if Timers::take_due(&mut self.timers.sync, now) {
+            self.want_sync(out);
+        }
+        if Timers::take_due(&mut self.timers.apply, now) {
+            self.apply_now = true;
+            self.apply_more(out);
+        }
+        if Timers::take_due(&mut self.timers.checkpoint, now) && self.task.is_none() {
+            self.checkpoint(out);
+        }
+        self.arm_timers();
+    }
+}
