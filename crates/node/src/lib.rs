@@ -1,1 +1,69 @@
+//! The daemon as a library. It wires: every part that has a name of its own is a crate.
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`config`] | the configuration files |
+//! | `daemon` | `node init`, `node run` |
+//! | `witness` | `witness init`, `witness run` |
+//! | `node` | one node: identity, cluster, virtual machines |
+//! | `group` | the data plane: one thread per virtual machine |
+//! | `vm` | one virtual machine: its runner, its record, its events |
+//! | `operation` | what an operator can order |
+//! | `membership` | joining, renewing, removing |
+//! | `http` | the operator's API, the API between nodes, enrolment |
+//! | `links` | connections between replicas |
 
+mod clock;
+pub mod config;
+mod daemon;
+mod durable;
+mod group;
+mod http;
+mod identity;
+mod jobs;
+mod links;
+mod members;
+mod membership;
+mod metrics;
+mod node;
+mod operation;
+mod paths;
+mod registers;
+mod status;
+mod vm;
+mod witness;
+
+pub use daemon::{init, run};
+pub use witness::{init as witness_init, run as witness_run};
+
+use sd_notify::NotifyState;
+use std::path::Path;
+use std::time::Duration;
+
+fn make_private_dir(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Tells systemd that the service is up, if it runs under systemd.
+fn notify_ready() {
+    if let Err(error) = sd_notify::notify(false, &[NotifyState::Ready]) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// Pets systemd's watchdog from the runtime that everything else runs on, if it asks for that.
+fn watchdog() {
+    let mut micros = 0;
+    if !sd_notify::watchdog_enabled(false, &mut micros) {
+        return;
+    }
+    let every = Duration::from_micros(micros / 3);
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(every);
+        loop {
+            ticks.tick().await;
+            let _ = sd_notify::notify(false, &[NotifyState::Watchdog]);
+        }
+    });
+}

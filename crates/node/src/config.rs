@@ -1,0 +1,363 @@
+//! The configuration files, parsed once into types that cannot be wrong.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the program looks when nothing else is said.
+pub const DEFAULT_CONFIG: &str = "/etc/rempart/node.toml";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read `{path}`")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("`{path}` is not a valid configuration")]
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("`{path}`: {what}")]
+    Value { path: PathBuf, what: String },
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    pub node: NodeSection,
+    #[serde(default)]
+    pub timing: TimingSection,
+    #[serde(default)]
+    pub replication: ReplicationSection,
+    #[serde(default)]
+    pub vm: VmSection,
+    #[serde(default)]
+    pub metrics: MetricsSection,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSection {
+    pub name: String,
+    pub listen: SocketAddr,
+    /// What peers dial, when it is not `listen`.
+    #[serde(default)]
+    pub advertise: Option<String>,
+    pub data_dir: PathBuf,
+    pub run_dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TimingSection {
+    pub beacon_interval_ms: u64,
+    pub peer_deadline_ms: u64,
+    pub suspect_after_ms: u64,
+    pub lease_ms: u64,
+    pub guard_stop_ms: u64,
+    pub register_deadline_ms: u64,
+}
+
+impl Default for TimingSection {
+    fn default() -> TimingSection {
+        TimingSection {
+            beacon_interval_ms: 250,
+            peer_deadline_ms: 1500,
+            suspect_after_ms: 2000,
+            lease_ms: 3000,
+            guard_stop_ms: 1000,
+            register_deadline_ms: 1000,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    #[default]
+    Off,
+    /// Where a sample shows that it pays.
+    Auto,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplicationSection {
+    /// 0 means as fast as it goes.
+    pub resync_limit_bytes_per_s: u64,
+    pub compression: Compression,
+    /// Journal kept per virtual machine, so that a peer catches up from the log.
+    pub journal_bytes: u64,
+    /// Log bytes held in memory until the image has them; past it guest writes wait.
+    pub window_bytes: u64,
+}
+
+impl Default for ReplicationSection {
+    fn default() -> ReplicationSection {
+        ReplicationSection {
+            resync_limit_bytes_per_s: 0,
+            compression: Compression::Off,
+            journal_bytes: 256 << 20,
+            window_bytes: 64 << 20,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AcceleratorChoice {
+    /// KVM if it really runs a guest, else TCG.
+    #[default]
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmSection {
+    pub accelerator: AcceleratorChoice,
+    pub qemu: PathBuf,
+    /// How often QEMU is restarted here before the virtual machine moves to the peer.
+    pub restarts: u32,
+    /// How long a guest may take to shut down when it is asked to.
+    pub shutdown_timeout_s: u64,
+    /// A hardware watchdog that the guard pets, such as /dev/watchdog.
+    pub watchdog: Option<PathBuf>,
+    /// Close a machine's network by a kernel timer when nobody renews its lease. Needs nftables.
+    pub network_gate: bool,
+}
+
+impl Default for VmSection {
+    fn default() -> VmSection {
+        VmSection {
+            accelerator: AcceleratorChoice::Auto,
+            qemu: PathBuf::from("qemu-system-x86_64"),
+            restarts: 3,
+            shutdown_timeout_s: 90,
+            watchdog: None,
+            network_gate: true,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsSection {
+    /// Prometheus metrics over plain HTTP. Loopback only: the endpoint is not authenticated.
+    pub listen: Option<SocketAddr>,
+}
+
+impl NodeConfig {
+    pub fn load(path: &Path) -> Result<NodeConfig, ConfigError> {
+        let config: NodeConfig = read(path)?;
+        let wrong = |what: String| ConfigError::Value { path: path.to_owned(), what };
+        check_name(&config.node.name).map_err(|e| wrong(format!("node.name: {e}")))?;
+        for (key, dir) in [("data_dir", &config.node.data_dir), ("run_dir", &config.node.run_dir)] {
+            if !dir.is_absolute() {
+                return Err(wrong(format!("node.{key}: `{}` is not an absolute path", dir.display())));
+            }
+        }
+        if let Some(listen) = config.metrics.listen
+            && !listen.ip().is_loopback()
+        {
+            return Err(wrong(format!("metrics.listen: `{listen}` is not a loopback address; the endpoint is open")));
+        }
+        if config.replication.window_bytes < 1 << 20 || config.replication.journal_bytes < 2 * config.replication.window_bytes {
+            return Err(wrong(
+                "replication: window_bytes must be at least 1 MiB and journal_bytes at least twice that window".into(),
+            ));
+        }
+        Ok(config)
+    }
+
+    pub fn advertised(&self) -> String {
+        self.node.advertise.clone().unwrap_or_else(|| self.node.listen.to_string())
+    }
+
+    /// The file that `node init` writes.
+    pub fn template(name: &str, listen: SocketAddr, data_dir: &Path, run_dir: &Path) -> String {
+        let quote = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        format!(
+            r#"# Rempart node. Commented values are the defaults.
+
+[node]
+# This node's name in the cluster: lowercase letters, digits and hyphens.
+name = {name}
+# Peers reach this node here. Both sides prove who they are by certificate (TLS 1.3).
+listen = {listen}
+# What peers dial, when it is not the address above (NAT, several networks).
+# advertise = "host:port"
+# Disks, journals, keys.
+data_dir = {data_dir}
+# Sockets and process state; need not survive a reboot.
+run_dir = {run_dir}
+
+[timing]
+# How fast a dead server is noticed against how much jitter is forgiven. `rempart node run` refuses
+# values that do not fit together.
+# beacon_interval_ms = 250
+# peer_deadline_ms = 1500
+# suspect_after_ms = 2000
+# lease_ms = 3000
+# guard_stop_ms = 1000
+# register_deadline_ms = 1000
+
+[replication]
+# Limit on resynchronisation, 0 for none.
+# resync_limit_bytes_per_s = 0
+# "off", or "auto": where a sample shows that it pays.
+# compression = "off"
+# Journal kept for each virtual machine.
+# journal_bytes = 268435456
+# Log bytes held in memory for each running virtual machine until its image has them.
+# window_bytes = 67108864
+
+[vm]
+# "auto": KVM if it really runs a guest, else TCG (slow emulation).
+# accelerator = "auto"
+# qemu = "qemu-system-x86_64"
+# restarts = 3
+# shutdown_timeout_s = 90
+# watchdog = "/dev/watchdog"
+# network_gate = true
+
+[metrics]
+# Prometheus metrics, loopback only. They are also on the API socket under /metrics.
+# listen = "127.0.0.1:9411"
+"#,
+            name = quote(name),
+            listen = quote(&listen.to_string()),
+            data_dir = quote(&data_dir.to_string_lossy()),
+            run_dir = quote(&run_dir.to_string_lossy()),
+        )
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WitnessConfig {
+    pub witness: WitnessSection,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WitnessSection {
+    pub name: String,
+    pub listen: SocketAddr,
+    #[serde(default)]
+    pub advertise: Option<String>,
+    pub data_dir: PathBuf,
+}
+
+impl WitnessConfig {
+    pub fn load(path: &Path) -> Result<WitnessConfig, ConfigError> {
+        let config: WitnessConfig = read(path)?;
+        check_name(&config.witness.name)
+            .map_err(|e| ConfigError::Value { path: path.to_owned(), what: format!("witness.name: {e}") })?;
+        Ok(config)
+    }
+
+    pub fn template(name: &str, listen: SocketAddr, advertise: Option<&str>, data_dir: &Path) -> String {
+        let quote = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        let advertise = match advertise {
+            Some(advertise) => format!("advertise = {}", quote(advertise)),
+            None => "# advertise = \"host:port\"".to_owned(),
+        };
+        format!(
+            "# Rempart witness: remembers which copies are current. Needs little of everything but a disk that\n\
+             # keeps what it synced, and a machine that does not fail together with a node.\n\n\
+             [witness]\nname = {}\nlisten = {}\n# What nodes dial, when it is not the address above.\n\
+             {advertise}\ndata_dir = {}\n",
+            quote(name),
+            quote(&listen.to_string()),
+            quote(&data_dir.to_string_lossy())
+        )
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+}
+
+/// Names of nodes and virtual machines become file names and host names.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let good = !name.is_empty()
+        && name.len() <= 63
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-');
+    if good {
+        Ok(())
+    } else {
+        Err(format!("`{name}` is not a name: use 1 to 63 lowercase letters, digits and inner hyphens"))
+    }
+}
+
+impl TimingSection {
+    /// The cluster core's times; what is not configurable keeps its default.
+    pub fn to_cluster(self) -> rempart_cluster::Timing {
+        let millis = Duration::from_millis;
+        rempart_cluster::Timing {
+            beacon_interval: millis(self.beacon_interval_ms),
+            peer_deadline: millis(self.peer_deadline_ms),
+            suspect_after: millis(self.suspect_after_ms),
+            lease: millis(self.lease_ms),
+            guard_stop: millis(self.guard_stop_ms),
+            register_deadline: millis(self.register_deadline_ms),
+            ..rempart_cluster::Timing::default()
+        }
+    }
+
+    pub fn register_deadline(&self) -> Duration {
+        Duration::from_millis(self.register_deadline_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<NodeConfig, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        std::fs::write(&path, text).unwrap();
+        NodeConfig::load(&path)
+    }
+
+    fn template() -> String {
+        NodeConfig::template("a", "10.0.0.1:7400".parse().unwrap(), Path::new("/var/lib/rempart"), Path::new("/run/rempart"))
+    }
+
+    #[test]
+    fn the_template_is_valid_and_its_comments_are_the_defaults() {
+        let plain = parse(&template()).unwrap();
+        let uncommented: String = template()
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.contains(" = ") && !rest.contains("advertise") && !rest.contains("watchdog") && !rest.contains("listen") => rest,
+                _ => line,
+            })
+            .collect::<Vec<_>>()
+            .join("\n");
+        let explicit = parse(&uncommented).unwrap();
+        assert_eq!(plain.timing, explicit.timing);
+        assert_eq!(plain.replication, explicit.replication);
+        assert_eq!(plain.vm, explicit.vm);
+    }
+
+    #[test]
+    fn wrong_configurations_are_refused() {
+        for (from, to) in [
+            ("name = \"a\"", "name = \"A b\""),
+            ("data_dir = \"/var", "data_dir = \"var"),
+            ("[metrics]", "[metrics]\nlisten = \"0.0.0.0:1\""),
+            ("[timing]", "[timing]\nlease = 3"),
+            ("[replication]", "[replication]\nwindow_bytes = 1"),
+        ] {
+            let text = template();
+            assert!(text.contains(from), "{from}");
+            assert!(parse(&text.replace(from, to)).is_err(), "{to}");
+        }
+        let text = template();
+        assert!(parse(&text[..text.len() / 5]).is_err(), "a truncated file");
+    }
+}

@@ -1,0 +1,73 @@
+//! epoll, level-triggered, with a key per descriptor.
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::time::Timespec;
+use std::io;
+use std::time::Duration;
+
+/// Events taken at once.
+const BATCH: usize = 64;
+
+pub struct Poller {
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    pub key: u64,
+    pub readable: bool,
+    pub writable: bool,
+}
+
+impl Poller {
+    pub fn new() -> io::Result<Poller> {
+        Ok(Poller { epoll: epoll::create(CreateFlags::CLOEXEC)?, events: Vec::with_capacity(BATCH) })
+    }
+
+    pub fn add(&self, fd: impl AsFd, key: u64, writable: bool) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(key), flags(true, writable))?)
+    }
+
+    pub fn change(&self, fd: impl AsFd, key: u64, readable: bool, writable: bool) -> io::Result<()> {
+        Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(key), flags(readable, writable))?)
+    }
+
+    pub fn remove(&self, fd: impl AsFd) {
+        // Closing the descriptor removes it as well.
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    /// Waits for at most `timeout`; `None` waits for ever.
+    pub fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
+        ready.clear();
+        let timeout = timeout.map(|t| Timespec {
+            tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(t.subsec_nanos()),
+        });
+        self.events.clear();
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        ready.extend(self.events.iter().map(|event| {
+            let flags = event.flags;
+            let broken = flags.intersects(EventFlags::ERR | EventFlags::HUP);
+            Ready {
+                key: event.data.u64(),
+                readable: broken || flags.contains(EventFlags::IN),
+                writable: broken || flags.contains(EventFlags::OUT),
+            }
+        }));
+        Ok(())
+    }
+}
+
+fn flags(readable: bool, writable: bool) -> EventFlags {
+    let mut flags = EventFlags::empty();
+    flags.set(EventFlags::IN, readable);
+    flags.set(EventFlags::OUT, writable);
+    flags
+}

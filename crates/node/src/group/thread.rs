@@ -1,0 +1,370 @@
+//! The loop of one group's thread. Everything that is ready goes in, the engine's turn ends, its actions are carried
+//! out; whatever completes at once goes in again before anything is waited for.
+
+use super::link::{LinkEnd, LinkTimes, Links};
+use super::nbd_server::NbdServer;
+use super::poller::{Poller, Ready};
+use super::{FromGroup, GroupHandle, GroupStatus, ToGroup, for_control};
+use crate::clock;
+use crate::config::NodeConfig;
+use crate::vm::record::DiskFile;
+use rempart_engine::{Action, Command, CommandId, CommandOutput, DigestJob, Engine, Input, Params, Role};
+use rempart_replication::Digest;
+use rempart_store::file::{Executor, FileDisk};
+use rempart_types::{GroupId, MonotonicTime, NodeId, NodeSet, RegisterId};
+use rustix::event::{EventfdFlags, eventfd};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
+
+const KEY_WAKE: u64 = 0;
+const KEY_EXECUTOR: u64 = 1;
+const KEY_FIRST_LINK: u64 = 16;
+const KEY_LAST_LINK: u64 = u32::MAX as u64;
+const KEY_FIRST_NBD: u64 = 1 << 32;
+
+/// Figures for people are not fresher than this.
+const STATUS_EVERY: Duration = Duration::from_millis(50);
+/// Threads of one group that execute what would block its loop.
+const IO_WORKERS: usize = 2;
+/// Messages from the control plane taken in one turn.
+const MAX_INBOX: usize = 64;
+
+/// What a replica is opened with.
+#[derive(Debug)]
+pub struct GroupParams {
+    pub me: NodeId,
+    pub group: GroupId,
+    pub register: RegisterId,
+    pub peers: NodeSet,
+    pub store_dir: PathBuf,
+    pub disks: Vec<DiskFile>,
+    pub config: Arc<NodeConfig>,
+    pub listener: OwnedFd,
+}
+
+#[derive(Debug)]
+pub struct OpenedGroup {
+    pub handle: GroupHandle,
+    pub events: async_mpsc::UnboundedReceiver<FromGroup>,
+    /// What recovery found worth telling.
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenGroupError {
+    #[error("open the copy's files: {0}")]
+    Files(#[source] rempart_store::IoError),
+    #[error(transparent)]
+    Engine(#[from] rempart_engine::OpenError),
+    #[error("set up the thread: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Recovers the replica and starts its thread. Blocks while it recovers.
+pub fn open(params: GroupParams) -> Result<OpenedGroup, OpenGroupError> {
+    let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(std::io::Error::from)?);
+    let poller = Poller::new()?;
+    poller.add(&wake, KEY_WAKE, false)?;
+    let mut disk = FileDisk::open(&params.store_dir).map_err(OpenGroupError::Files)?;
+    let now = clock::monotonic();
+    let mut actions = Vec::new();
+    let engine = Engine::open(&mut disk, engine_params(&params)?, now, &mut actions)?;
+    let executor = Executor::new(disk, IO_WORKERS)?;
+    poller.add(executor.wake_fd(), KEY_EXECUTOR, false)?;
+    let nbd = NbdServer::new(params.listener, engine.disk_sizes(), &poller, KEY_FIRST_NBD)?;
+    let (sender, inbox) = mpsc::channel();
+    let (outbox, events) = async_mpsc::unbounded_channel();
+    let status = GroupStatus {
+        engine: engine.status(now),
+        longest_stall: Duration::ZERO,
+        connected: Vec::new(),
+        primary_heard_unix_ms: None,
+    };
+    let (status_sender, status) = watch::channel(status);
+    let timing = params.config.timing;
+    let times = LinkTimes {
+        silence: Duration::from_millis(timing.peer_deadline_ms),
+        alive_every: Duration::from_millis(timing.beacon_interval_ms.max(10)),
+    };
+    let handle = GroupHandle { sender, wake: wake.clone(), status };
+    let thread = GroupThread {
+        engine,
+        executor,
+        poller,
+        wake,
+        inbox,
+        outbox: outbox.clone(),
+        links: Links::new(KEY_FIRST_LINK, KEY_LAST_LINK, times),
+        nbd,
+        commands: BTreeMap::new(),
+        next_command: 0,
+        digester: None,
+        handle: handle.clone(),
+        status: status_sender,
+        status_at: now,
+        longest_stall: Duration::ZERO,
+        primary_heard_unix_ms: None,
+        config_seen: None,
+        ended: false,
+    };
+    let name = format!("group-{:08x}", params.group.0 as u32);
+    std::thread::Builder::new().name(name).spawn(move || {
+        // A defect in one group's cores must not take the other groups with it.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || thread.run(actions)));
+        let failure = match outcome {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => Some(panic_text(&*panic)),
+        };
+        let _ = outbox.send(FromGroup::Ended { failure });
+    })?;
+    Ok(OpenedGroup { handle, events, notes: Vec::new() })
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    format!("a defect of the program: {}", text.unwrap_or("unknown"))
+}
+
+fn engine_params(params: &GroupParams) -> std::io::Result<Params> {
+    let config = &params.config;
+    let cluster = rempart_cluster::Config {
+        me: params.me,
+        group: params.group,
+        peers: params.peers.clone(),
+        register: params.register,
+        timing: config.timing.to_cluster(),
+        nonce_seed: crate::identity::random_u128()?,
+    };
+    let limit = config.replication.resync_limit_bytes_per_s;
+    let replication = rempart_replication::Config {
+        commit_deadline: Duration::from_millis(config.timing.peer_deadline_ms),
+        resync_bytes_per_second: (limit > 0).then_some(limit),
+        ..rempart_replication::Config::default()
+    };
+    Ok(Params { cluster, replication })
+}
+
+struct GroupThread {
+    engine: Engine,
+    executor: Executor,
+    poller: Poller,
+    wake: Arc<OwnedFd>,
+    inbox: mpsc::Receiver<ToGroup>,
+    outbox: async_mpsc::UnboundedSender<FromGroup>,
+    links: Links,
+    nbd: NbdServer,
+    commands: BTreeMap<CommandId, oneshot::Sender<Result<CommandOutput, rempart_engine::CommandError>>>,
+    next_command: u64,
+    digester: Option<mpsc::Sender<(DigestJob, Vec<Vec<rempart_engine::Bytes>>)>>,
+    handle: GroupHandle,
+    status: watch::Sender<GroupStatus>,
+    status_at: MonotonicTime,
+    longest_stall: Duration,
+    primary_heard_unix_ms: Option<u64>,
+    config_seen: Option<rempart_engine::Bytes>,
+    ended: bool,
+}
+
+impl GroupThread {
+    fn run(mut self, first: Vec<Action>) -> std::io::Result<()> {
+        let mut actions = first;
+        let mut ready: Vec<Ready> = Vec::new();
+        let mut completions = Vec::new();
+        let mut ended_links = Vec::new();
+        while !self.ended {
+            let mut now = clock::monotonic();
+            // One turn: whatever follows at once is part of it.
+            loop {
+                self.engine.end_turn(now, clock::wall(), &mut actions);
+                let any = !actions.is_empty();
+                for action in actions.drain(..) {
+                    self.carry_out(action, now, &mut ended_links);
+                }
+                self.executor.completions(&mut completions);
+                for completion in completions.drain(..) {
+                    self.engine.handle(Input::Io(completion), now, &mut actions);
+                }
+                let resumed = self.nbd.resume(&mut self.engine, &self.poller);
+                if !any && !resumed && actions.is_empty() {
+                    break;
+                }
+            }
+            self.nbd.send(&mut self.engine, &self.poller);
+            self.links.flush(now, &self.poller, &mut ended_links);
+            self.tell_ended_links(&mut ended_links, now, &mut actions);
+            self.executor.after_replies();
+            self.publish(now);
+            if !actions.is_empty() {
+                continue;
+            }
+
+            let timeout = self.next_wake().map(|at| at.since(clock::monotonic()));
+            self.poller.wait(timeout, &mut ready)?;
+            now = clock::monotonic();
+            for event in &ready {
+                self.take(*event, now, &mut actions, &mut ended_links);
+            }
+            self.tell_ended_links(&mut ended_links, now, &mut actions);
+            if self.engine.next_wake().is_some_and(|at| at <= now) {
+                self.engine.handle(Input::Tick, now, &mut actions);
+            }
+        }
+        Ok(())
+    }
+
+    fn next_wake(&self) -> Option<MonotonicTime> {
+        let status = Some(self.status_at + Duration::from_millis(500));
+        [self.engine.next_wake(), self.links.next_wake(), status].into_iter().flatten().min()
+    }
+
+    fn take(&mut self, event: Ready, now: MonotonicTime, actions: &mut Vec<Action>, ended: &mut Vec<LinkEnd>) {
+        if event.key == KEY_WAKE {
+            let _ = rustix::io::read(self.wake.as_fd(), &mut [0; 8]);
+            self.take_inbox(now, actions, ended);
+        } else if event.key == KEY_EXECUTOR {
+            // Taking the completions resets it: at the start of the turn that follows.
+        } else if self.links.owns(event.key) {
+            let engine = &mut self.engine;
+            ended.extend(self.links.ready(event, now, &self.poller, |peer, session, message| {
+                engine.handle(Input::Message { peer, session, message }, now, actions);
+            }));
+        } else if self.nbd.owns(event.key) {
+            self.nbd.ready(event, &mut self.engine, &self.poller);
+        }
+    }
+
+    fn take_inbox(&mut self, now: MonotonicTime, actions: &mut Vec<Action>, ended: &mut Vec<LinkEnd>) {
+        for taken in 0.. {
+            if taken == MAX_INBOX {
+                let _ = rustix::io::write(self.wake.as_fd(), &1u64.to_ne_bytes());
+                return;
+            }
+            let Ok(message) = self.inbox.try_recv() else { return };
+            match message {
+                ToGroup::Link { peer, connection } => {
+                    let (old, new) = self.links.add(peer, *connection, now, &self.poller);
+                    if let Some(old) = old {
+                        // Its successor is here: nobody needs to dial.
+                        let (peer, session) = (old.peer, old.session);
+                        self.engine.handle(Input::Disconnected { peer, session }, now, actions);
+                    }
+                    match new {
+                        Ok(session) => self.engine.handle(Input::Connected { peer, session }, now, actions),
+                        Err(why) => self.tell(FromGroup::LinkDown { peer, why }),
+                    }
+                }
+                ToGroup::Unlink { peer } => ended.extend(self.links.end(peer, None, "it is not wanted", &self.poller)),
+                ToGroup::Register(reply) => self.engine.handle(Input::Register(reply), now, actions),
+                ToGroup::Vm(fact) => self.engine.handle(Input::Vm(fact), now, actions),
+                ToGroup::Command { command, reply } => {
+                    self.next_command += 1;
+                    let id = CommandId(self.next_command);
+                    if let Command::Stop = command {
+                        self.nbd.close_all(&mut self.engine, &self.poller);
+                    }
+                    self.commands.insert(id, reply);
+                    self.engine.handle(Input::Command { id, command }, now, actions);
+                }
+                ToGroup::Digested { job, digests } => {
+                    self.engine.handle(Input::Digested { job, digests }, now, actions);
+                }
+                ToGroup::End => self.ended = true,
+            }
+        }
+    }
+
+    fn tell(&self, message: FromGroup) {
+        // The listener is gone only while the daemon ends.
+        let _ = self.outbox.send(message);
+    }
+
+    fn tell_ended_links(&mut self, ended: &mut Vec<LinkEnd>, now: MonotonicTime, actions: &mut Vec<Action>) {
+        for LinkEnd { peer, session, why } in ended.drain(..) {
+            self.engine.handle(Input::Disconnected { peer, session }, now, actions);
+            self.tell(FromGroup::LinkDown { peer, why });
+        }
+    }
+
+    fn carry_out(&mut self, action: Action, _now: MonotonicTime, ended: &mut Vec<LinkEnd>) {
+        match action {
+            Action::Io(command) => self.executor.submit(command),
+            Action::Send { peer, session, message } => {
+                ended.extend(self.links.send(peer, session, &message, &self.poller));
+            }
+            Action::CloseSession { peer, session, why } => {
+                ended.extend(self.links.end(peer, Some(session), why, &self.poller));
+            }
+            Action::Reply { token, reply } => self.nbd.reply(token, reply, &mut self.engine, &self.poller),
+            Action::Digest { job, parts } => self.digest(job, parts),
+            Action::CommandDone { id, result } => {
+                if let Some(reply) = self.commands.remove(&id) {
+                    let _ = reply.send(result);
+                }
+            }
+            other => {
+                if let Some(message) = for_control(other) {
+                    self.tell(message);
+                }
+            }
+        }
+    }
+
+    fn digest(&mut self, job: DigestJob, parts: Vec<Vec<rempart_engine::Bytes>>) {
+        let handle = self.handle.clone();
+        let digester = self.digester.get_or_insert_with(|| {
+            let (sender, receiver) = mpsc::channel::<(DigestJob, Vec<Vec<rempart_engine::Bytes>>)>();
+            // Ends when the group's thread drops the sender.
+            let worker = move || {
+                while let Ok((job, parts)) = receiver.recv() {
+                    let digests = parts.iter().map(|part| digest_of(part)).collect();
+                    handle.send(ToGroup::Digested { job, digests });
+                }
+            };
+            if let Err(error) = std::thread::Builder::new().name("digest".into()).spawn(worker) {
+                tracing::error!(%error, "cannot start a thread for digests");
+            }
+            sender
+        });
+        let _ = digester.send((job, parts));
+    }
+
+    fn publish(&mut self, now: MonotonicTime) {
+        if self.engine.config() != self.config_seen.as_ref()
+            && let Some(config) = self.engine.config().cloned()
+        {
+            self.config_seen = Some(config.clone());
+            self.tell(FromGroup::Config(config));
+        }
+        if now < self.status_at + STATUS_EVERY {
+            return;
+        }
+        self.status_at = now;
+        let engine = self.engine.status(now);
+        self.longest_stall = self.longest_stall.max(engine.stall);
+        let connected: Vec<NodeId> =
+            engine.peers.iter().map(|peer| peer.node).filter(|node| self.links.connected(*node)).collect();
+        if engine.role == Role::Secondary && engine.primary.is_some_and(|primary| connected.contains(&primary)) {
+            self.primary_heard_unix_ms = Some(clock::wall().0);
+        }
+        self.status.send_replace(GroupStatus {
+            engine,
+            longest_stall: self.longest_stall,
+            connected,
+            primary_heard_unix_ms: self.primary_heard_unix_ms,
+        });
+    }
+}
+
+fn digest_of(part: &[rempart_engine::Bytes]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for bytes in part {
+        hasher.update(bytes);
+    }
+    Digest(*hasher.finalize().as_bytes())
+}

@@ -1,0 +1,83 @@
+//! Prometheus metrics, in its text format.
+
+use crate::node::Node;
+use crate::status;
+use axum::Router;
+use axum::routing::get;
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use rempart_api::{ReplicaRole, VmState};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VmLabel {
+    vm: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PeerLabel {
+    vm: String,
+    peer: String,
+}
+
+type PerVm = Family<VmLabel, Gauge>;
+
+/// All figures, taken now.
+pub fn render(node: &Node) -> String {
+    let status = status::of_node(node);
+    let mut registry = Registry::with_prefix("rempart");
+    let mut per_vm = |name: &str, help: &str, unit: Option<Unit>, value: &dyn Fn(&rempart_api::VmStatus) -> i64| {
+        let family = PerVm::default();
+        for vm in &status.vms {
+            family.get_or_create(&VmLabel { vm: vm.name.clone() }).set(value(vm));
+        }
+        match unit {
+            Some(unit) => registry.register_with_unit(name, help, unit, family),
+            None => registry.register(name, help, family),
+        }
+    };
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let yes = i64::from;
+    per_vm("vm_running", "The machine runs on this node", None, &|vm| yes(vm.state == VmState::Running));
+    per_vm("vm_primary", "This node leads", None, &|vm| yes(vm.role == ReplicaRole::Primary));
+    per_vm("vm_mirrored", "Every copy is in sync", None, &|vm| yes(vm.mirrored));
+    per_vm("vm_frozen", "The guest's writes wait", None, &|vm| yes(vm.frozen));
+    per_vm("vm_epoch", "The register's epoch", None, &|vm| number(vm.epoch));
+    per_vm("vm_in_sync_members", "Size of the in-sync set", None, &|vm| number(vm.in_sync.len() as u64));
+    per_vm("vm_lag", "Log that the slowest peer does not have", Some(Unit::Bytes), &|vm| number(vm.lag_bytes));
+    per_vm("vm_journal", "Journal in use", Some(Unit::Bytes), &|vm| number(vm.journal_bytes));
+    per_vm("vm_longest_stall_ms", "Longest wait of a guest's write since the daemon started", None, &|vm| {
+        number(vm.longest_stall_ms)
+    });
+    per_vm("vm_resync_sent", "Sent by the resynchronisation under way", Some(Unit::Bytes), &|vm| {
+        number(vm.resync.as_ref().map_or(0, |resync| resync.bytes_sent))
+    });
+    per_vm("vm_resync_changed", "To be sent by the resynchronisation under way", Some(Unit::Bytes), &|vm| {
+        number(vm.resync.as_ref().map_or(0, |resync| resync.bytes_changed))
+    });
+    let connected = Family::<PeerLabel, Gauge>::default();
+    for vm in &status.vms {
+        for peer in &vm.peers {
+            let label = PeerLabel { vm: vm.name.clone(), peer: peer.name.clone() };
+            connected.get_or_create(&label).set(i64::from(peer.connected));
+        }
+    }
+    registry.register("peer_connected", "There is a connection with the peer's copy", connected);
+    let witness = Gauge::<i64>::default();
+    witness.set(i64::from(node.host.registers.witness().is_some_and(|witness| witness.is_reachable())));
+    registry.register("witness_reachable", "The witness answers", witness);
+    let mut out = String::new();
+    text::encode(&mut out, &registry).expect("writing to a string does not fail");
+    out
+}
+
+/// On loopback, for a collector on this machine.
+pub async fn serve(node: Arc<Node>, listener: TcpListener) {
+    let router = Router::new().route("/metrics", get(move || async move { render(&node) }));
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "metrics are not served any more");
+    }
+}

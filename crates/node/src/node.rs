@@ -1,0 +1,271 @@
+//! One node: its identity, its cluster, its virtual machines.
+
+use crate::clock;
+use crate::config::{Compression, NodeConfig};
+use crate::identity::Identity;
+use crate::jobs::Jobs;
+use crate::links;
+use crate::members::Cluster;
+use crate::paths::Paths;
+use crate::registers::{Registers, Witness};
+use crate::vm::{Host, LinkWanted, Names, Vm, record::VmRecord};
+use rempart_api::{Error, MemberRole};
+use rempart_hypervisor::{HostReport, Hypervisor};
+use rempart_transport::pki::{Authority, Credentials};
+use rempart_transport::{TlsContext, TokenBook};
+use rempart_types::{GroupId, NodeId};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// A member heard of within this time counts as reachable.
+const REACHABLE_FOR: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub struct Node {
+    pub config: Arc<NodeConfig>,
+    pub paths: Paths,
+    pub jobs: Jobs,
+    pub host_report: HostReport,
+    pub started: Instant,
+    pub host: Host,
+    identity: Identity,
+    /// Held across every change of the cluster's membership or keys.
+    pub membership: tokio::sync::Mutex<Membership>,
+    tls: Mutex<Option<TlsContext>>,
+    vms: Mutex<BTreeMap<String, Arc<Vm>>>,
+    heard: Mutex<BTreeMap<NodeId, Instant>>,
+}
+
+/// What changes when machines join and leave.
+#[derive(Debug)]
+pub struct Membership {
+    /// Every full node holds it, so that the survivor of two can admit a replacement.
+    pub authority: Option<Authority>,
+    pub tokens: TokenBook,
+}
+
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("held for a moment only, and nothing panics meanwhile")
+}
+
+impl Node {
+    pub async fn open(
+        config: NodeConfig,
+        hypervisor: Arc<dyn Hypervisor>,
+    ) -> Result<(Arc<Node>, mpsc::UnboundedReceiver<LinkWanted>), Error> {
+        let paths = Paths::new(&config.node.data_dir, &config.node.run_dir);
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |e: &dyn std::fmt::Display| Error::failed(format!("cannot {what}")).cause(e)
+        };
+        let identity = Identity::load(&paths)
+            .map_err(|e| failed("read this node's identity")(&e))?
+            .ok_or_else(|| {
+                Error::failed(format!("there is no node in `{}`", paths.data_dir().display()))
+                    .hint("make one with `rempart node init`")
+            })?;
+        let cluster = Cluster::load(&paths.cluster()).map_err(|e| failed("read the list of members")(&e))?;
+        let in_cluster = cluster.is_some();
+        let tls = match in_cluster {
+            true => {
+                let credentials = Credentials::load(&paths.pki()).map_err(|e| failed("read the certificate")(&e))?;
+                Some(TlsContext::new(&credentials).map_err(|e| failed("use the certificate")(&e))?)
+            }
+            false => None,
+        };
+        let authority = match in_cluster {
+            true => Some(Authority::load(&paths.authority()).map_err(|e| failed("read the authority's key")(&e))?),
+            false => None,
+        };
+        let tokens = TokenBook::open(paths.tokens()).map_err(|e| failed("read the tokens")(&e))?;
+        let local = rempart_register::FileRegister::open(paths.registers())
+            .map_err(|e| failed("open the local registers")(&e))?;
+        let host_report = hypervisor.host().await.map_err(|e| failed("look at the hypervisor")(&e))?;
+        let (links, links_wanted) = mpsc::unbounded_channel();
+        let config = Arc::new(config);
+        let host = Host {
+            me: identity.id,
+            config: config.clone(),
+            hypervisor,
+            registers: Arc::new(Registers::new(local)),
+            names: Arc::new(Names::new(cluster)),
+            links,
+        };
+        let node = Arc::new(Node {
+            config,
+            paths,
+            jobs: Jobs::default(),
+            host_report,
+            started: Instant::now(),
+            host,
+            identity,
+            membership: tokio::sync::Mutex::new(Membership { authority, tokens }),
+            tls: Mutex::new(tls),
+            vms: Mutex::default(),
+            heard: Mutex::default(),
+        });
+        node.use_witness();
+        Ok((node, links_wanted))
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.identity.id
+    }
+
+    pub fn name(&self) -> &str {
+        &self.config.node.name
+    }
+
+    pub fn tls(&self) -> Option<TlsContext> {
+        hold(&self.tls).clone()
+    }
+
+    pub fn cluster(&self) -> Option<Cluster> {
+        self.host.names.cluster()
+    }
+
+    /// The cluster, or why there is none.
+    pub fn cluster_or_refuse(&self) -> Result<(Cluster, TlsContext), Error> {
+        self.cluster().zip(self.tls()).ok_or_else(|| {
+            Error::conflict(format!("node `{}` is in no cluster", self.name()))
+                .hint("`rempart cluster create NAME` makes one, `rempart cluster join TOKEN` joins one")
+        })
+    }
+
+    /// Uses these credentials and this list from now on, durably.
+    pub fn adopt_membership(&self, credentials: Option<&Credentials>, cluster: Cluster) -> Result<(), Error> {
+        let failed = |e: &dyn std::fmt::Display| Error::failed("cannot save the list of members").cause(e);
+        if let Some(credentials) = credentials {
+            credentials.save(&self.paths.pki()).map_err(|e| failed(&e))?;
+            let mut tls = hold(&self.tls);
+            match &*tls {
+                Some(tls) => tls.reload(credentials).map_err(|e| failed(&e))?,
+                None => *tls = Some(TlsContext::new(credentials).map_err(|e| failed(&e))?),
+            }
+        }
+        cluster.save(&self.paths.cluster()).map_err(|e| failed(&e))?;
+        self.host.names.set(cluster);
+        self.use_witness();
+        Ok(())
+    }
+
+    /// Points the registers at the cluster's witness.
+    fn use_witness(&self) {
+        let member = self.cluster().and_then(|cluster| cluster.witness().cloned());
+        let client = member.zip(self.tls()).map(|(member, tls)| {
+            let deadline = self.config.timing.register_deadline();
+            let state = self.paths.witness_instance(member.id);
+            Witness::new(&member, tls, deadline, state)
+        });
+        // Unchanged, it keeps its connections and what it knows.
+        let present = self.host.registers.witness();
+        let same = matches!((&present, &client), (Some(a), Some(b)) if a.is_same(b));
+        if !same {
+            self.host.registers.set_witness(client);
+        }
+    }
+
+    pub fn name_of(&self, id: NodeId) -> String {
+        self.host.names.name_of(id)
+    }
+
+    pub async fn address_of(&self, id: NodeId) -> Result<SocketAddr, String> {
+        let cluster = self.cluster().ok_or("this node is in no cluster")?;
+        let member = cluster.by_id(id).ok_or_else(|| format!("{id} is no member of the cluster"))?;
+        links::resolve(&member.address).await
+    }
+
+    pub fn compression(&self) -> rempart_transport::Compression {
+        match self.config.replication.compression {
+            Compression::Off => rempart_transport::Compression::Off,
+            Compression::Auto => rempart_transport::Compression::Sampled,
+        }
+    }
+
+    pub fn heard_of(&self, id: NodeId) {
+        hold(&self.heard).insert(id, Instant::now());
+    }
+
+    pub fn is_reachable(&self, id: NodeId) -> bool {
+        let linked = self.vms().iter().any(|vm| vm.group.status.borrow().connected.contains(&id));
+        linked || hold(&self.heard).get(&id).is_some_and(|at| at.elapsed() < REACHABLE_FOR)
+    }
+
+    pub fn vms(&self) -> Vec<Arc<Vm>> {
+        hold(&self.vms).values().cloned().collect()
+    }
+
+    pub fn vm(&self, name: &str) -> Result<Arc<Vm>, Error> {
+        hold(&self.vms).get(name).cloned().ok_or_else(|| {
+            Error::not_found(format!("there is no virtual machine `{name}` on node `{}`", self.name()))
+                .hint("`rempart vm list` shows those that are")
+        })
+    }
+
+    pub fn vm_of_group(&self, group: GroupId) -> Option<Arc<Vm>> {
+        hold(&self.vms).values().find(|vm| vm.group_id() == group).cloned()
+    }
+
+    pub fn insert_vm(&self, vm: Arc<Vm>) {
+        hold(&self.vms).insert(vm.name(), vm);
+    }
+
+    pub fn remove_vm(&self, name: &str) {
+        hold(&self.vms).remove(name);
+    }
+
+    /// Opens every virtual machine that is recorded here. One that cannot be opened does not keep the others down.
+    pub async fn open_vms(&self) -> Vec<(String, Error)> {
+        let mut failures = Vec::new();
+        let entries = match std::fs::read_dir(self.paths.vms()) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return failures,
+            Err(e) => return vec![("*".into(), Error::failed("cannot list the virtual machines").cause(e))],
+        };
+        let mut names: Vec<String> =
+            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.sort();
+        let mut opening = tokio::task::JoinSet::new();
+        for name in names {
+            let paths = self.paths.vm(&name);
+            let record = match VmRecord::load(&paths.record()) {
+                Ok(Some(record)) => record,
+                // An import that was cut off before its record was written.
+                Ok(None) => continue,
+                Err(e) => {
+                    failures.push((name.clone(), Error::failed(format!("cannot read the record of `{name}`")).cause(e)));
+                    continue;
+                }
+            };
+            let host = self.host.clone();
+            opening.spawn(async move { (name, Vm::open(host, paths, record, false).await) });
+        }
+        while let Some(result) = opening.join_next().await {
+            match result {
+                Ok((_, Ok(vm))) => self.insert_vm(vm),
+                Ok((name, Err(error))) => failures.push((name, error)),
+                Err(panic) => failures.push(("?".into(), Error::failed("a defect of the program").cause(panic))),
+            }
+        }
+        failures
+    }
+
+    pub fn members(&self) -> Result<rempart_api::Members, Error> {
+        let (cluster, _) = self.cluster_or_refuse()?;
+        Ok(cluster.to_api(self.id(), |id| match cluster.by_id(id).map(|member| member.role) {
+            Some(MemberRole::Witness) => self.host.registers.witness().is_some_and(|witness| witness.is_reachable()),
+            _ => self.is_reachable(id),
+        }))
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub fn now(&self) -> rempart_types::WallTime {
+        clock::wall()
+    }
+}

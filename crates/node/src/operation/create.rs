@@ -1,0 +1,227 @@
+//! Import and deletion of a virtual machine.
+
+use crate::config::check_name;
+use crate::jobs::Reporter;
+use crate::node::Node;
+use crate::vm::import::{self, Image};
+use crate::vm::record::{DiskFile, RegisterPlace, VmConfig, VmRecord};
+use crate::vm::Vm;
+use rempart_api::{Error, ErrorKind, ImportRequest};
+use rempart_hypervisor::definition::{CpuModel, Disk, Firmware, Nic, NicModel};
+use rempart_hypervisor::{Definition, MacAddress, VmUuid};
+use rempart_store::file::FileDisk;
+use rempart_store::{DiskEntry, FormatParams, Store};
+use rempart_types::{DiskIndex, GroupId, RegisterId};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Brings a machine in from its disk images.
+pub async fn import(node: Arc<Node>, request: ImportRequest, reporter: Reporter) -> Result<serde_json::Value, Error> {
+    let name = request.name.clone();
+    check_name(&name).map_err(Error::invalid)?;
+    if node.vm(&name).is_ok() {
+        return Err(Error::conflict(format!("there is a virtual machine `{name}` already")).hint("choose another name"));
+    }
+    reporter.phase("inspecting images");
+    let mut images = Vec::new();
+    for disk in &request.disks {
+        images.push(import::inspect(disk.clone()).await?);
+    }
+    refuse_shared_images(&node, &images)?;
+    let definition = definition(&node, &request, &images)?;
+    let nvram = match &request.nvram {
+        Some(path) => Some(tokio::fs::read(path).await.map_err(|e| {
+            Error::invalid(format!("cannot read the UEFI variables `{}`", path.display())).cause(e)
+        })?),
+        None => None,
+    };
+
+    let paths = node.paths.vm(&name);
+    // Whoever makes the directory owns the name.
+    make_directory(&paths.data).map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => Error::conflict(format!("`{}` exists already", paths.data.display()))
+            .hint("an earlier import was cut off there; remove the directory if nothing in it is needed"),
+        _ => Error::failed(format!("cannot make `{}`", paths.data.display())).cause(e),
+    })?;
+    let result = build(&node, &definition, images, nvram, &reporter).await;
+    match result {
+        Ok(vm) => {
+            node.insert_vm(vm);
+            Ok(serde_json::json!({ "name": name }))
+        }
+        Err(error) => {
+            // Adopted images are elsewhere: all in here was made by this import.
+            let _ = std::fs::remove_dir_all(&paths.data);
+            Err(error)
+        }
+    }
+}
+
+async fn build(
+    node: &Arc<Node>,
+    definition: &Definition,
+    images: Vec<Image>,
+    nvram: Option<Vec<u8>>,
+    reporter: &Reporter,
+) -> Result<Arc<Vm>, Error> {
+    let paths = node.paths.vm(&definition.name);
+    let mut disks = Vec::new();
+    let count = images.len();
+    for (index, image) in images.into_iter().enumerate() {
+        let disk = DiskIndex(u16::try_from(index).expect("the definition bounds the number of disks"));
+        let adopted = image.source.adopt;
+        let path = if adopted { image.source.path.clone() } else { paths.image(disk.0) };
+        if !adopted {
+            import::copy(&image, &path, reporter, &format!("copying disk {} of {count}", index + 1)).await?;
+        }
+        disks.push(DiskFile { index: disk, path, size_bytes: image.size_bytes, adopted });
+    }
+    reporter.phase("writing the journal");
+    let mut config = VmConfig::new(definition.clone(), node.id());
+    config.nvram = nvram;
+    let place = match node.cluster().is_some_and(|cluster| cluster.witness().is_some()) {
+        true => RegisterPlace::Witness,
+        false => RegisterPlace::Local,
+    };
+    let random = || crate::identity::random_u128().map_err(|e| Error::failed("cannot draw an id").cause(e));
+    let (group, register) = (GroupId(random()?), RegisterId(random()?));
+    format(&paths.store(), group, &disks, DiskEntry::EXISTING).await?;
+    let record = VmRecord::new(group, register, place, disks, config);
+    let save = |e: io::Error| Error::failed(format!("cannot save the record of `{}`", definition.name)).cause(e);
+    record.save(&paths.record()).map_err(save)?;
+    let vm = Vm::open(node.host.clone(), paths, record, true).await?;
+    vm.put_config(|_| {}).await?;
+    Ok(vm)
+}
+
+/// Writes an empty store for `disks`, whose images exist already or will be made.
+pub async fn format(
+    directory: &Path,
+    group: GroupId,
+    disks: &[DiskFile],
+    base: rempart_types::Lsn,
+) -> Result<(), Error> {
+    let entries = disks
+        .iter()
+        .map(|disk| {
+            let location = disk.path.to_str().ok_or_else(|| {
+                Error::invalid(format!("`{}` is not UTF-8, which paths of disks must be", disk.path.display()))
+            })?;
+            Ok(DiskEntry { index: disk.index, size: disk.size_bytes, location: location.to_owned(), base })
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    let directory = directory.to_owned();
+    let params = FormatParams::new(group, entries);
+    let formatted = tokio::task::spawn_blocking(move || -> Result<(), String> {
+        make_directory(&directory).map_err(|e| e.to_string())?;
+        let mut disk = FileDisk::open(&directory).map_err(|e| e.to_string())?;
+        Store::format(&mut disk, &params).map_err(|e| e.to_string())
+    });
+    let failed = |cause: String| Error::failed("cannot write the journal").cause(cause);
+    formatted.await.map_err(|e| failed(e.to_string()))?.map_err(failed)
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if let Some(parent) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    std::fs::DirBuilder::new().mode(0o700).create(path)?;
+    crate::durable::sync_dir(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Two machines on one image would destroy it.
+fn refuse_shared_images(node: &Node, images: &[Image]) -> Result<(), Error> {
+    let canonical = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut taken: Vec<_> = Vec::new();
+    for vm in node.vms() {
+        let name = vm.name();
+        taken.extend(vm.with_record(|r| r.disks.iter().map(|d| (canonical(&d.path), name.clone())).collect::<Vec<_>>()));
+    }
+    for image in images {
+        let path = canonical(&image.source.path);
+        if let Some((_, owner)) = taken.iter().find(|(other, _)| *other == path) {
+            return Err(Error::conflict(format!("`{}` is a disk of `{owner}`", image.source.path.display())));
+        }
+        if image.source.adopt {
+            taken.push((path, "this import".into()));
+        }
+    }
+    Ok(())
+}
+
+fn definition(node: &Node, request: &ImportRequest, images: &[Image]) -> Result<Definition, Error> {
+    let refuse = |why: String| Error::invalid(format!("cannot import `{}`: {why}", request.name));
+    let uuid = crate::identity::random_u128().map_err(|e| Error::failed("cannot draw an id").cause(e))?;
+    let mut definition = Definition::new(&request.name, VmUuid(uuid), request.memory_bytes, request.cpus);
+    definition.firmware = match request.firmware {
+        rempart_api::Firmware::Bios => Firmware::Bios,
+        rempart_api::Firmware::Uefi => Firmware::Uefi,
+    };
+    if let Some(model) = &request.cpu_model {
+        definition.cpu_model = match model.as_str() {
+            "host" => CpuModel::Host,
+            "max" => CpuModel::Max,
+            other => CpuModel::Named(other.to_owned()),
+        };
+    }
+    definition.autostart = request.autostart;
+    for (index, image) in images.iter().enumerate() {
+        let index = u16::try_from(index).map_err(|_| refuse("it has too many disks".into()))?;
+        definition.disks.push(Disk::new(DiskIndex(index), image.size_bytes));
+    }
+    for nic in &request.nics {
+        let mac = match &nic.mac {
+            Some(text) => text.parse::<MacAddress>().map_err(|e| refuse(e.to_string()))?,
+            None => {
+                let [a, b, c, ..] = (uuid >> 24).wrapping_add(definition.nics.len() as u128).to_le_bytes();
+                MacAddress::in_qemu_range([a, b, c])
+            },
+        };
+        if let Some(other) = owner_of_mac(node, mac) {
+            return Err(Error::conflict(format!("cannot import `{}`: `{other}` has the address {mac}", request.name)));
+        }
+        definition.nics.push(Nic { bridge: nic.bridge.clone(), mac, model: NicModel::Virtio });
+    }
+    definition.validate().map_err(|e| refuse(e.to_string()))?;
+    if definition.firmware == Firmware::Uefi && !node.host_report.uefi {
+        return Err(refuse("this node has no UEFI firmware".into()).hint("install the package ovmf"));
+    }
+    Ok(definition)
+}
+
+/// Which machine here has a network card of that address.
+pub fn owner_of_mac(node: &Node, mac: MacAddress) -> Option<String> {
+    let has = |vm: &Arc<Vm>| vm.with_record(|r| r.config.definition.nics.iter().any(|nic| nic.mac == mac));
+    node.vms().iter().find(|vm| has(vm)).map(|vm| vm.name())
+}
+
+/// Deletes a stopped machine that has no peer.
+pub async fn delete(node: &Arc<Node>, name: &str) -> Result<(), Error> {
+    let vm = node.vm(name)?;
+    let refuse = |why: &str, hint: String| {
+        Err(Error::new(ErrorKind::Refused, format!("cannot delete `{name}`: {why}")).hint(hint))
+    };
+    if !vm.peers().is_empty() {
+        return refuse("it is mirrored", format!("run `rempart unprotect {name}` first"));
+    }
+    let shown = vm.shown();
+    if shown.machine.is_some() || shown.starting {
+        return refuse("it runs", format!("run `rempart vm stop {name}` first"));
+    }
+    node.remove_vm(name);
+    discard(&vm).await
+}
+
+/// Ends a copy's thread and removes its files; adopted images stay.
+pub async fn discard(vm: &Vm) -> Result<(), Error> {
+    vm.close().await;
+    let failed = |e: io::Error| Error::failed(format!("cannot remove `{}`", vm.paths.data.display())).cause(e);
+    // Without its record it is no machine any more, whatever a crash leaves behind.
+    std::fs::remove_file(vm.paths.record()).map_err(failed)?;
+    crate::durable::sync_dir(&vm.paths.data).map_err(failed)?;
+    std::fs::remove_dir_all(&vm.paths.data).map_err(failed)?;
+    let _ = std::fs::remove_dir_all(&vm.paths.run);
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! What an operator can order, one file each. Every order is checked whole before anything changes.
+
+mod compare;
+mod create;
+mod failover;
+mod protect;
+mod replica;
+
+pub use compare::compare;
+pub use create::{delete, import};
+pub use failover::{HandOver, failback, failover, hand_over};
+pub use protect::{protect, unprotect};
+pub use replica::{ReplicaOffer, accept_replica, drop_replica};

@@ -1,0 +1,136 @@
+//! The peer's side of protection: taking on a copy, and giving it up.
+
+use super::create;
+use crate::config::check_name;
+use crate::node::Node;
+use crate::vm::Vm;
+use crate::vm::record::{DiskFile, RegisterPlace, VmConfig, VmRecord};
+use rempart_api::Error;
+use rempart_store::DiskEntry;
+use rempart_types::{DiskIndex, GroupId, NodeId, RegisterId};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// A primary asks a peer to keep a copy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReplicaOffer {
+    pub group: GroupId,
+    pub register: RegisterId,
+    pub config: VmConfig,
+    /// Bytes, by disk.
+    pub disks: Vec<(DiskIndex, u64)>,
+    /// Versions of QEMU and of the product, and the accelerator, for the check.
+    pub product_version: String,
+    pub qemu_version: String,
+    pub accelerator: String,
+    /// Only tell what would be wrong.
+    pub check_only: bool,
+}
+
+/// Checks that this node can keep and run the copy; then makes an empty one.
+pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer) -> Result<(), Error> {
+    let definition = &offer.config.definition;
+    let name = definition.name.clone();
+    check_name(&name).map_err(Error::invalid)?;
+    definition.validate().map_err(|e| Error::invalid(format!("the definition of `{name}` is not valid")).cause(e))?;
+    if let Some(vm) = node.vm_of_group(offer.group) {
+        // The same offer again, after an answer that was lost.
+        return if vm.peers().contains(&from) { Ok(()) } else { Err(taken(&name, node)) };
+    }
+    check(node, &offer)?;
+    if offer.check_only {
+        return Ok(());
+    }
+    let paths = node.paths.vm(&name);
+    if paths.record().exists() {
+        return Err(taken(&name, node));
+    }
+    // What a cut-off attempt left is worth nothing.
+    let _ = std::fs::remove_dir_all(&paths.data);
+    let failed = |e: std::io::Error| Error::failed(format!("cannot make the copy of `{name}`")).cause(e);
+    std::fs::create_dir_all(&paths.data).map_err(failed)?;
+    let disks: Vec<DiskFile> = offer
+        .disks
+        .iter()
+        .map(|&(index, size_bytes)| DiskFile { index, path: paths.image(index.0), size_bytes, adopted: false })
+        .collect();
+    for disk in &disks {
+        let file = std::fs::File::create_new(&disk.path).map_err(failed)?;
+        file.set_len(disk.size_bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+    }
+    create::format(&paths.store(), offer.group, &disks, DiskEntry::EMPTY).await?;
+    let mut config = offer.config;
+    if !config.replicas.contains(&node.id()) {
+        config.replicas.push(node.id());
+    }
+    let record = VmRecord::new(offer.group, offer.register, RegisterPlace::Witness, disks, config);
+    record.save(&paths.record()).map_err(failed)?;
+    let vm = Vm::open(node.host.clone(), paths, record, false).await?;
+    node.insert_vm(vm);
+    Ok(())
+}
+
+fn taken(name: &str, node: &Node) -> Error {
+    Error::conflict(format!("node `{}` has a virtual machine `{name}` of its own", node.name()))
+        .hint("delete it there, or rename one of them")
+}
+
+/// Everything that would keep the machine from running here, in one list.
+fn check(node: &Node, offer: &ReplicaOffer) -> Result<(), Error> {
+    let definition = &offer.config.definition;
+    let mut problems: Vec<String> = Vec::new();
+    if node.vm(&definition.name).is_ok() {
+        return Err(taken(&definition.name, node));
+    }
+    let wanted: u64 = offer.disks.iter().map(|(_, size)| *size).sum();
+    match rustix::fs::statvfs(node.paths.data_dir()) {
+        Ok(fs) => {
+            let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+            if free < wanted {
+                problems.push(format!("the disks need {wanted} bytes and {free} are free"));
+            }
+        }
+        Err(e) => problems.push(format!("its free space cannot be read: {e}")),
+    }
+    for nic in &definition.nics {
+        if !std::path::Path::new("/sys/class/net").join(&nic.bridge).join("bridge").exists() {
+            problems.push(format!("it has no bridge `{}`", nic.bridge));
+        }
+        if let Some(owner) = create::owner_of_mac(node, nic.mac) {
+            problems.push(format!("its virtual machine `{owner}` has the address {}", nic.mac));
+        }
+    }
+    let report = &node.host_report;
+    if !report.machine_types.is_empty() && !report.machine_types.contains(&definition.machine_type) {
+        problems.push(format!("its QEMU {} has no machine type `{}`", report.qemu_version, definition.machine_type));
+    }
+    if report.accelerator != offer.accelerator {
+        problems.push(format!("it runs guests with {}, the primary with {}", report.accelerator, offer.accelerator));
+    }
+    if definition.firmware == rempart_hypervisor::definition::Firmware::Uefi && !report.uefi {
+        problems.push("it has no UEFI firmware (package ovmf)".into());
+    }
+    let major = |version: &str| version.split('.').next().unwrap_or_default().to_owned();
+    if major(&offer.product_version) != major(env!("CARGO_PKG_VERSION")) {
+        problems.push(format!("it runs version {}, the primary {}", env!("CARGO_PKG_VERSION"), offer.product_version));
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::refused(format!("node `{}` cannot keep a copy of `{}`", node.name(), definition.name))
+        .cause(problems.join("; ")))
+}
+
+/// Gives up the copy of a machine that `from` no longer replicates here.
+pub async fn drop_replica(node: &Arc<Node>, from: NodeId, group: GroupId) -> Result<(), Error> {
+    let Some(vm) = node.vm_of_group(group) else { return Ok(()) };
+    let name = vm.name();
+    if !vm.peers().contains(&from) {
+        return Err(Error::refused(format!("`{}` has no copy of `{name}`", node.name_of(from))));
+    }
+    if vm.is_primary() || vm.shown().machine.is_some() {
+        return Err(Error::refused(format!("node `{}` leads `{name}`", node.name())));
+    }
+    node.remove_vm(&name);
+    create::discard(&vm).await
+}

@@ -1,0 +1,130 @@
+//! What a node remembers of a virtual machine: the part that travels in the group's log, and its own.
+
+use crate::durable;
+use rempart_hypervisor::Definition;
+use rempart_types::{DiskIndex, GroupId, NodeId, RegisterId};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The newest form that this build writes and reads.
+const FORMAT: u32 = 1;
+
+/// Where the group's register is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RegisterPlace {
+    /// A file on this node: a machine that has one copy only.
+    Local,
+    Witness,
+}
+
+/// The part that every replica knows, as a config record of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmConfig {
+    pub format: u32,
+    pub definition: Definition,
+    /// Whoever leads runs it.
+    pub should_run: bool,
+    /// Nodes that keep a copy.
+    pub replicas: Vec<NodeId>,
+    /// UEFI variables.
+    #[serde(default, with = "hex_bytes", skip_serializing_if = "Option::is_none")]
+    pub nvram: Option<Vec<u8>>,
+}
+
+impl VmConfig {
+    pub fn new(definition: Definition, me: NodeId) -> VmConfig {
+        let should_run = definition.autostart;
+        VmConfig { format: FORMAT, definition, should_run, replicas: vec![me], nvram: None }
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a definition always encodes")
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<VmConfig, String> {
+        let config: VmConfig = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if config.format > FORMAT {
+            return Err(format!("it has format {}, this build reads up to {FORMAT}", config.format));
+        }
+        config.definition.validate().map_err(|e| e.to_string())?;
+        Ok(config)
+    }
+}
+
+/// A disk's image on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFile {
+    pub index: DiskIndex,
+    pub path: PathBuf,
+    pub size_bytes: u64,
+    /// It was there before us and stays when the machine is deleted.
+    #[serde(default)]
+    pub adopted: bool,
+}
+
+/// `vm.json`: this node's own view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    pub format: u32,
+    pub group: GroupId,
+    pub register: RegisterId,
+    pub place: RegisterPlace,
+    pub disks: Vec<DiskFile>,
+    /// The latest config record this node saw.
+    pub config: VmConfig,
+}
+
+impl VmRecord {
+    pub fn new(group: GroupId, register: RegisterId, place: RegisterPlace, disks: Vec<DiskFile>, config: VmConfig) -> VmRecord {
+        VmRecord { format: FORMAT, group, register, place, disks, config }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.config.definition.name
+    }
+
+    pub fn load(path: &Path) -> io::Result<Option<VmRecord>> {
+        let record: Option<VmRecord> = durable::read_json(path)?;
+        match &record {
+            Some(record) if record.format > FORMAT => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("`{}` has format {}, this build reads up to {FORMAT}", path.display(), record.format),
+            )),
+            _ => Ok(record),
+        }
+    }
+
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        durable::write_json(path, self)
+    }
+}
+
+/// Bytes as hexadecimal text in JSON.
+mod hex_bytes {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::fmt::Write;
+
+    pub fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+        match bytes {
+            None => serializer.serialize_none(),
+            Some(bytes) => {
+                let mut text = String::with_capacity(bytes.len() * 2);
+                for byte in bytes {
+                    let _ = write!(text, "{byte:02x}");
+                }
+                serializer.serialize_some(&text)
+            }
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+        let wrong = || serde::de::Error::custom("not hexadecimal bytes");
+        if text.len() % 2 != 0 || !text.is_ascii() {
+            return Err(wrong());
+        }
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())).collect::<Result<_, _>>().map(Some)
+    }
+}

@@ -1,0 +1,116 @@
+//! The cores' reports in an operator's words.
+
+use super::Vm;
+use rempart_api::Severity;
+use rempart_cluster::{Condition, FrozenWhy, HandoverFailure, RefusedWhy};
+use rempart_engine::Report;
+use rempart_types::NodeId;
+
+pub fn describe(vm: &Vm, report: &Report) -> (Severity, String) {
+    let name = |node: &NodeId| format!("`{}`", vm.host.names.name_of(*node));
+    match report {
+        Report::LocalDiskFailed { what } => (Severity::Critical, format!("this node's disk failed: {what}")),
+        Report::Cluster(condition) => cluster(condition, name),
+        Report::Replication(report) => replication(report, name),
+    }
+}
+
+fn cluster(condition: &Condition, name: impl Fn(&NodeId) -> String) -> (Severity, String) {
+    use Severity::{Critical, Info, Warning};
+    match condition {
+        Condition::Leading { term } => (Info, format!("this node leads, term {term}")),
+        Condition::Following { primary, term } => (Info, format!("follows {} in term {term}", name(primary))),
+        Condition::PrimarySuspected { primary } => {
+            (Warning, format!("{} has not been heard for too long; asking the register", name(primary)))
+        }
+        Condition::TakingOver { from, epoch } => {
+            (Warning, format!("takes over from {} at epoch {epoch}; waits until its lease is over", name(from)))
+        }
+        Condition::Fenced { by, epoch } => {
+            (Critical, format!("{} leads at epoch {epoch}: this node no longer does", name(by)))
+        }
+        Condition::Left { node, epoch } => (Warning, format!("{} left the in-sync set at epoch {epoch}", name(node))),
+        Condition::Joined { node, epoch } => (Info, format!("{} joined the in-sync set at epoch {epoch}", name(node))),
+        Condition::JoinHeldBack { node, .. } => {
+            (Info, format!("{} is ready, but left too lately or too often; it joins a little later", name(node)))
+        }
+        Condition::Frozen { why } => (
+            Critical,
+            format!(
+                "frozen: {}",
+                match why {
+                    FrozenWhy::RegisterOutOfReach => "a member is lost and the register does not answer",
+                    FrozenWhy::Refused => "a peer promised a newer epoch and the register does not answer",
+                    FrozenWhy::LeaseExpired => "the lease ran out; the machine is paused",
+                    FrozenWhy::HandingOver => "handing over",
+                    FrozenWhy::DiskFailed => "the disk failed",
+                }
+            ),
+        ),
+        Condition::Thawed => (Info, "no longer frozen".into()),
+        Condition::RegisterOutOfReach => (Warning, "the register does not answer".into()),
+        Condition::RegisterBack => (Info, "the register answers again".into()),
+        Condition::RegisterAmnesiac => {
+            (Critical, "the register lost its state; it serves nobody until every replica told what it knows".into())
+        }
+        Condition::RegisterWentBack { known, found } => (
+            Critical,
+            match found {
+                Some(found) => format!("the register is at epoch {found}, but {known} was seen: it was reset or exchanged"),
+                None => format!("the register holds nothing, but epoch {known} was seen: it was reset or exchanged"),
+            },
+        ),
+        Condition::CopyUnusable => (Critical, "this node should lead, but its copy is not whole".into()),
+        Condition::LocalDiskFailed => (Critical, "this node's disk failed".into()),
+        Condition::Superseded { successor } => (
+            Critical,
+            format!("the other side was forced to lead (register {successor}); what only this copy holds waits for a decision"),
+        ),
+        Condition::Forced { epoch, .. } => (Critical, format!("forced to lead at epoch {epoch}")),
+        Condition::HandedOver { to, epoch } => (Info, format!("handed over to {} at epoch {epoch}", name(to))),
+        Condition::HandoverFailed { to, why } => (
+            Warning,
+            format!(
+                "the handover to {} did not happen: {}",
+                name(to),
+                match why {
+                    HandoverFailure::DestinationLost => "it was lost",
+                    HandoverFailure::Deadline => "it took too long",
+                }
+            ),
+        ),
+        Condition::Refused { command, why } => (Warning, format!("`{command}` refused: {}", refused(*why))),
+    }
+}
+
+pub fn refused(why: RefusedWhy) -> &'static str {
+    match why {
+        RefusedWhy::NotPrimary => "this node does not lead",
+        RefusedWhy::AlreadyPrimary => "this node leads already",
+        RefusedWhy::PeerNotInSync => "the peer is not in sync",
+        RefusedWhy::AlreadyCreated => "it exists already",
+        RefusedWhy::Busy => "another order is being carried out",
+        RefusedWhy::NotConfirmed => "nobody confirmed that the other side is fenced",
+        RefusedWhy::CopyUnusable => "this copy is not whole",
+        RefusedWhy::RegisterOutOfReach => "the register does not answer",
+        RefusedWhy::NotSuperseded => "there is nothing to rejoin",
+    }
+}
+
+fn replication(report: &rempart_replication::Report, name: impl Fn(&NodeId) -> String) -> (Severity, String) {
+    use rempart_replication::Report;
+    match report {
+        Report::Diverged { peer, common, peer_end } => (
+            Severity::Critical,
+            format!("{} holds {} records of its own after {common}", name(peer), peer_end.0.saturating_sub(common.0)),
+        ),
+        Report::CatchUpStarted { peer, after, end } => {
+            (Severity::Info, format!("sends {} the log after {after}, to {end}", name(peer)))
+        }
+        Report::ResyncStarted { peer, .. } => (Severity::Info, format!("resynchronises {}", name(peer))),
+        Report::ResyncFinished { peer, bytes_sent, .. } => {
+            (Severity::Info, format!("{} is resynchronised; {bytes_sent} bytes were sent", name(peer)))
+        }
+        Report::InStep { peer } => (Severity::Info, format!("{} is in step", name(peer))),
+    }
+}
