@@ -13,7 +13,7 @@ pub struct DigestJob(pub u64);
 #[derive(Debug)]
 pub enum Action {
     /// Execute on the group's files; answer with `Input::Io`.
-    Io(crate::pending::IoCommand),
+    Io(rempart_store::IoCommand),
     /// Send on this session if it is still the one with that peer; drop otherwise.
     Send {
         peer: NodeId,

@@ -1,9 +1,10 @@
 //! What a virtual machine asks of its disks, and the answers.
 
 pub use bytes::Bytes;
+use rempart_store::{PayloadBuffer, Slice};
 use rempart_types::DiskIndex;
 
-/// Names one guest request; chosen by the caller, returned with the reply.
+/// Names one guest request; chosen by the caller, returned with the reply. Unique among those under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u64);
 
@@ -18,19 +19,16 @@ pub struct DiskRange {
 /// A write's buffer, with room in front for the headers of the batch it becomes: the data plane receives a large
 /// payload from the socket straight into it, and the same bytes go to the journal and to the peer.
 #[derive(Debug)]
-pub struct WriteBuffer {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) payload: std::ops::Range<usize>,
-}
+pub struct WriteBuffer(pub(crate) PayloadBuffer);
 
 impl WriteBuffer {
     /// Where the guest's bytes go. All of it counts.
     pub fn payload_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.payload.clone()]
+        self.0.payload_mut()
     }
 
     pub fn payload(&self) -> &[u8] {
-        &self.bytes[self.payload.clone()]
+        self.0.payload()
     }
 }
 
@@ -42,7 +40,7 @@ pub enum ReadPiece {
     Zeroes(u64),
 }
 
-/// Why a request failed. A guest sees `Io` for all of them; the kind is for the log.
+/// Why a request failed. A guest sees an I/O error for all of them; the kind is for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum GuestError {
     #[error("no such disk")]
@@ -65,4 +63,17 @@ pub enum Reply {
     Failed(GuestError),
     /// This replica does not lead any more: never answer, close the guest's connections.
     Dropped,
+}
+
+struct Shared(Slice);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The store's bytes as the rest of the program passes them on. Nothing is copied.
+pub(crate) fn shared(slice: Slice) -> Bytes {
+    if slice.is_empty() { Bytes::new() } else { Bytes::from_owner(Shared(slice)) }
 }

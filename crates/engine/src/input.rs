@@ -25,7 +25,7 @@ pub enum Input {
         session: SessionId,
         message: PeerMessage,
     },
-    Io(crate::pending::IoCompletion),
+    Io(rempart_store::IoCompletion),
     /// Answers `Action::Register`.
     Register(RegisterReply),
     Vm(VmFact),

@@ -10,13 +10,21 @@
 //! 4. wait for sockets, completions or [`Engine::next_wake`].
 
 mod action;
+mod commands;
+mod compare;
+mod configs;
+mod control;
 mod engine;
 mod guest;
 mod input;
 mod message;
 mod params;
-mod pending;
+mod requests;
+mod resync;
+mod route;
+mod scan;
 mod status;
+mod work;
 
 pub use action::{Action, DigestJob, RegisterRequest, Report, VmAction};
 pub use engine::Engine;
@@ -24,4 +32,5 @@ pub use guest::{Bytes, DiskRange, GuestError, ReadPiece, Reply, Token, WriteBuff
 pub use input::{Command, CommandError, CommandId, CommandOutput, Input, RegisterReply, VmFact};
 pub use message::{MAX_META_BYTES, MAX_PAYLOAD_BYTES, PeerMessage, WireError};
 pub use params::{OpenError, Params};
+pub use rempart_replication::Digest;
 pub use status::{PeerStatus, ResyncStatus, Role, Status};

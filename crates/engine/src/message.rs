@@ -13,6 +13,7 @@ pub const MAX_PAYLOAD_BYTES: usize = 40 * 1024 * 1024;
 pub(crate) enum Body {
     Cluster(rempart_cluster::Message),
     Replication(rempart_replication::Message),
+    Compare(crate::compare::CompareMessage),
 }
 
 /// A message and the guest bytes that go with it.

@@ -1,6 +1,8 @@
 //! Figures for people and for metrics.
 
-use rempart_types::{Epoch, Lsn, NodeId, NodeSet, Term};
+use crate::Engine;
+use rempart_replication::{PeerProgress, REGION_EXTENTS};
+use rempart_types::{EXTENT_SIZE, Epoch, Lsn, MonotonicTime, NodeId, NodeSet, Term};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +17,7 @@ pub enum Role {
     Idle,
 }
 
-/// A snapshot of one replica.
+/// One replica at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     pub role: Role,
@@ -31,7 +33,6 @@ pub struct Status {
     /// Bytes of log not yet in the image.
     pub unapplied_bytes: u64,
     pub journal_used_bytes: u64,
-    pub journal_capacity_bytes: u64,
     /// Guest requests under way.
     pub in_flight: usize,
     /// Age of the oldest guest write not yet acknowledged.
@@ -59,9 +60,68 @@ pub struct PeerStatus {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResyncStatus {
-    /// Bytes of extents sent so far, of those known to differ so far, and of the whole disks looked at so far.
+    /// Bytes of extents sent so far.
     pub sent_bytes: u64,
+    /// Bytes of extents known to have changed on this side, when it began or since.
     pub changed_bytes: u64,
+    /// Bytes of the disks looked at so far.
     pub examined_bytes: u64,
     pub total_bytes: u64,
+}
+
+impl Engine {
+    pub fn status(&self, now: MonotonicTime) -> Status {
+        let cluster = self.member.status();
+        let replication = self.replication.status(now);
+        let leads =
+            matches!(cluster.role, rempart_cluster::Role::Leading | rempart_cluster::Role::HandingOver);
+        let serves = self.serving && !self.frozen && self.failure.is_none();
+        let role = match cluster.role {
+            _ if leads && serves => Role::Primary,
+            _ if leads => Role::PrimaryFrozen,
+            rempart_cluster::Role::Following | rempart_cluster::Role::Suspecting => Role::Secondary,
+            _ => Role::Idle,
+        };
+        let end = self.log_end();
+        let total_bytes = self.disk_sizes.iter().sum();
+        let peers = replication.peers.iter().map(|peer| PeerStatus {
+            node: peer.peer,
+            connected: peer.progress != PeerProgress::Away,
+            in_sync: cluster.in_sync.contains(peer.peer),
+            accepted: peer.accepted,
+            durable: peer.durable,
+            lag_records: end.0.saturating_sub(peer.accepted.0),
+            lag_bytes: peer.in_flight_bytes,
+            resync: match peer.progress {
+                PeerProgress::Resyncing { bytes_sent, regions_done } => Some(ResyncStatus {
+                    sent_bytes: bytes_sent,
+                    changed_bytes: bytes_sent,
+                    examined_bytes: (regions_done * REGION_EXTENTS * EXTENT_SIZE).min(total_bytes),
+                    total_bytes,
+                }),
+                _ => None,
+            },
+            diverged: peer.progress == PeerProgress::Diverged,
+        });
+        Status {
+            role,
+            term: cluster.term.unwrap_or_default(),
+            epoch: cluster.epoch,
+            in_sync: cluster.in_sync.clone(),
+            end,
+            accepted: replication.accepted,
+            durable: replication.durable,
+            committed: self.replication.committed(),
+            stable: self.replication.stable(),
+            applied: self.store.applied(),
+            unapplied_bytes: self.store.unapplied_bytes(),
+            journal_used_bytes: self.store.journal_bytes(),
+            in_flight: self.requests.in_flight(),
+            stall: replication.stall,
+            stalled_on: replication.stalled_on,
+            serving: serves,
+            disk_failed: self.failure.is_some(),
+            peers: peers.collect(),
+        }
+    }
 }

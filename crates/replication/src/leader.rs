@@ -534,6 +534,17 @@ impl Leader {
         }
     }
 
+    /// The journal behind a round of resync is gone although it was to be kept: another round follows.
+    pub fn journal_trimmed(&mut self, start: Lsn, now: MonotonicTime, out: &mut Vec<Action>) {
+        for link in self.links.values_mut() {
+            if let Progress::Resyncing(source) = &link.progress
+                && source.at.is_some_and(|at| at.lsn.next() < start)
+            {
+                link.probe(self.term, now, out);
+            }
+        }
+    }
+
     pub fn approve_overwrite(
         &mut self,
         peer: NodeId,

@@ -186,7 +186,12 @@ impl Replication {
                     leader.log_gone(peer, session, after, now, out);
                 }
             }
-            Event::JournalStart(start) => local.journal_start = start,
+            Event::JournalStart(start) => {
+                local.journal_start = start;
+                if let Role::Leader(leader) = &mut self.role {
+                    leader.journal_trimmed(start, now, out);
+                }
+            }
             Event::Disks(disks) => local.disks = disks,
             Event::ApproveOverwrite { peer } => {
                 if let Role::Leader(leader) = &mut self.role {
@@ -358,6 +363,20 @@ impl Replication {
         &self.local.lineage
     }
 
+    /// The term that records are written in now, by this replica.
+    pub fn leads_in(&self) -> Option<Term> {
+        match &self.role {
+            Role::Leader(leader) => Some(leader.term),
+            _ => None,
+        }
+    }
+
+    /// The session with `peer` now.
+    pub fn session(&self, peer: NodeId) -> Option<SessionId> {
+        self.sessions.get(&peer).copied()
+    }
+
+    /// The last record given to the store, or sealed and about to be.
     pub fn end(&self) -> Lsn {
         self.local.end
     }
