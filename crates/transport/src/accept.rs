@@ -31,7 +31,9 @@ pub enum Accepted {
 }
 
 /// A greeting that waits for its answer. Dropping it closes the connection.
-pub struct Incoming {
+pub struct Incoming(Box<Waiting>);
+
+struct Waiting {
     greeting: Greeting,
     peer: Peer,
     hello: Hello,
@@ -41,8 +43,8 @@ pub struct Incoming {
 impl std::fmt::Debug for Incoming {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Incoming")
-            .field("peer", &self.peer)
-            .field("hello", &self.hello)
+            .field("peer", self.peer())
+            .field("hello", self.hello())
             .finish_non_exhaustive()
     }
 }
@@ -100,7 +102,7 @@ async fn accept_data(
         Ok(hello) if peer.identity.role != Role::Node || hello.node != peer.identity.id => {
             Refusal::new(RefusalReason::WrongNode, "")
         }
-        Ok(hello) => return Ok(Incoming { greeting, peer, hello, deadlines }),
+        Ok(hello) => return Ok(Incoming(Box::new(Waiting { greeting, peer, hello, deadlines }))),
     };
     refuse(&mut greeting, &refusal).await?;
     Err(Error::new(ErrorKind::Refused(refusal), "accept a greeting"))
@@ -113,30 +115,30 @@ async fn refuse(greeting: &mut Greeting, refusal: &Refusal) -> Result<(), Error>
 
 impl Incoming {
     pub fn peer(&self) -> &Peer {
-        &self.peer
+        &self.0.peer
     }
 
     pub fn hello(&self) -> &Hello {
-        &self.hello
+        &self.0.hello
     }
 
     /// Answers with our greeting. From then on both may send frames.
-    pub async fn accept(mut self, ours: Hello) -> Result<Connection, Error> {
-        let deadline = self.deadlines.handshake;
-        within(deadline, || "answer a greeting".to_owned(), async move {
-            let protocol = self.hello.protocol.min(ProtocolVersion::CURRENT).min(ours.protocol);
-            self.greeting.send(Hello { protocol, ..ours }.to_frame()).await?;
-            let (socket, pipe) = self.greeting.finish()?;
-            Ok(Connection::new(socket, pipe, self.peer, Hello { protocol, ..self.hello }))
+    pub async fn accept(self, ours: Hello) -> Result<Connection, Error> {
+        let Waiting { mut greeting, peer, hello, deadlines } = *self.0;
+        within(deadlines.handshake, || "answer a greeting".to_owned(), async move {
+            let protocol = hello.protocol.min(ProtocolVersion::CURRENT).min(ours.protocol);
+            greeting.send(Hello { protocol, ..ours }.to_frame()).await?;
+            let (socket, pipe) = greeting.finish()?;
+            Ok(Connection::new(socket, pipe, peer, Hello { protocol, ..hello }))
         })
         .await
     }
 
     /// Tells the peer why not, and closes.
-    pub async fn refuse(mut self, refusal: Refusal) -> Result<(), Error> {
-        let deadline = self.deadlines.handshake;
-        within(deadline, || "decline a greeting".to_owned(), async move {
-            refuse(&mut self.greeting, &refusal).await
+    pub async fn refuse(self, refusal: Refusal) -> Result<(), Error> {
+        let Waiting { mut greeting, deadlines, .. } = *self.0;
+        within(deadlines.handshake, || "decline a greeting".to_owned(), async move {
+            refuse(&mut greeting, &refusal).await
         })
         .await
     }

@@ -62,13 +62,13 @@ impl AsyncWrite for Rewind {
 /// [`crate::Error::from_stream`] tells what the I/O error means.
 #[derive(Debug)]
 pub struct HttpStream {
-    stream: TlsStream<Rewind>,
+    stream: Box<TlsStream<Rewind>>,
     peer: Option<Peer>,
 }
 
 impl HttpStream {
     pub(crate) fn new(stream: TlsStream<Rewind>, peer: Option<Peer>) -> HttpStream {
-        HttpStream { stream, peer }
+        HttpStream { stream: Box::new(stream), peer }
     }
 
     /// Whom the certificate names. `None` only while enrolling.

@@ -148,7 +148,7 @@ async fn a_server_that_is_no_witness_is_found_out_before_a_swap_is_sent() {
 
 #[tokio::test]
 async fn a_connection_that_never_comes_is_unreachable_within_the_deadline() {
-    let connector = Connector::new("nowhere", || std::future::pending::<Result<TcpStream, ConnectFailed>>());
+    let connector = Connector::new("nowhere", std::future::pending::<Result<TcpStream, ConnectFailed>>);
     let config = WitnessClientConfig { deadline: Duration::from_millis(50), instance: None };
     let register = WitnessClient::new(connector, config);
     let id = fresh_register();
