@@ -13,7 +13,8 @@ mod suites;
 mod verify;
 mod workspace;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -40,14 +41,24 @@ enum Task {
     Lab,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     interrupt::install();
-    match Arguments::parse().task {
+    let result = match Arguments::parse().task {
         Task::Setup => setup::ensure().map(drop),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suites::run_all(&options),
         Task::Bench(bench) => bench::run(&bench),
         Task::Layers => layers::check(),
-        Task::Lab => lab_check::run(&setup::ensure()?),
+        Task::Lab => setup::ensure().and_then(|kernel| lab_check::run(&kernel)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("cause: {cause}");
+            }
+            ExitCode::FAILURE
+        }
     }
 }

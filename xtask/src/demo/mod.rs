@@ -11,7 +11,7 @@ mod rack;
 mod status;
 mod story;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
@@ -41,13 +41,19 @@ pub struct Options {
     /// Use the optimised build
     #[arg(long)]
     release: bool,
+    /// Play with this build of the program instead of building it
+    #[arg(long, conflicts_with = "release")]
+    program: Option<PathBuf>,
 }
 
 /// Sets up, builds and plays; an error when a promise broke.
 pub fn run(options: &Options) -> Result<()> {
     let kernel = setup::ensure()?;
     let profile = if options.release { Profile::Release } else { Profile::Debug };
-    let program = workspace::build_rempart(profile)?;
+    let program = match &options.program {
+        Some(program) => std::path::absolute(program)?,
+        None => workspace::build_rempart(profile)?,
+    };
     let reports = play(options, &kernel, &program)?;
     if options.json {
         println!("{:#}", story::as_json(&reports));
@@ -62,7 +68,8 @@ pub fn run(options: &Options) -> Result<()> {
 /// Plays faults for a test run; returns how many kept every promise and how many did not.
 pub fn play_faults(faults: Vec<Fault>, kernel: &Kernel) -> Result<(u64, u64)> {
     let program = workspace::build_rempart(Profile::Debug)?;
-    let options = Options { json: false, fault: faults, rounds: 1, keep: false, release: false };
+    let options =
+        Options { json: false, fault: faults, rounds: 1, keep: false, release: false, program: None };
     let reports = play(&options, kernel, &program)?;
     let good = reports.iter().filter(|report| report.is_good()).count();
     Ok((good as u64, (reports.len() - good) as u64))
@@ -100,11 +107,14 @@ fn perform(
     story: &Story,
 ) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
-    let mut play = Play::stage(group[0].stage(), kernel, program, story, options.keep)?;
+    let mut play = Play::new(group[0].stage(), program, story, options.keep)?;
+    story.title("the stage");
+    let mut staged = Some(play.set_stage(kernel));
     for (index, fault) in group.iter().enumerate() {
         story.title(&fault.description());
         let is_last = index + 1 == group.len();
-        let mut result = play.ready().and_then(|()| fault.perform(&mut play));
+        let staged = staged.take().unwrap_or(Ok(()));
+        let mut result = staged.and_then(|()| play.ready()).and_then(|()| fault.perform(&mut play));
         if result.is_ok() && is_last && fault.ends_with_two_copies() {
             result = play.examine_both_copies();
         }

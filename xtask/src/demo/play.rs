@@ -45,33 +45,30 @@ pub struct Mark {
 }
 
 impl<'a> Play<'a> {
-    /// Two nodes, a witness, and a mirrored machine that runs on node A.
-    pub fn stage(
-        stage: Stage,
-        kernel: &Kernel,
-        program: &Path,
-        story: &'a Story,
-        keep: bool,
-    ) -> Result<Play<'a>> {
-        story.title("the stage");
+    /// Two servers, a witness and an observer; nothing runs yet.
+    pub fn new(stage: Stage, program: &Path, story: &'a Story, keep: bool) -> Result<Play<'a>> {
         let lab = Lab::build(keep)?;
         let observer = Observer::start(&lab)?;
-        let disks = guest::make_disks(kernel, Settings::default(), lab.folder())?;
-        let mut rack = Rack::new(lab, program, stage)?;
-        rack.form_cluster(stage.settings)?;
-        story.tell("node-a, node-b and a witness form a cluster, each in a network of its own");
-        rack.import(Side::A, &disks)?;
-        story.tell(&format!("`{VM}` is brought in from a bootable disk image and a data disk"));
-        rack.user(Host::A, &["vm", "start", VM])?;
-        let play = Play { observer, rack, story, stage, checks: Vec::new(), figures: Vec::new() };
-        play.observer.wait("the guest's first record", BOOT, |notes| {
+        let rack = Rack::new(lab, program, stage)?;
+        Ok(Play { observer, rack, story, stage, checks: Vec::new(), figures: Vec::new() })
+    }
+
+    /// Sets the stage: a cluster, and a mirrored machine that runs on node A.
+    pub fn set_stage(&mut self, kernel: &Kernel) -> Result<()> {
+        let disks = guest::make_disks(kernel, Settings::default(), self.rack.lab.folder())?;
+        self.rack.form_cluster(self.stage.settings)?;
+        self.tell("node-a, node-b and a witness form a cluster, each in a network of its own");
+        self.rack.import(Side::A, &disks)?;
+        self.tell(&format!("`{VM}` is brought in from a bootable disk image and a data disk"));
+        self.rack.user(Host::A, &["vm", "start", VM])?;
+        self.observer.wait("the guest's first record", BOOT, |notes| {
             (notes.newest_acknowledged() > 0).then_some(())
         })?;
-        story.tell("the guest runs on node-a and writes numbered records to both disks");
-        play.rack.user(Host::A, &["protect", VM, "--peer", Host::B.name(), "--wait"])?;
-        play.wait_mirrored(Side::A)?;
-        story.tell("every write is now on both nodes before the guest hears of it");
-        Ok(play)
+        self.tell("the guest runs on node-a and writes numbered records to both disks");
+        self.rack.user(Host::A, &["protect", VM, "--peer", Host::B.name(), "--wait"])?;
+        self.wait_mirrored(Side::A)?;
+        self.tell("every write is now on both nodes before the guest hears of it");
+        Ok(())
     }
 
     /// Begins a scenario: the machine runs, mirrored, and nothing is left of the scenario before.
@@ -146,9 +143,11 @@ impl<'a> Play<'a> {
         self.check(promise, took <= bound * LENIENCE, detail);
     }
 
+    /// Notes a number for the final table; of several with one name the first stands, which is the fault's own.
     pub fn figure(&mut self, name: &'static str, value: Amount) {
-        self.figures.retain(|figure| figure.name != name);
-        self.figures.push(Figure { name, value });
+        if self.figures.iter().all(|figure| figure.name != name) {
+            self.figures.push(Figure { name, value });
+        }
     }
 
     /// The machine moves to `to`: suspicion, process, first record, nothing lost, never two.

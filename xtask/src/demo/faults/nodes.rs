@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::demo::play::{Mark, Play};
 use crate::demo::rack::VM;
+use crate::demo::story::Amount;
 use crate::lab::{Host, Side};
 
 const TAKEOVER: Duration = Duration::from_secs(8);
@@ -47,7 +48,10 @@ fn fail_back(play: &mut Play, to: Side) -> Result<()> {
     let mark = play.mark();
     play.tell(&format!("planned failback to {}", to.host()));
     play.rack.user(to.host(), &["failback", VM])?;
-    play.expect_boot(mark)?;
+    let boot = play.expect_boot(mark)?;
+    if let Some((_, at)) = boot.first_acknowledged {
+        play.figure("failback, until first record", Amount::Time(at.saturating_duration_since(mark.at)));
+    }
     let primary = play.primary()?;
     play.check("failback moves the machine", primary == to, format!("it runs on {}", primary.host()));
     play.expect_mirrored_again(to, mark)
