@@ -2,7 +2,7 @@
 
 use crate::Engine;
 use rempart_replication::{PeerProgress, REGION_EXTENTS};
-use rempart_types::{EXTENT_SIZE, Epoch, Lsn, MonotonicTime, NodeId, NodeSet, Term};
+use rempart_types::{EXTENT_SIZE, Epoch, Lsn, MonotonicTime, NodeId, NodeSet, RegisterId, Term};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub struct Status {
     pub role: Role,
     pub term: Term,
     pub epoch: Epoch,
+    /// Who leads, as far as this replica knows.
+    pub primary: Option<NodeId>,
+    /// The register the group lives in, when known.
+    pub register: Option<RegisterId>,
     pub in_sync: NodeSet,
     pub end: Lsn,
     pub accepted: Lsn,
@@ -107,6 +111,8 @@ impl Engine {
             role,
             term: cluster.term.unwrap_or_default(),
             epoch: cluster.epoch,
+            primary: cluster.primary,
+            register: cluster.register,
             in_sync: cluster.in_sync.clone(),
             end,
             accepted: replication.accepted,
