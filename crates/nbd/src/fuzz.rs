@@ -173,7 +173,11 @@ impl Caller {
                 Reply::Read(length) if length <= 4096 => {
                     let filled: Result<(), ()> = session.reply_read_with(id, |_| Err(()));
                     assert!(filled.is_err());
-                    session.reply_read_with(id, |data| Ok::<(), ()>(data.fill(1))).expect("it is filled");
+                    let fill = |data: &mut [u8]| {
+                        data.fill(1);
+                        Ok::<(), ()>(())
+                    };
+                    session.reply_read_with(id, fill).expect("it is filled");
                 }
                 Reply::Read(length) => {
                     let data = Bytes::from_static(&[1; 1024]);

@@ -296,7 +296,10 @@ impl Connection {
                 }
                 _ if disk.is_broken() => self.session.reply_error(id, ErrorCode::Io, "the disk is broken"),
                 Command::Read if length <= 4096 => {
-                    let fill = |buffer: &mut [u8]| Ok::<(), ()>(disk.read_into(offset, buffer));
+                    let fill = |buffer: &mut [u8]| {
+                        disk.read_into(offset, buffer);
+                        Ok::<(), ()>(())
+                    };
                     self.session.reply_read_with(id, fill).unwrap();
                 }
                 Command::Read => self.session.reply_read(id, disk.read(offset, length)),
