@@ -71,6 +71,11 @@ impl Store {
         self.window.floor(bound).unwrap_or(self.applied).max(self.applied)
     }
 
+    /// The image holds no record later than this.
+    pub(crate) fn image_reaches(&self) -> Lsn {
+        self.round.as_ref().map_or(self.applied, |round| round.target).max(self.image_may_hold)
+    }
+
     /// Starts a round if there is something to apply and a reason to do so now.
     pub(crate) fn apply_more(&mut self, out: &mut Output) {
         if self.round.is_some() || self.apply_held || self.failed.is_some() {

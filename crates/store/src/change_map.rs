@@ -27,11 +27,15 @@ pub(crate) struct ChangeMap {
     extents: u64,
     pages: Vec<Option<Page>>,
     dirty: Vec<u32>,
+    /// The highest version that any page on disk carries: the next ones must exceed it, also when the
+    /// checkpoint that wrote it was never completed.
+    newest_version: u64,
 }
 
 impl ChangeMap {
     pub fn new(disk: DiskIndex, base: Lsn, extents: u64) -> ChangeMap {
-        let mut map = ChangeMap { disk, base, extents: 0, pages: Vec::new(), dirty: Vec::new() };
+        let mut map =
+            ChangeMap { disk, base, extents: 0, pages: Vec::new(), dirty: Vec::new(), newest_version: 0 };
         map.grow(extents);
         map
     }
@@ -72,6 +76,10 @@ impl ChangeMap {
             Some(Some(page)) => Lsn(page.entries[(extent.0 % ENTRIES as u64) as usize]),
             _ => self.base,
         }
+    }
+
+    pub fn newest_version(&self) -> u64 {
+        self.newest_version
     }
 
     pub fn extents(&self) -> u64 {
@@ -115,6 +123,9 @@ impl ChangeMap {
         let damaged = decoded.iter().any(|slot| matches!(slot, Err(Damaged)));
         let mut best: Option<(u8, u64, Box<[u64; ENTRIES]>)> = None;
         for (number, slot) in decoded.into_iter().enumerate() {
+            if let Ok(Some((version, _))) = &slot {
+                self.newest_version = self.newest_version.max(*version);
+            }
             if let Ok(Some((version, entries))) = slot
                 && best.as_ref().is_none_or(|(_, other, _)| version > *other)
             {

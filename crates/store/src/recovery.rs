@@ -220,6 +220,10 @@ fn load_snapshots(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Snapsh
     const WHAT: &str = "read the snapshot map";
     let mut snapshots = Snapshots::default();
     if !superblock.snapshots.is_empty() {
+        // What a killed process left in the page cache is relied on from here: data first, then the map.
+        for file in [FileId::SnapshotData, FileId::SnapshotMap] {
+            run(disk, WHAT, &IoOp::Sync { file })?;
+        }
         let len = stat(disk, WHAT, FileId::SnapshotMap)?.0 as usize;
         let map = read(disk, WHAT, FileId::SnapshotMap, 0, len)?;
         snapshots.load(superblock.snapshots.clone(), superblock.snapshot_generation, &map);
@@ -410,6 +414,8 @@ impl Store {
     /// Recovers. Synchronous; everything it decides is durable when it returns.
     pub fn open(disk: &mut dyn Disk, options: &OpenOptions) -> Result<(Store, Recovered), OpenError> {
         let mut superblock = read_superblock(disk)?;
+        // A killed process may have left it in the page cache only, and what follows acts on it.
+        run(disk, "write the superblock", &IoOp::Sync { file: FileId::Superblock })?;
         for row in &superblock.disks {
             if !row.entry.location.is_empty() {
                 disk.locate_image(row.entry.index, &row.entry.location);
@@ -430,6 +436,8 @@ impl Store {
         }
         let layout = lay_out(disk, &superblock, &slots, &walk)?;
         let maps = load_maps(disk, &superblock)?;
+        let versions = maps.values().map(ChangeMap::newest_version);
+        superblock.checkpoint = versions.fold(superblock.checkpoint, u64::max);
         let snapshots = load_snapshots(disk, &superblock)?;
         let config = match superblock.config {
             Some(place) => {

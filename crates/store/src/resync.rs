@@ -58,7 +58,7 @@ impl Store {
     pub(crate) fn extent_read(&mut self, read: ExtentRead, result: Result<Slice, IoError>, out: &mut Output) {
         let ExtentRead { token, disk, extent } = read;
         // A round may be writing: what was read can hold everything to its target.
-        let lsn = self.round.as_ref().map_or(self.applied, |round| round.target);
+        let lsn = self.image_reaches();
         let result = result.map(|data| self.extent_of(disk, extent, lsn, data));
         out.events.push(StoreEvent::ExtentRead { token, result });
     }

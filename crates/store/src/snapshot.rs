@@ -244,7 +244,7 @@ impl Store {
         at: Option<Lsn>,
         out: &mut Output,
     ) -> Result<(), Refused> {
-        let reached = self.round.as_ref().map_or(self.applied, |round| round.target);
+        let reached = self.image_reaches();
         let at = at.unwrap_or(reached);
         self.check_running()?;
         if self.snapshots.position(id).is_some() || self.openings.iter().any(|&(other, _)| other == id) {

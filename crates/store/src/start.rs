@@ -76,6 +76,7 @@ impl Store {
             committed_told: log.stable,
             applied: superblock.applied,
             applied_position: superblock.redo,
+            image_may_hold: log.log_end,
             maps,
             maps_written: BTreeSet::new(),
             // Records past the checkpoint may be in the image's page cache and nowhere else noted.

@@ -197,6 +197,9 @@ pub struct Store {
     pub(crate) committed_told: Lsn,
     pub(crate) applied: Lsn,
     pub(crate) applied_position: JournalPosition,
+    /// After a crash the image may hold records to here, though `applied` is less: nothing that needs an
+    /// exact position is done before.
+    pub(crate) image_may_hold: Lsn,
     pub(crate) maps: BTreeMap<DiskIndex, ChangeMap>,
     pub(crate) maps_written: BTreeSet<DiskIndex>,
     pub(crate) images_dirty: BTreeSet<DiskIndex>,

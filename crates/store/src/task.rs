@@ -348,6 +348,7 @@ impl Store {
         self.committed_told = from.lsn;
         self.indexed = from.lsn;
         self.serve_after = Lsn::ZERO;
+        self.image_may_hold = Lsn::ZERO;
         let journal = &mut self.journal;
         journal.log_end = from.lsn;
         journal.term = from.term;

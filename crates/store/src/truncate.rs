@@ -61,7 +61,11 @@ impl Store {
         journal.durable = journal.durable.min(lsn);
         journal.sync_next = None;
         journal.sync_later = None;
+        for (_, at) in &mut self.openings {
+            *at = (*at).min(lsn);
+        }
         self.serve_after = self.serve_after.min(lsn);
+        self.image_may_hold = self.image_may_hold.min(lsn);
         self.queue_task(Purpose::Truncate(lsn), out);
         Ok(())
     }
