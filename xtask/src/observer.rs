@@ -27,16 +27,17 @@ const POLL: Duration = Duration::from_millis(100);
 pub struct Notes {
     /// In the order of their first sign of life.
     pub boots: Vec<Boot>,
-    /// Gaps between acknowledgements that took longer than this much are kept.
+    /// Times without an acknowledgement that are longer than the guest's pace.
     gaps: Vec<Gap>,
     last_acknowledgement: Option<Instant>,
     newest_acknowledged: u64,
     last_answer: Option<Instant>,
+    /// The same for answers to probes.
     silences: Vec<Gap>,
 }
 
-/// Shorter gaps are ordinary.
-const NOTABLE_GAP: Duration = Duration::from_millis(150);
+/// Shorter gaps are the guest's pace.
+const NOTABLE_GAP: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Copy)]
 pub struct Gap {

@@ -135,7 +135,7 @@ impl<'a> Play<'a> {
     /// Checks that something took no longer than its bound, leniently.
     pub fn within(&mut self, promise: &str, took: Duration, bound: Duration) {
         let detail = format!(
-            "{:.2} s, bound {:.0} s ({:.0} s here)",
+            "{:.2} s, bound {:.1} s ({:.1} s here)",
             took.as_secs_f64(),
             bound.as_secs_f64(),
             (bound * LENIENCE).as_secs_f64()
