@@ -277,7 +277,8 @@ impl Store {
         Ok(())
     }
 
-    /// Makes everything appended so far durable: `Durable` follows. Calls while a sync runs are merged.
+    /// Makes everything appended so far durable: `Durable` follows, unless it is already. Calls while a sync
+    /// runs are merged.
     pub fn sync(&mut self, out: &mut Output) {
         if self.failed.is_some() {
             return;

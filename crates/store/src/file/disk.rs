@@ -1,31 +1,329 @@
-use crate::io::{Disk, FileId, IoError, IoOp, IoOutput};
-use rempart_types::DiskIndex;
-use std::path::Path;
+//! A group's files, executed synchronously.
+
+use crate::buffer::{BufferMut, Slice};
+use crate::io::{Disk, FileId, FileStat, IoError, IoErrorKind, IoOp, IoOutput};
+use rempart_types::{DiskIndex, WallTime};
+use rustix::fs::{
+    self, AtFlags, FallocateFlags, FileType, FlockOperation, IFlags, Mode, OFlags, SeekFrom, StatxFlags,
+};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::IoSlice;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Slices per `pwritev` at most (the system's own bound is 1024).
+const SLICES: usize = 256;
+/// Zeroes written at once.
+const ZEROES: usize = 1024 * 1024;
 
 /// A group's files in one directory, locked against a second daemon. Images may be anywhere.
-#[derive(Debug)]
-pub struct FileDisk {}
+#[derive(Debug, Clone)]
+pub struct FileDisk {
+    shared: Arc<Shared>,
+}
 
-#[allow(unused_variables, clippy::todo)]
+#[derive(Debug)]
+struct Shared {
+    directory: PathBuf,
+    /// Holds the lock as long as anyone may write.
+    _lock: File,
+    open: RwLock<BTreeMap<FileId, Arc<File>>>,
+    images: RwLock<BTreeMap<DiskIndex, PathBuf>>,
+}
+
 impl FileDisk {
-    /// Opens (and creates) the directory and takes its lock ([`IoErrorKind::Locked`](crate::IoErrorKind) when
-    /// another process has it).
+    /// Opens (and creates) the directory and takes its lock ([`IoErrorKind::Locked`] when another process
+    /// has it).
     pub fn open(directory: &Path) -> Result<FileDisk, IoError> {
-        todo!()
+        let fail = |errno: Errno| error(FileId::Superblock, directory, errno);
+        if let Err(cause) = std::fs::create_dir_all(directory) {
+            return Err(fail(Errno::from_io_error(&cause).unwrap_or(Errno::IO)));
+        }
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let lock = fs::open(directory.join("lock"), flags, Mode::from_raw_mode(0o600)).map_err(fail)?;
+        match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return Err(IoError {
+                    kind: IoErrorKind::Locked,
+                    file: FileId::Superblock,
+                    path: directory.display().to_string(),
+                    message: "another process has it open".to_owned(),
+                });
+            }
+            Err(errno) => return Err(fail(errno)),
+        }
+        let shared = Shared {
+            directory: directory.to_owned(),
+            _lock: File::from(lock),
+            open: RwLock::default(),
+            images: RwLock::default(),
+        };
+        Ok(FileDisk { shared: Arc::new(shared) })
+    }
+
+    /// Where a file is.
+    pub fn path(&self, file: FileId) -> PathBuf {
+        let name = match file {
+            FileId::Superblock => "superblock".to_owned(),
+            FileId::Segment(slot) => format!("journal-{slot:08}"),
+            FileId::Image(disk) => {
+                let images = self.shared.images.read().expect("no holder panics");
+                match images.get(&disk) {
+                    Some(path) => return path.clone(),
+                    None => format!("disk-{disk}.raw"),
+                }
+            }
+            FileId::ChangeMap(disk) => format!("changes-{disk}"),
+            FileId::SnapshotMap => "snapshot-map".to_owned(),
+            FileId::SnapshotData => "snapshot-data".to_owned(),
+            FileId::Config => "definition".to_owned(),
+        };
+        self.shared.directory.join(name)
+    }
+
+    /// The open file, if it is open: for `sync_file_range`.
+    pub(crate) fn opened(&self, file: FileId) -> Option<Arc<File>> {
+        self.shared.open.read().expect("no holder panics").get(&file).cloned()
+    }
+
+    /// Tells where disk `disk`'s image is.
+    pub fn set_image(&self, disk: DiskIndex, path: &Path) {
+        self.shared.images.write().expect("no holder panics").insert(disk, path.to_owned());
+        self.forget(FileId::Image(disk));
+    }
+
+    fn forget(&self, file: FileId) {
+        self.shared.open.write().expect("no holder panics").remove(&file);
+    }
+
+    fn handle(&self, file: FileId, create: bool) -> Result<Arc<File>, Errno> {
+        if let Some(handle) = self.opened(file) {
+            return Ok(handle);
+        }
+        let mut flags = OFlags::RDWR | OFlags::CLOEXEC;
+        if create {
+            flags |= OFlags::CREATE;
+        }
+        let path = self.path(file);
+        let handle = Arc::new(File::from(fs::open(&path, flags, Mode::from_raw_mode(0o600))?));
+        let mut open = self.shared.open.write().expect("no holder panics");
+        Ok(open.entry(file).or_insert(handle).clone())
+    }
+
+    /// Makes a created or removed name durable.
+    fn sync_directory(&self, of: &Path) -> Result<(), Errno> {
+        let parent = of.parent().unwrap_or(Path::new("."));
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fs::fsync(fs::open(parent, flags, Mode::empty())?)
+    }
+
+    /// Executes one command to its end. Any thread may.
+    pub fn perform(&self, op: &IoOp) -> Result<IoOutput, IoError> {
+        let file = op.file();
+        self.try_perform(op).map_err(|errno| error(file, &self.path(file), errno))
+    }
+
+    fn try_perform(&self, op: &IoOp) -> Result<IoOutput, Errno> {
+        match op {
+            IoOp::Write { file, offset, data } => {
+                // Maps and snapshot files come to be on first use; images and segments never do.
+                let create = !matches!(file, FileId::Image(_) | FileId::Segment(_));
+                write_all(&*self.handle(*file, create)?, *offset, data)?;
+            }
+            IoOp::Read { file, offset, len } => {
+                let handle = self.handle(*file, false)?;
+                let mut buffer = BufferMut::zeroed(*len);
+                let mut at = 0;
+                while at < *len {
+                    match rustix::io::pread(&*handle, &mut buffer[at..], offset + at as u64) {
+                        Ok(0) => break,
+                        Ok(read) => at += read,
+                        Err(Errno::INTR) => {}
+                        Err(errno) => return Err(errno),
+                    }
+                }
+                return Ok(IoOutput::Data(buffer.freeze()));
+            }
+            IoOp::Sync { file } => fs::fdatasync(&*self.handle(*file, false)?)?,
+            IoOp::Zero { file, offset, len, punch } => {
+                zero(*file, &*self.handle(*file, false)?, *offset, *len, *punch)?;
+            }
+            IoOp::SetLen { file, len } => {
+                let path = self.path(*file);
+                let is_new = !path.exists();
+                let handle = self.handle(*file, true)?;
+                match file_type(&*handle)? {
+                    FileType::BlockDevice if fs::seek(&*handle, SeekFrom::End(0))? < *len => {
+                        return Err(Errno::NOSPC);
+                    }
+                    FileType::BlockDevice => {}
+                    _ => fs::ftruncate(&*handle, *len)?,
+                }
+                if is_new {
+                    self.sync_directory(&path)?;
+                }
+            }
+            IoOp::Create { file, len, head } => self.create(*file, *len, head)?,
+            IoOp::Remove { file } => {
+                let path = self.path(*file);
+                self.forget(*file);
+                match fs::unlink(&path) {
+                    Ok(()) | Err(Errno::NOENT) => self.sync_directory(&path)?,
+                    Err(errno) => return Err(errno),
+                }
+            }
+            IoOp::Stat { file } => {
+                let handle = self.handle(*file, false)?;
+                let stat = fs::statx(&*handle, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+                if file_type(&*handle)? == FileType::BlockDevice {
+                    let len = fs::seek(&*handle, SeekFrom::End(0))?;
+                    return Ok(IoOutput::Stat(FileStat { len, modified_ns: 0 }));
+                }
+                let modified_ns = (stat.stx_mtime.tv_sec as u64)
+                    .wrapping_mul(1_000_000_000)
+                    .wrapping_add(u64::from(stat.stx_mtime.tv_nsec));
+                return Ok(IoOutput::Stat(FileStat { len: stat.stx_size, modified_ns }));
+            }
+        }
+        Ok(IoOutput::Done)
+    }
+
+    /// Zeroes first, then the head, then the name: a file that has its head is complete.
+    fn create(&self, file: FileId, len: u64, head: &Slice) -> Result<(), Errno> {
+        let path = self.path(file);
+        self.forget(file);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+        let handle = File::from(fs::open(&path, flags, Mode::from_raw_mode(0o600))?);
+        if len > 0 {
+            // Journals are overwritten in place all the time: copy-on-write would only scatter them.
+            if let Ok(attributes) = fs::ioctl_getflags(&handle) {
+                let _ = fs::ioctl_setflags(&handle, attributes | IFlags::NOCOW);
+            }
+        }
+        write_zeroes(&handle, 0, len)?;
+        fs::fdatasync(&handle)?;
+        if !head.is_empty() {
+            write_all(&handle, 0, std::slice::from_ref(head))?;
+        }
+        fs::fsync(&handle)?;
+        self.sync_directory(&path)?;
+        self.shared.open.write().expect("no holder panics").insert(file, Arc::new(handle));
+        Ok(())
     }
 }
 
-#[allow(unused_variables, clippy::todo)]
+fn file_type(file: &File) -> Result<FileType, Errno> {
+    Ok(FileType::from_raw_mode(fs::fstat(file)?.st_mode))
+}
+
+fn write_all(file: &File, offset: u64, data: &[Slice]) -> Result<(), Errno> {
+    let total: usize = data.iter().map(|slice| slice.len()).sum();
+    let mut written = 0;
+    while written < total {
+        let mut skip = written;
+        let mut parts = Vec::with_capacity(data.len().min(SLICES));
+        for slice in data {
+            if skip >= slice.len() {
+                skip -= slice.len();
+                continue;
+            }
+            parts.push(IoSlice::new(&slice[skip..]));
+            skip = 0;
+            if parts.len() == SLICES {
+                break;
+            }
+        }
+        match rustix::io::pwritev(file, &parts, offset + written as u64) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => written += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn write_zeroes(file: &File, offset: u64, len: u64) -> Result<(), Errno> {
+    let zeroes = BufferMut::zeroed(ZEROES.min(len as usize)).freeze();
+    let mut at = 0;
+    while at < len {
+        let part = (len - at).min(ZEROES as u64);
+        write_all(file, offset + at, &[zeroes.slice(0..part as usize)])?;
+        at += part;
+    }
+    Ok(())
+}
+
+fn zero(id: FileId, file: &File, offset: u64, len: u64, punch: bool) -> Result<(), Errno> {
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let range = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+    let ways: &[FallocateFlags] = match id {
+        // A segment stays written: the journal's syncs must not have to allocate.
+        FileId::Segment(_) => &[],
+        _ if punch => &[hole, range],
+        _ => &[range, hole],
+    };
+    for &flags in ways {
+        match fs::fallocate(file, flags, offset, len) {
+            Ok(()) => return Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NODEV) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    // Never past the end: zeroing does not grow a file.
+    let end = match file_type(file)? {
+        FileType::BlockDevice => offset + len,
+        _ => (offset + len).min(fs::fstat(file)?.st_size as u64),
+    };
+    write_zeroes(file, offset, end.saturating_sub(offset))
+}
+
+fn error(file: FileId, path: &Path, errno: Errno) -> IoError {
+    let kind = match errno {
+        Errno::NOSPC | Errno::DQUOT | Errno::FBIG => IoErrorKind::Full,
+        Errno::NOENT => IoErrorKind::Missing,
+        _ => IoErrorKind::Io,
+    };
+    let message = std::io::Error::from(errno).to_string();
+    IoError { kind, file, path: path.display().to_string(), message }
+}
+
 impl Disk for FileDisk {
     fn list(&mut self) -> Result<Vec<FileId>, IoError> {
-        todo!()
+        let directory = &self.shared.directory;
+        let fail = |cause: std::io::Error| {
+            error(FileId::Superblock, directory, Errno::from_io_error(&cause).unwrap_or(Errno::IO))
+        };
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(directory).map_err(fail)? {
+            let name = entry.map_err(fail)?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if let Some(slot) = name.strip_prefix("journal-").and_then(|slot| slot.parse().ok()) {
+                files.push(FileId::Segment(slot));
+            } else if let Some(disk) = name.strip_prefix("changes-").and_then(|disk| disk.parse().ok()) {
+                files.push(FileId::ChangeMap(DiskIndex(disk)));
+            }
+        }
+        let fixed = [FileId::Superblock, FileId::SnapshotMap, FileId::SnapshotData, FileId::Config];
+        files.extend(fixed.into_iter().filter(|&file| self.path(file).exists()));
+        Ok(files)
     }
 
     fn execute(&mut self, op: &IoOp) -> Result<IoOutput, IoError> {
-        todo!()
+        self.perform(op)
     }
 
     fn locate_image(&mut self, disk: DiskIndex, location: &str) {
-        todo!()
+        self.set_image(disk, Path::new(location));
+    }
+
+    fn wall_time(&self) -> WallTime {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        WallTime(since.as_millis() as u64)
     }
 }

@@ -1,0 +1,263 @@
+//! The store on real files, with the real executor.
+
+use rempart_store::file::{Executor, FileDisk};
+use rempart_store::{
+    BatchBuilder, DiskEntry, FileId, FormatParams, Health, IoErrorKind, Limits, OpenError, OpenOptions,
+    Output, PayloadBuffer, ReadPiece, Recovered, Refused, Store, StoreEvent, Token,
+};
+use rempart_types::{DiskIndex, GroupId, Lsn, MonotonicTime, Term, WallTime};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::path::Path;
+
+const MIB: u64 = 1024 * 1024;
+const SIZE: u64 = 64 * MIB;
+
+fn params(location: &str) -> FormatParams {
+    let entry =
+        DiskEntry { index: DiskIndex(0), size: SIZE, location: location.to_owned(), base: DiskEntry::EMPTY };
+    FormatParams { segment_size: 4 * MIB, segments: 2, ..FormatParams::new(GroupId(1), vec![entry]) }
+}
+
+struct Running {
+    store: Store,
+    executor: Executor,
+    out: Output,
+    events: Vec<StoreEvent>,
+    epoch: u64,
+}
+
+impl Running {
+    fn open(directory: &Path) -> (Running, Recovered) {
+        let mut disk = FileDisk::open(directory).expect("the directory is free");
+        let limits = Limits { checkpoint_every: 8 * MIB, retention: 8 * MIB, ..Limits::default() };
+        let (store, recovered) =
+            Store::open(&mut disk, &OpenOptions { limits, roll_back: false }).expect("opens");
+        let executor = Executor::new(disk, 3).expect("threads start");
+        let epoch = recovered.lineage.last_term().epoch.0 + 1;
+        (Running { store, executor, out: Output::default(), events: Vec::new(), epoch }, recovered)
+    }
+
+    fn turn(&mut self) {
+        let mut done = Vec::new();
+        for command in self.out.commands.drain(..) {
+            self.executor.submit(command);
+        }
+        self.events.append(&mut self.out.events);
+        self.executor.after_replies();
+        self.executor.completions(&mut done);
+        if done.is_empty() && self.executor.in_flight() > 0 {
+            let fd = self.executor.wake_fd();
+            poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).expect("polls");
+            self.executor.completions(&mut done);
+        }
+        for completion in done {
+            self.store.complete(completion, &mut self.out);
+        }
+    }
+
+    /// Runs until an event of this kind came, and takes all events up to then.
+    fn until(&mut self, wanted: impl Fn(&StoreEvent) -> bool) -> StoreEvent {
+        loop {
+            if let Some(at) = self.events.iter().position(&wanted) {
+                return self.events.drain(..=at).next_back().expect("just seen");
+            }
+            if let Some(StoreEvent::Failed(failure)) =
+                self.events.iter().find(|e| matches!(e, StoreEvent::Failed(_)))
+            {
+                panic!("{failure}");
+            }
+            let idle =
+                self.out.commands.is_empty() && self.executor.in_flight() == 0 && self.out.events.is_empty();
+            if idle {
+                let wake = self.store.next_wake().expect("something is still to come");
+                self.store.tick(wake, &mut self.out);
+            }
+            self.turn();
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Lsn {
+        let mut builder = BatchBuilder::new(self.store.max_batch_len());
+        if data.len() > 4096 {
+            let mut payload = PayloadBuffer::new(data.len());
+            payload.payload_mut().copy_from_slice(data);
+            builder.write_buffer(DiskIndex(0), offset, payload);
+        } else {
+            builder.write(DiskIndex(0), offset, data);
+        }
+        let batch = builder.seal(&self.store.next_place(Term::new(self.epoch, 0), WallTime(1)));
+        self.store.append(&batch, &mut self.out).expect("takes the next batch");
+        batch.last()
+    }
+
+    fn flush(&mut self, lsn: Lsn) {
+        if self.store.durable() >= lsn {
+            return;
+        }
+        self.store.sync(&mut self.out);
+        self.until(|event| matches!(event, StoreEvent::Durable(durable) if *durable >= lsn));
+    }
+
+    fn read(&mut self, offset: u64, len: usize) -> Vec<u8> {
+        self.store.read(Token(7), DiskIndex(0), offset, len, &mut self.out).expect("serves");
+        let StoreEvent::Read { result, .. } = self.until(|event| matches!(event, StoreEvent::Read { .. }))
+        else {
+            unreachable!("just matched")
+        };
+        let mut bytes = Vec::new();
+        for piece in result.expect("reads") {
+            match piece {
+                ReadPiece::Data(slice) => bytes.extend_from_slice(&slice),
+                ReadPiece::Zero(len) => bytes.resize(bytes.len() + len, 0),
+            }
+        }
+        bytes
+    }
+}
+
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    (0..len).map(|at| (seed.wrapping_mul(31).wrapping_add(at as u64 / 7) % 251) as u8).collect()
+}
+
+#[test]
+fn what_was_flushed_is_there_after_the_process_is_gone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let image = directory.path().join("elsewhere.img");
+    let home = directory.path().join("group");
+    let mut disk = FileDisk::open(&home).expect("opens");
+    Store::format(&mut disk, &params(image.to_str().expect("text"))).expect("formats");
+    assert!(matches!(Store::format(&mut disk, &params("x")), Err(OpenError::Exists)));
+    drop(disk);
+
+    let (mut running, recovered) = Running::open(&home);
+    assert_eq!((recovered.log_end.lsn, recovered.health), (Lsn(0), Health::Good));
+    let second = FileDisk::open(&home).expect_err("one daemon per store");
+    assert_eq!(second.kind, IoErrorKind::Locked);
+
+    let mut expected = vec![0; SIZE as usize];
+    let mut last = Lsn(0);
+    for number in 0..60u64 {
+        let len = if number % 3 == 0 { MIB as usize } else { 4096 };
+        let offset = (number * 7919 * 4096) % (SIZE - MIB) / 4096 * 4096;
+        let data = pattern(number, len);
+        expected[offset as usize..offset as usize + len].copy_from_slice(&data);
+        last = running.write(offset, &data);
+        running.until(|event| matches!(event, StoreEvent::Accepted(lsn) if *lsn >= last));
+        if number % 5 == 4 {
+            running.flush(last);
+            running.store.stable_is(last, &mut running.out);
+        }
+    }
+    running.flush(last);
+    // Half is applied, half is not: both come back.
+    drop(running);
+
+    let (mut running, recovered) = Running::open(&home);
+    assert_eq!(recovered.log_end.lsn, last);
+    assert!(!recovered.clean);
+    if recovered.stable < last {
+        let refused = running.store.read(Token(1), DiskIndex(0), 0, 4096, &mut running.out);
+        assert_eq!(refused, Err(Refused::NotServing));
+    }
+    running.store.stable_is(last, &mut running.out);
+    for at in (0..SIZE).step_by(8 * MIB as usize) {
+        assert!(running.read(at, 8 * MIB as usize) == expected[at as usize..(at + 8 * MIB) as usize]);
+    }
+    running.store.close(&mut running.out);
+    running.until(|event| matches!(event, StoreEvent::Closed));
+    drop(running);
+    assert!(std::fs::read(&image).expect("the image is a plain file") == expected);
+
+    let (mut running, recovered) = Running::open(&home);
+    assert!(recovered.clean && recovered.images_changed.is_empty());
+    running.store.close(&mut running.out);
+    running.until(|event| matches!(event, StoreEvent::Closed));
+    drop(running);
+    std::fs::write(&image, &expected[..]).expect("behind its back");
+    let (_, recovered) = Running::open(&home);
+    assert_eq!(recovered.images_changed, [DiskIndex(0)]);
+}
+
+#[test]
+fn discards_give_space_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut disk = FileDisk::open(directory.path()).expect("opens");
+    Store::format(&mut disk, &params("")).expect("formats");
+    let image = disk.path(FileId::Image(DiskIndex(0)));
+    drop(disk);
+    let (mut running, _) = Running::open(directory.path());
+    let used = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&image).expect("exists"));
+    let last = running.write(MIB, &pattern(1, 2 * MIB as usize));
+    running.flush(last);
+    running.store.stable_is(last, &mut running.out);
+    running.until(|event| matches!(event, StoreEvent::Checkpointed(lsn) if *lsn == last));
+    let before = used();
+    let mut builder = BatchBuilder::new(running.store.max_batch_len());
+    builder.discard(DiskIndex(0), 0, SIZE);
+    let batch = builder.seal(&running.store.next_place(Term::new(1, 0), WallTime(1)));
+    running.store.append(&batch, &mut running.out).expect("appends");
+    running.flush(batch.last());
+    running.store.stable_is(batch.last(), &mut running.out);
+    running.until(|event| matches!(event, StoreEvent::Checkpointed(lsn) if *lsn == batch.last()));
+    assert!(before >= 2 * MIB / 512, "{before} sectors were used");
+    assert_eq!(used(), 0);
+    assert!(running.read(MIB, 4096).iter().all(|&byte| byte == 0));
+}
+
+/// Needs root: mounts a small tmpfs.
+#[test]
+fn a_full_disk_is_final_and_says_so() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=20m", "tmpfs"])
+        .arg(directory.path())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !mounted {
+        eprintln!("skipped: cannot mount a tmpfs here");
+        return;
+    }
+    let mut disk = FileDisk::open(directory.path()).expect("opens");
+    Store::format(&mut disk, &params("")).expect("formats");
+    drop(disk);
+    let (mut running, _) = Running::open(directory.path());
+    let mut failure = None;
+    for number in 0..64u64 {
+        let last = running.write((number * MIB) % SIZE, &pattern(number, MIB as usize));
+        running.store.sync(&mut running.out);
+        for _ in 0..200 {
+            running.turn();
+            let now = running.store.next_wake().unwrap_or(MonotonicTime::ZERO);
+            running.store.tick(now, &mut running.out);
+            running.store.stable_is(running.store.durable(), &mut running.out);
+            if running.store.durable() >= last || running.store.failure().is_some() {
+                break;
+            }
+        }
+        if let Some(found) = running.store.failure() {
+            failure = Some(found.clone());
+            break;
+        }
+    }
+    let failure = failure.expect("20 MiB are not enough");
+    assert_eq!(failure.error.kind, IoErrorKind::Full);
+    assert!(
+        failure.to_string().contains("no space left") || failure.to_string().contains("No space left"),
+        "{failure}"
+    );
+    let durable = running.store.durable();
+    running.events.clear();
+    running.store.sync(&mut running.out);
+    while running.executor.in_flight() > 0 || !running.out.commands.is_empty() {
+        running.turn();
+    }
+    let after =
+        running.events.iter().filter(|e| matches!(e, StoreEvent::Durable(_) | StoreEvent::Accepted(_)));
+    assert_eq!(after.count(), 0);
+    drop(running);
+    // What was durable before is still there; recovery itself needs no room.
+    let (running, recovered) = Running::open(directory.path());
+    assert!(recovered.log_end.lsn >= durable);
+    drop(running);
+    let _ = std::process::Command::new("umount").arg(directory.path()).status();
+}
