@@ -421,6 +421,11 @@ impl Member {
         self.nonces_drawn = 0;
     }
 
+    /// So much time has passed that a lease from `node`'s last acknowledgement would have ended.
+    pub fn age_acknowledgement(&mut self, node: NodeId) {
+        self.with_peer(node, |peer| peer.acknowledged = None);
+    }
+
     pub fn awaits(&self) -> Option<RequestId> {
         self.desk.awaits()
     }

@@ -17,6 +17,10 @@ impl Member {
             return;
         }
         self.tell_held_back(out);
+        let named = self.ledger.named();
+        for (&node, peer) in &mut self.peers {
+            peer.joining &= named.contains(node);
+        }
         if !self.desk.free(&self.timers) {
             return;
         }
@@ -67,7 +71,8 @@ impl Member {
         let State::Leading(leading) = &self.state else { return false };
         let Some(peer) = self.peers.get(&node) else { return false };
         let fit = peer.session.is_some() && peer.acknowledged.is_some() && !peer.unfit();
-        if peer.joining {
+        // Only while an attempt names it: then it has acknowledged everything since it was caught up.
+        if peer.joining && self.ledger.named().contains(node) {
             return fit;
         }
         let holds_all = peer.caught_up || self.bug(Bug::AdmitEarly);
