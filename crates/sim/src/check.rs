@@ -102,15 +102,16 @@ impl World {
         let now = self.nodes[node].clock.reading(self.now());
         let Some(daemon) = &self.nodes[node].daemon else { return };
         let status = daemon.engine.status(now);
-        let inconsistent = status.committed > status.end
-            || status.stable > status.committed && status.serving
-            || status.durable > status.accepted
-            || status.applied > status.durable;
+        let inconsistent = status.serving
+            && (status.committed > status.end
+                || status.stable > status.committed
+                || status.durable > status.accepted
+                || status.applied > status.durable);
         if inconsistent {
             let detail = format!("node {node}: watermarks out of order: {status:?}");
             return self.broken(Violation::new(Promise::PrefixOfHistory, detail));
         }
-        if matches!(status.role, Role::Primary | Role::PrimaryFrozen) {
+        if matches!(status.role, Role::Primary | Role::PrimaryFrozen) && status.term > Term::ZERO {
             match self.checker.leads(node, status.term) {
                 Ok(first) => {
                     if first {

@@ -201,6 +201,10 @@ impl History {
     pub fn begin(&mut self, life: Life, request: Request, at: Moment) -> Tag {
         let tag = self.next_tag();
         let mut covers = Vec::new();
+        if matches!(request, Request::Flush | Request::Write { fua: true, .. }) {
+            let acknowledged = |tag: &&Tag| self.op(**tag).fate == Fate::Acknowledged;
+            covers.extend(self.unflushed.iter().filter(acknowledged));
+        }
         match &request {
             Request::Write { span, .. } | Request::Zero { span, .. } => {
                 let zero = matches!(request, Request::Zero { .. });
@@ -212,12 +216,7 @@ impl History {
                 }
                 self.unflushed.push(tag);
             }
-            Request::Flush => {}
-            Request::Read { .. } => {}
-        }
-        if matches!(request, Request::Flush | Request::Write { fua: true, .. }) {
-            let acknowledged = |tag: &&Tag| self.op(**tag).fate == Fate::Acknowledged;
-            covers.extend(self.unflushed.iter().filter(acknowledged));
+            Request::Flush | Request::Read { .. } => {}
         }
         if matches!(request, Request::Write { fua: true, .. }) {
             covers.push(tag);

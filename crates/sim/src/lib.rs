@@ -6,12 +6,31 @@
 //! code under test is the code that ships: this crate only replaces what is outside it.
 
 pub mod agenda;
+mod audit;
+pub mod book;
+pub mod campaign;
+mod check;
 pub mod clock;
+mod converge;
 pub mod coverage;
+mod daemon;
+pub mod drive;
+pub mod faults;
 pub mod guest;
+mod guest_io;
 pub mod history;
+mod hypervisor;
+pub mod machine;
 pub mod network;
+mod operator;
 pub mod pattern;
+mod reached;
 pub mod rng;
+mod rot;
+pub mod scenario;
+pub mod setup;
 pub mod trace;
 pub mod violation;
+mod wire;
+pub mod witness;
+pub mod world;

@@ -1,0 +1,170 @@
+//! Runs simulated worlds: `rempart-sim --seeds 100000`, or one of them again: `rempart-sim --seed 42 --verbose`.
+
+use rempart_sim::campaign::{CampaignOptions, campaign, run_seed};
+use rempart_sim::faults::Planted;
+use rempart_sim::scenario::SCENARIOS;
+use rempart_sim::trace::Verbosity;
+use rempart_sim::world::Options;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const USAGE: &str = "\
+usage: rempart-sim [--seeds N] [--from SEED] [--threads N] [--failures N] [--time SECONDS] [--least N]
+       rempart-sim --seed SEED [--verbose]
+       rempart-sim --table
+
+  --seeds N     worlds to run (default 1000)
+  --from SEED   the first of them (default 0)
+  --threads N   worlds at once (default: all processors)
+  --failures N  stop after so many failing seeds (default 1)
+  --time S      stop after so many seconds
+  --least N     fail if anything that must be met was met less often (default 0: only told)
+  --planted BUG plant a bug in the world: some seed must fail
+  --seed SEED   run one world and tell how it ended; with --verbose, everything that happened
+  --table       the failure table: what each fault costs the machine, in virtual time";
+
+#[derive(Debug)]
+struct Arguments {
+    seeds: u64,
+    from: u64,
+    seed: Option<u64>,
+    verbose: bool,
+    table: bool,
+    least: u64,
+    options: CampaignOptions,
+}
+
+fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut parsed = Arguments {
+        seeds: 1000,
+        from: 0,
+        seed: None,
+        verbose: false,
+        table: false,
+        least: 0,
+        options: CampaignOptions { threads, ..CampaignOptions::default() },
+    };
+    let mut arguments = arguments;
+    while let Some(name) = arguments.next() {
+        match name.as_str() {
+            "--verbose" => {
+                parsed.verbose = true;
+                continue;
+            }
+            "--table" => {
+                parsed.table = true;
+                continue;
+            }
+            _ => {}
+        }
+        let value = arguments.next().ok_or_else(|| format!("`{name}` needs a value"))?;
+        if name == "--planted" {
+            let bug = Planted::ALL.into_iter().find(|bug| format!("{bug:?}") == value);
+            parsed.options.planted = Some(bug.ok_or_else(|| format!("one of {:?}", Planted::ALL))?);
+            continue;
+        }
+        let number: u64 = value.parse().map_err(|_| format!("`{value}` is not a number"))?;
+        match name.as_str() {
+            "--seeds" => parsed.seeds = number,
+            "--from" => parsed.from = number,
+            "--threads" => parsed.options.threads = number as usize,
+            "--failures" => parsed.options.failures = number as usize,
+            "--time" => parsed.options.time = Some(Duration::from_secs(number)),
+            "--least" => parsed.least = number,
+            "--seed" => parsed.seed = Some(number),
+            _ => return Err(format!("`{name}` is not known")),
+        }
+    }
+    Ok(parsed)
+}
+
+fn main() -> ExitCode {
+    let arguments = match parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            eprintln!("error: {error}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    if arguments.table {
+        return table();
+    }
+    match arguments.seed {
+        Some(seed) => one(seed, &arguments),
+        None => many(&arguments),
+    }
+}
+
+fn table() -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for scenario in SCENARIOS {
+        match scenario.measure(20) {
+            Ok(measures) if measures.is_empty() => println!("{:<40} kept", scenario.name),
+            Ok(measures) => {
+                for measure in measures {
+                    println!("{:<40} {measure}", scenario.name);
+                }
+            }
+            Err((seed, violation)) => {
+                println!("{:<40} BROKEN (seed {seed}): {violation}", scenario.name);
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
+}
+
+fn one(seed: u64, arguments: &Arguments) -> ExitCode {
+    let verbosity = if arguments.verbose { Verbosity::Everything } else { Verbosity::Tail };
+    let (world, result) = run_seed(seed, Options { verbosity, planted: arguments.options.planted });
+    match result {
+        Ok(()) => {
+            println!("seed {seed}: every promise kept, {} events, until {}", world.steps(), world.now());
+            ExitCode::SUCCESS
+        }
+        Err(violation) => {
+            for line in world.trace().tail() {
+                println!("{line}");
+            }
+            println!("seed {seed} FAILED at {}: {violation}", world.now());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn many(arguments: &Arguments) -> ExitCode {
+    let seeds = arguments.from..arguments.from.saturating_add(arguments.seeds);
+    let report = campaign(seeds, &arguments.options);
+    print!("{}", report.coverage);
+    let seconds = report.elapsed.as_secs_f64();
+    println!(
+        "{} seeds in {seconds:.1} s ({:.0} a second), {} events, {:.1} days simulated, {} failed",
+        report.seeds,
+        report.seeds as f64 / seconds,
+        report.steps,
+        report.simulated.as_secs_f64() / 86_400.0,
+        report.failures.len()
+    );
+    let short: Vec<_> = report.coverage.below(arguments.least.max(1)).collect();
+    for (kind, name, times) in &short {
+        println!("seldom: {kind} `{name}` {times} times");
+    }
+    for (seed, violation) in &report.failures {
+        println!("\nseed {seed} FAILED: {violation}");
+        println!("replay: cargo run --release -p rempart-sim -- --seed {seed} --verbose");
+    }
+    if let Some((seed, _)) = report.failures.first() {
+        println!("\nthe end of seed {seed}'s story:");
+        let options = Options { verbosity: Verbosity::Tail, planted: arguments.options.planted };
+        let (world, _) = run_seed(*seed, options);
+        let lines: Vec<_> = world.trace().tail().collect();
+        for line in &lines[lines.len().saturating_sub(60)..] {
+            println!("  {line}");
+        }
+    }
+    if !report.failures.is_empty() || (arguments.least > 0 && !short.is_empty()) {
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
