@@ -15,8 +15,10 @@ pub const DEFINITION_FORMAT: u32 = 1;
 /// The machine type of a new definition. Versioned, so that an upgrade of QEMU does not change the guest's hardware.
 pub const DEFAULT_MACHINE_TYPE: &str = "pc-q35-10.0";
 
-const MAX_DISKS: usize = 16;
+pub(crate) const MAX_DISKS: usize = 16;
 const MAX_NICS: usize = 8;
+/// Of the AHCI controller in q35's chipset.
+const SATA_PORTS: u16 = 6;
 const MAX_CPUS: u32 = 255;
 const MIN_MEMORY_BYTES: u64 = 16 << 20;
 const MAX_MEMORY_BYTES: u64 = 16 << 40;
@@ -189,9 +191,9 @@ impl Definition {
         require((1..=MAX_CPUS).contains(&self.cpus), "cpus", || {
             format!("{} is not between 1 and {MAX_CPUS}", self.cpus)
         })?;
-        require(is_option_word(&self.machine_type), "machine_type", || {
-            format!("`{}` is not a machine type", self.machine_type)
-        })?;
+        // The places of devices are those of a q35, and an unversioned type would change with QEMU.
+        let q35 = self.machine_type.starts_with("pc-q35-") && is_option_word(&self.machine_type);
+        require(q35, "machine_type", || format!("`{}` is not a versioned `pc-q35-…`", self.machine_type))?;
         if let CpuModel::Named(model) = &self.cpu_model {
             let fine = model.split(',').all(|part| {
                 let feature = part.strip_prefix(['+', '-']).unwrap_or(part);
@@ -213,6 +215,12 @@ impl Definition {
         for disk in &self.disks {
             let field = format!("disks[{}]", disk.index);
             require(indexes.insert(disk.index), &field, || "given twice".into())?;
+            require(usize::from(disk.index.0) < MAX_DISKS, &field, || {
+                format!("the last possible disk is {}", MAX_DISKS - 1)
+            })?;
+            require(disk.bus != DiskBus::Sata || disk.index.0 < SATA_PORTS, &field, || {
+                format!("the last possible SATA disk is {}", SATA_PORTS - 1)
+            })?;
             require(disk.size_bytes > 0 && disk.size_bytes.is_multiple_of(SECTOR_SIZE), &field, || {
                 format!("size {} is not a positive multiple of {SECTOR_SIZE}", disk.size_bytes)
             })?;

@@ -11,16 +11,22 @@
 //! | [`command_line`] | QEMU's arguments from a definition |
 //! | [`accelerator`] | whether KVM really runs a guest here |
 //! | [`tap`] | TAP devices on bridges |
-//! | [`nvram`] | UEFI variables as bytes |
 
 pub mod accelerator;
 pub mod clock;
+mod command;
+pub mod command_line;
 pub mod definition;
 mod error;
 pub mod fake;
 pub mod guard;
+mod lines;
 pub mod machine;
+mod process;
 pub mod qemu;
+pub mod qmp;
+mod run_dir;
+pub mod tap;
 
 pub use definition::{Definition, InvalidDefinition, MacAddress, VmUuid};
 pub use error::{Error, ErrorKind, Result};

@@ -1,11 +1,28 @@
 //! The QEMU driver.
 
-use crate::error::Result;
-use crate::machine::{Adopted, HostReport, Hypervisor, Machine, Pending, StartRequest};
+mod machine;
+
+use crate::accelerator::{self, Accelerator, Probe};
+use crate::command_line::{self, FirmwareFiles, Runtime, netdev_id};
+use crate::definition::{CpuModel, Firmware, Nic, NicModel};
+use crate::error::{Error, ErrorKind, Result};
+use crate::guard::protocol::StartReport;
+use crate::machine::{Adopted, FirstState, HostReport, Hypervisor, Machine, Pending, StartRequest};
+use crate::process::{self, ProcessIdentity};
+use crate::run_dir::{FILES_VERSION, Launch, RunDir, TapLaunch};
+use crate::tap;
+use machine::QemuMachine;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::sync::OnceCell;
+
+/// A guard's first line is shorter.
+const LONGEST_REPORT: u64 = 64 * 1024;
 
 /// Where things are on this host and how careful to be.
 #[derive(Debug, Clone)]
@@ -28,8 +45,10 @@ pub struct QemuConfig {
     /// Run QEMU as this user and group instead of the daemon's.
     pub run_as: Option<RunAs>,
     pub firmware: FirmwarePaths,
+    /// QEMU's own system call filter.
+    pub sandbox: bool,
     /// None: probe by starting a guest.
-    pub accelerator: Option<crate::accelerator::Accelerator>,
+    pub accelerator: Option<Accelerator>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +87,7 @@ impl QemuConfig {
             watchdog: None,
             run_as: None,
             firmware: FirmwarePaths::default(),
+            sandbox: true,
             accelerator: None,
         }
     }
@@ -76,26 +96,276 @@ impl QemuConfig {
 /// Runs machines with QEMU.
 #[derive(Debug)]
 pub struct Qemu {
-    #[allow(dead_code)]
     config: QemuConfig,
+    probe: OnceCell<Probe>,
 }
 
 impl Qemu {
     pub fn new(config: QemuConfig) -> Self {
-        Self { config }
+        Self { config, probe: OnceCell::new() }
+    }
+
+    /// What guests run with here, and why: asked once, by starting one.
+    pub async fn accelerator(&self) -> Probe {
+        if let Some(accelerator) = self.config.accelerator {
+            return Probe { accelerator, reason: "configured".into() };
+        }
+        let probe = || accelerator::probe(&self.config.qemu_program, &CpuModel::Baseline);
+        self.probe.get_or_init(probe).await.clone()
+    }
+
+    async fn start_machine(&self, request: StartRequest) -> Result<Arc<dyn Machine>> {
+        let definition = &request.definition;
+        definition.validate()?;
+        let action = || format!("start `{}`", definition.name);
+        for disk in &definition.disks {
+            if !request.disks.iter().any(|export| export.disk == disk.index) {
+                let detail = format!("disk {} has no export", disk.index);
+                return Err(Error::new(ErrorKind::InvalidDefinition, action(), detail));
+            }
+        }
+        let accelerator = self.accelerator().await.accelerator;
+        let run_dir = RunDir::new(&request.run_dir)?;
+        run_dir.create()?;
+        // The guard takes it for good; this keeps the files of a running machine from being overwritten.
+        let Some(lock) = run_dir.lock()? else {
+            return Err(Error::new(ErrorKind::AlreadyRunning, action(), "another guard has it"));
+        };
+        let firmware = self.prepare_firmware(&run_dir, &request)?;
+        let launch = self.launch(&run_dir, &request, accelerator, firmware);
+        for stale in ["state.json", "exit.json", "qemu.log", "console.log", "console.log.1"] {
+            run_dir.remove(stale)?;
+        }
+        self.give_to_user(run_dir.path())?;
+        run_dir.write_launch(&launch)?;
+        drop(lock);
+        self.start_guard(&run_dir, &definition.name).await?;
+        let state = run_dir.read_state()?;
+        let gone = || {
+            let end = run_dir.read_exit().ok().flatten();
+            let detail = end.map_or_else(|| "it ended at once".into(), |record| record.to_string());
+            Error::new(ErrorKind::NotRunning, action(), detail)
+        };
+        let state = state.ok_or_else(gone)?;
+        let machine = QemuMachine::connect(run_dir.clone(), state, self.config.reconnect_delay).await?;
+        let machine = machine.ok_or_else(gone)?;
+        machine.monitor_connected().await?;
+        Ok(machine)
+    }
+
+    /// Puts the UEFI variables where QEMU finds them.
+    fn prepare_firmware(&self, run_dir: &RunDir, request: &StartRequest) -> Result<Option<FirmwareFiles>> {
+        if request.definition.firmware == Firmware::Bios {
+            run_dir.remove("nvram.fd")?;
+            return Ok(None);
+        }
+        let paths = &self.config.firmware;
+        let missing = |path: &Path, error: std::io::Error| {
+            let action = format!("use the UEFI firmware `{}`", path.display());
+            Error::new(ErrorKind::MissingOnHost, action, error.to_string())
+        };
+        std::fs::metadata(&paths.code).map_err(|error| missing(&paths.code, error))?;
+        let variables = match &request.nvram {
+            Some(bytes) => bytes.clone(),
+            None => std::fs::read(&paths.variables).map_err(|error| missing(&paths.variables, error))?,
+        };
+        run_dir.write("nvram.fd", &variables)?;
+        let file = run_dir.file("nvram.fd");
+        self.give_to_user(&file)?;
+        Ok(Some(FirmwareFiles { code: paths.code.clone(), variables: file }))
+    }
+
+    fn give_to_user(&self, path: &Path) -> Result<()> {
+        let Some(RunAs { uid, gid }) = self.config.run_as else { return Ok(()) };
+        std::os::unix::fs::chown(path, Some(uid), Some(gid))
+            .map_err(|error| Error::io(format!("give `{}` to QEMU's user", path.display()), error))
+    }
+
+    fn launch(
+        &self,
+        run_dir: &RunDir,
+        request: &StartRequest,
+        accelerator: Accelerator,
+        firmware: Option<FirmwareFiles>,
+    ) -> Launch {
+        let definition = &request.definition;
+        let runtime = Runtime {
+            qemu_program: self.config.qemu_program.clone(),
+            accelerator,
+            run_dir: run_dir.path().into(),
+            disks: request.disks.clone(),
+            reconnect_delay: self.config.reconnect_delay,
+            open_timeout: self.config.start_deadline,
+            firmware,
+            first_state: request.first_state.clone(),
+            sandbox: self.config.sandbox,
+        };
+        // Its frames then do not pass through QEMU. Only with KVM's interrupts, and as root.
+        let vhost = accelerator == Accelerator::Kvm
+            && self.config.run_as.is_none()
+            && Path::new("/dev/vhost-net").exists();
+        let tap = |(place, nic): (usize, &Nic)| TapLaunch {
+            interface: tap::interface_name(definition.uuid, place),
+            bridge: nic.bridge.clone(),
+            netdev: netdev_id(place),
+            vhost: vhost && nic.model == NicModel::Virtio,
+        };
+        Launch {
+            version: FILES_VERSION,
+            machine: definition.name.clone(),
+            command: command_line::build(definition, &runtime),
+            taps: definition.nics.iter().enumerate().map(tap).collect(),
+            lease: request.lease,
+            guard_stop_ms: u64::try_from(self.config.guard_stop.as_millis()).unwrap_or(u64::MAX),
+            run_vcpus: request.first_state == FirstState::Running,
+            network_gate: self.config.network_gate,
+            watchdog: self.config.watchdog.clone(),
+            run_as: self.config.run_as.map(|user| (user.uid, user.gid)),
+        }
+    }
+
+    /// Starts a guard that does not belong to this process, and waits for its report.
+    async fn start_guard(&self, run_dir: &RunDir, name: &str) -> Result<()> {
+        let action = || format!("start `{name}`");
+        let (program, arguments) = self.config.guard_command.split_first().ok_or_else(|| {
+            Error::new(ErrorKind::MissingOnHost, action(), "no guard program is configured")
+        })?;
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(run_dir.file("guard.log"))
+            .map_err(|error| Error::io("open the guard's log", error))?;
+        let mut command = tokio::process::Command::new(program);
+        command.args(arguments).arg("--run-dir").arg(run_dir.path()).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        // What systemd said to the daemon is not for the guard.
+        for variable in
+            ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"]
+        {
+            command.env_remove(variable);
+        }
+        // SAFETY: setsid is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| {
+                // Signals to the daemon's terminal and process group are not for the guard.
+                rustix::process::setsid()?;
+                Ok(())
+            });
+        }
+        let mut guard = command.spawn().map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                let detail = format!("`{}` is not there", program.to_string_lossy());
+                Error::new(ErrorKind::MissingOnHost, action(), detail)
+            }
+            _ => Error::io("start the guard", error),
+        })?;
+        let stdout = guard.stdout.take().expect("it was asked for");
+        let mut line = String::new();
+        let mut reader = BufReader::new(stdout.take(LONGEST_REPORT));
+        let read = tokio::time::timeout(self.config.start_deadline, reader.read_line(&mut line)).await;
+        let failed = |detail: String| Err(Error::new(ErrorKind::FailedToStart, action(), detail));
+        if read.is_err() {
+            // QEMU goes with it.
+            let _ = guard.start_kill();
+            return Err(Error::deadline(action(), self.config.start_deadline));
+        }
+        match serde_json::from_str(&line) {
+            Ok(StartReport::Ready) => Ok(()),
+            Ok(StartReport::AlreadyRunning) => {
+                Err(Error::new(ErrorKind::AlreadyRunning, action(), "another guard has it"))
+            }
+            Ok(StartReport::MissingOnHost { detail }) => {
+                Err(Error::new(ErrorKind::MissingOnHost, action(), detail))
+            }
+            Ok(StartReport::Failed { detail }) => failed(detail),
+            Err(_) => failed(format!("its guard said `{}`; {}", line.trim(), run_dir.log_tail("guard.log"))),
+        }
+    }
+
+    async fn adopt_machine(&self, path: &Path) -> Result<Adopted> {
+        let run_dir = RunDir::new(path)?;
+        let Some(state) = run_dir.read_state()? else { return Ok(Adopted::Gone(run_dir.read_exit()?)) };
+        let connected =
+            QemuMachine::connect(run_dir.clone(), state.clone(), self.config.reconnect_delay).await?;
+        if let Some(machine) = connected {
+            return Ok(Adopted::Running(machine));
+        }
+        // Without its guard it should be dead; nobody would watch its lease.
+        let open = |identity: &ProcessIdentity| {
+            identity.open().map_err(|error| Error::io("look for a process of the machine", error))
+        };
+        for leftover in [Some(&state.guard), state.qemu.as_ref()].into_iter().flatten() {
+            if let Some(pidfd) = open(leftover)? {
+                end_process(&pidfd).await?;
+            }
+        }
+        Ok(Adopted::Gone(run_dir.read_exit()?))
+    }
+
+    async fn look_around(&self) -> Result<HostReport> {
+        let ask = |arguments: &'static [&'static str]| async move {
+            let asked = tokio::process::Command::new(&self.config.qemu_program)
+                .args(arguments)
+                .stdin(Stdio::null())
+                .kill_on_drop(true)
+                .output();
+            let action = || format!("run `{}`", self.config.qemu_program.display());
+            let deadline = Duration::from_secs(10);
+            match tokio::time::timeout(deadline, asked).await {
+                Err(_) => Err(Error::deadline(action(), deadline)),
+                Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                    Err(Error::new(ErrorKind::MissingOnHost, action(), "QEMU is not installed"))
+                }
+                Ok(Err(error)) => Err(Error::io(action(), error)),
+                Ok(Ok(output)) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            }
+        };
+        let version = ask(&["--version"]).await?;
+        let machines = ask(&["-machine", "help"]).await?;
+        let probe = self.accelerator().await;
+        let first_word = |line: &str| line.split_whitespace().next().map(str::to_owned);
+        Ok(HostReport {
+            qemu_version: version.split_whitespace().nth(3).unwrap_or("unknown").to_owned(),
+            accelerator: probe.accelerator.to_string(),
+            accelerator_reason: probe.reason,
+            machine_types: machines
+                .lines()
+                .filter_map(first_word)
+                .filter(|word| word.starts_with("pc-q35-"))
+                .collect(),
+            uefi: self.config.firmware.code.exists() && self.config.firmware.variables.exists(),
+            network_gate: guard_gate_works().await,
+        })
     }
 }
 
+/// Waits for a process that should end by itself, and ends it if it does not.
+async fn end_process(pidfd: &OwnedFd) -> Result<()> {
+    let action = "end a process of a machine without its guard";
+    let patience = Duration::from_secs(1);
+    if tokio::time::timeout(patience, process::ended(pidfd)).await.is_ok() {
+        return Ok(());
+    }
+    process::signal(pidfd, rustix::process::Signal::KILL).map_err(|error| Error::io(action, error))?;
+    let ended = tokio::time::timeout(5 * patience, process::ended(pidfd)).await;
+    ended.map_err(|_| Error::deadline(action, 5 * patience))?.map_err(|error| Error::io(action, error))
+}
+
+/// Whether nftables takes the gate's kind of table here.
+async fn guard_gate_works() -> bool {
+    tokio::task::spawn_blocking(crate::guard::gate_works).await.unwrap_or(false)
+}
+
 impl Hypervisor for Qemu {
-    fn start(&self, _request: StartRequest) -> Pending<'_, Result<Arc<dyn Machine>>> {
-        unimplemented!()
+    fn start(&self, request: StartRequest) -> Pending<'_, Result<Arc<dyn Machine>>> {
+        Box::pin(self.start_machine(request))
     }
 
-    fn adopt<'a>(&'a self, _run_dir: &'a Path) -> Pending<'a, Result<Adopted>> {
-        unimplemented!()
+    fn adopt<'a>(&'a self, run_dir: &'a Path) -> Pending<'a, Result<Adopted>> {
+        Box::pin(self.adopt_machine(run_dir))
     }
 
     fn host(&self) -> Pending<'_, Result<HostReport>> {
-        unimplemented!()
+        Box::pin(self.look_around())
     }
 }

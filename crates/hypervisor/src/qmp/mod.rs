@@ -1,0 +1,11 @@
+//! A client of QEMU's monitor protocol (QMP, docs/interop/qmp-spec in QEMU's source).
+//!
+//! [`message`] knows the lines, [`client`] a connection, [`commands`] the commands that are used here. Fields and
+//! events that are not known are let through or ignored: QEMU adds some in every release.
+
+pub mod client;
+pub mod commands;
+pub mod message;
+
+pub use client::{Client, EventStream};
+pub use message::{CommandError, Event, Message, ParseError};
