@@ -14,6 +14,7 @@ use anyhow::{Result, bail};
 use serde_json::json;
 
 use crate::interrupt;
+use crate::lab::remove_stale_folders;
 use crate::setup;
 use crate::workspace::lab_dir;
 
@@ -56,7 +57,9 @@ struct Contestant {
 pub fn run(bench: &Bench) -> Result<()> {
     let Bench::Mirror(options) = bench;
     setup::ensure()?;
-    let folder = lab_dir().join("bench").join(std::process::id().to_string());
+    let benches = lab_dir().join("bench");
+    remove_stale_folders(&benches);
+    let folder = benches.join(std::process::id().to_string());
     let result = mirror(options, &folder);
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;

@@ -1,6 +1,7 @@
 //! Processes in the lab's servers, and what happens to a whole server.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -18,12 +19,25 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it with no input and its output appended to `log`.
+    /// Starts it with no input and its output appended to `log`. It dies with the thread that starts it.
     pub fn start(command: &mut Command, log: &Path) -> Result<Process> {
         let file = File::options().create(true).append(true).open(log);
         let file = file.with_context(|| format!("open {}", log.display()))?;
+        // SAFETY: prctl is async-signal-safe and touches only the new process.
+        unsafe {
+            command.pre_exec(|| {
+                // Should we be killed, nothing of ours stays behind.
+                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 {
+                    Ok(())
+                } else {
+                    Err(std::io::Error::last_os_error())
+                }
+            })
+        };
         let child = command
             .stdin(Stdio::null())
+            // A terminal's Ctrl-C is for us; we end it in order.
+            .process_group(0)
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()

@@ -33,14 +33,19 @@ pub fn clean_up() -> Result<()> {
             Namespace::existing(name.to_owned()).destroy();
         }
     }
-    for entry in fs::read_dir(lab_dir().join("run")).into_iter().flatten().flatten() {
+    remove_stale_folders(&lab_dir().join("run"));
+    Ok(())
+}
+
+/// Removes the folders in `folder` that are named after processes that are gone.
+pub fn remove_stale_folders(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if let Ok(run) = entry.file_name().to_string_lossy().parse()
             && !is_running(run)
         {
             remove_folder(&entry.path());
         }
     }
-    Ok(())
 }
 
 fn is_running(run: u32) -> bool {
