@@ -225,6 +225,7 @@ impl Rack {
     pub fn try_user(&self, host: Host, arguments: &[&str]) -> Result<Result<String, Refusal>> {
         let mut command: Command = self.lab.host(host).command(&self.program);
         command.arg("--config").arg(&self.server(host).config).args(arguments);
+        command.env_remove("REMPART_CONFIG").env_remove("REMPART_SOCKET");
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let (mut stdout, mut stderr) =
             (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));

@@ -56,8 +56,11 @@ impl VmStatus {
         said
     }
 
+    /// Whether a condition, an event or the phase of a peer holds a word.
     pub fn says(&self, word: &str) -> bool {
-        self.said().iter().any(|(_, text)| text.contains(word))
+        let mut phases =
+            self.0["peers"].as_array().into_iter().flatten().filter_map(|peer| peer["phase"].as_str());
+        phases.any(|phase| phase.contains(word)) || self.said().iter().any(|(_, text)| text.contains(word))
     }
 
     /// For messages: the status without its history.
