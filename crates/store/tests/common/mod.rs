@@ -7,7 +7,7 @@ use rempart_store::{
     Recovered, Store, StoreEvent, Token,
 };
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, GroupId, Lsn, MonotonicTime, Term, WallTime};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 pub const GROUP: GroupId = GroupId(0x5ca1ab1e);
 pub const SEGMENT: u64 = 64 * 1024;
@@ -119,7 +119,21 @@ pub fn limits() -> Limits {
     }
 }
 
+/// The world at one place where it may end.
+#[derive(Clone)]
+pub struct Moment {
+    pub disk: SimulatedDisk,
+    pub model: Model,
+    pub durable: u64,
+    pub stable: u64,
+    pub note: String,
+}
+
 pub struct World {
+    /// Keeps a copy of the world after every command.
+    pub moments: Option<Vec<Moment>>,
+    /// What the script is doing.
+    pub note: String,
     pub disk: SimulatedDisk,
     pub store: Store,
     pub out: Output,
@@ -142,6 +156,8 @@ impl World {
         Store::format(&mut disk, &params()).expect("formats");
         let (store, _) = open(&mut disk).expect("opens");
         World {
+            moments: None,
+            note: String::new(),
             disk,
             store,
             out: Output::default(),
@@ -194,12 +210,25 @@ impl World {
         if choice < queued {
             let completion = self.disk.run(choice);
             self.done.push(completion);
+            self.keep_moment();
         } else {
             let completion = self.done.swap_remove(choice - queued);
             self.store.complete(completion, &mut self.out);
         }
         self.pump();
         true
+    }
+
+    pub fn keep_moment(&mut self) {
+        if let Some(moments) = &mut self.moments {
+            moments.push(Moment {
+                disk: self.disk.clone(),
+                model: self.model.clone(),
+                durable: self.durable,
+                stable: self.stable,
+                note: self.note.clone(),
+            });
+        }
     }
 
     pub fn drain(&mut self) {
