@@ -1,0 +1,44 @@
+//! What the tests need as processes of their own: a guard, and a daemon that starts a machine and can be killed.
+
+use rempart_hypervisor::{
+    Definition, FirstState, Hypervisor, Lease, Qemu, QemuConfig, StartRequest, VmUuid, clock, guard,
+};
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["guard", "--run-dir", run_dir] => {
+            std::process::exit(guard::run(guard::Args { run_dir: run_dir.into() }))
+        }
+        ["daemon", run_dir, lease_ms] => {
+            daemon(run_dir.into(), Duration::from_millis(lease_ms.parse().unwrap()))
+        }
+        _ => panic!("unknown arguments {words:?}"),
+    }
+}
+
+/// Starts a machine without disks, leaves a socket with its guard, says so, and waits to be killed.
+#[tokio::main(flavor = "current_thread")]
+async fn daemon(run_dir: PathBuf, lease: Duration) {
+    let this = std::env::current_exe().unwrap();
+    let mut config = QemuConfig::new(vec![this.into(), "guard".into()]);
+    config.accelerator = Some(rempart_hypervisor::accelerator::Accelerator::Tcg);
+    let listener = std::os::unix::net::UnixListener::bind(run_dir.with_extension("kept")).unwrap();
+    let request = StartRequest {
+        definition: Definition::new("adopted", VmUuid(5), 64 << 20, 1),
+        disks: Vec::new(),
+        run_dir,
+        nvram: None,
+        lease: Lease::until(clock::boottime() + lease),
+        first_state: FirstState::Running,
+    };
+    let machine = Qemu::new(config).start(request).await.unwrap();
+    machine.keep_listener("nbd".into(), listener.into()).await.unwrap();
+    println!("started");
+    std::io::stdout().flush().unwrap();
+    std::future::pending::<()>().await;
+}

@@ -1,0 +1,10 @@
+//! Promises of the driver and the guard, kept by real QEMU under emulation. Needs root, QEMU, busybox-static, nft and
+//! a Debian package archive to get a guest's kernel from.
+
+mod disks;
+mod firmware;
+mod guest;
+mod lab;
+mod lease;
+mod life;
+mod network;
