@@ -15,6 +15,7 @@ use crate::store::{
 };
 use crate::superblock::{JournalPosition, Superblock, config_checksum};
 use rempart_types::{DiskIndex, LogPosition, Lsn, Term};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 /// The journal's files by what their headers say.
@@ -49,10 +50,11 @@ pub(crate) fn survey(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Slo
             Ok(header) if header.group == superblock.group && header.size == superblock.segment_size => {
                 if header.sequence < superblock.first_sequence {
                     run(disk, WHAT, &IoOp::Remove { file })?;
-                } else if slots.by_sequence.contains_key(&header.sequence) {
-                    slots.damaged.push(slot);
                 } else {
-                    slots.by_sequence.insert(header.sequence, slot);
+                    match slots.by_sequence.entry(header.sequence) {
+                        Entry::Vacant(place) => drop(place.insert(slot)),
+                        Entry::Occupied(_) => slots.damaged.push(slot),
+                    }
                 }
             }
             Err(HeaderError::Blank) => drop(run(disk, WHAT, &IoOp::Remove { file })?),

@@ -157,7 +157,7 @@ impl FileDisk {
                 let path = self.path(*file);
                 let is_new = !path.exists();
                 let handle = self.handle(*file, true)?;
-                match file_type(&*handle)? {
+                match file_type(&handle)? {
                     FileType::BlockDevice if fs::seek(&*handle, SeekFrom::End(0))? < *len => {
                         return Err(Errno::NOSPC);
                     }
@@ -180,7 +180,7 @@ impl FileDisk {
             IoOp::Stat { file } => {
                 let handle = self.handle(*file, false)?;
                 let stat = fs::statx(&*handle, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
-                if file_type(&*handle)? == FileType::BlockDevice {
+                if file_type(&handle)? == FileType::BlockDevice {
                     let len = fs::seek(&*handle, SeekFrom::End(0))?;
                     return Ok(IoOutput::Stat(FileStat { len, modified_ns: 0 }));
                 }
