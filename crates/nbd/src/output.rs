@@ -190,6 +190,24 @@ mod tests {
         ]
     }
 
+    #[test]
+    fn a_queue_that_never_runs_empty_forgets_what_is_sent() {
+        let (mut queue, mut expected) = (OutputQueue::default(), 0u32);
+        for number in 0..200_000u32 {
+            queue.push(&number.to_be_bytes());
+            if number < 1000 {
+                continue;
+            }
+            let mut slices = [IoSlice::new(&[])];
+            queue.slices(&mut slices);
+            assert_eq!(slices[0][..4], expected.to_be_bytes());
+            queue.sent(4);
+            expected += 1;
+        }
+        assert_eq!(queue.queued(), 4000);
+        assert!(queue.arena.len() < 4 * RECLAIM_BYTES, "the arena is {} bytes", queue.arena.len());
+    }
+
     proptest! {
         /// Against the naive twin: one flat vector.
         #[test]

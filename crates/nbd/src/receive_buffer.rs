@@ -65,3 +65,35 @@ impl std::fmt::Debug for ReceiveBuffer {
         write!(f, "ReceiveBuffer({}..{} of {})", self.head, self.tail, self.bytes.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Against the naive twin: one flat vector.
+        #[test]
+        fn bytes_are_parsed_in_the_order_they_came(
+            steps in proptest::collection::vec((0usize..300, 0usize..300, 1usize..200), 0..60),
+        ) {
+            let (mut buffer, mut naive, mut counter) = (ReceiveBuffer::new(256), Vec::new(), 0u8);
+            for (received, parsed, limit) in steps {
+                let space = buffer.space(limit);
+                prop_assert!(space.len() <= limit);
+                let count = received.min(space.len());
+                for byte in &mut space[..count] {
+                    counter = counter.wrapping_add(1);
+                    *byte = counter;
+                    naive.push(counter);
+                }
+                buffer.filled(count);
+                prop_assert_eq!(buffer.unparsed(), &naive[..]);
+                let range = buffer.consume(parsed.min(naive.len()));
+                prop_assert_eq!(buffer.at(range.clone()), &naive[..range.len()]);
+                naive.drain(..range.len());
+                prop_assert!(buffer.len() == 256 || !buffer.space(1).is_empty(), "only a full buffer has no space");
+            }
+        }
+    }
+}

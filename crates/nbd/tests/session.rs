@@ -443,3 +443,42 @@ fn a_second_answer_is_a_bug_of_the_caller() {
     session.reply_ok(id);
     session.reply_ok(id);
 }
+
+#[test]
+#[should_panic(expected = "a request is answered once")]
+fn an_old_answer_is_none_to_the_request_in_its_place() {
+    let mut session = attached(HeaderStyle::Structured);
+    let mut flush = |cookie: u64| {
+        feed(&mut session, &request(0, 3, cookie, 0, 0));
+        let Ok(Some(Event::Request(seen))) = session.next_event() else { panic!() };
+        let id = seen.id;
+        session.reply_ok(id);
+        id
+    };
+    let old = flush(1);
+    flush(2);
+    feed(&mut session, &request(0, 3, 3, 0, 0));
+    assert!(matches!(session.next_event(), Ok(Some(Event::Request(_)))));
+    session.reply_ok(old);
+}
+
+#[test]
+fn contexts_of_another_export_do_not_count() {
+    let exports = ["one", "two"].map(|name| {
+        let mut export = Export::new(name, 1 << 20);
+        export.contexts = vec![BASE_ALLOCATION.into()];
+        export
+    });
+    let exports = Arc::new(ExportList::new(exports.to_vec()).unwrap());
+    for (name, granted) in [("one", true), ("two", false)] {
+        let mut session = Session::new(exports.clone(), TlsPolicy::Refused, Limits::default());
+        feed(&mut session, &3u32.to_be_bytes());
+        feed(&mut session, &option(8, b""));
+        feed(&mut session, &option(10, b"\0\0\0\x03one\0\0\0\x01\0\0\0\x0fbase:allocation"));
+        feed(&mut session, &option(7, &[b"\0\0\0\x03", name.as_bytes(), b"\0\0"].concat()));
+        assert!(matches!(session.next_event(), Ok(Some(Event::Attached { .. }))));
+        feed(&mut session, &request(0, 7, 1, 0, 512));
+        let handed_out = matches!(session.next_event(), Ok(Some(Event::Request(_))));
+        assert_eq!(handed_out, granted, "{name}");
+    }
+}
