@@ -9,8 +9,6 @@ pub enum Bug {
     AckAfterPromise,
     /// Rule 12: whoever suspects the primary takes over, in sync or not.
     OutsiderTakesOver,
-    /// Rule 12: a refused primary waits instead of taking a newer epoch.
-    NoNewEpochWhenRefused,
     /// Rule 12: a restart without the register forgets that an own swap may still land.
     RestartForgetsAttempts,
     /// Rule 2: a restart without the register opens the same term again.
@@ -21,6 +19,8 @@ pub enum Bug {
     UnknownIsLost,
     /// Rule 13: a peer is admitted without holding everything.
     AdmitEarly,
+    /// Rule 13: a peer that was caught up for an attempt that came to nothing still counts as caught up.
+    JoinOutlivesAttempt,
     /// Rule 14: an unusable copy leads.
     UnusableLeads,
     /// Rule 15: the source of a handover with unknown outcome takes its machine back without a swap.
@@ -42,7 +42,7 @@ impl Bug {
         Bug::SwapBeforePromise,
         Bug::AckAfterPromise,
         Bug::OutsiderTakesOver,
-        Bug::NoNewEpochWhenRefused,
+        Bug::JoinOutlivesAttempt,
         Bug::RestartForgetsAttempts,
         Bug::SameTermAgain,
         Bug::NoUnion,

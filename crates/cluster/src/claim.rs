@@ -130,11 +130,11 @@ impl Member {
                 let term = Term { epoch: value.epoch, incarnation: 0 };
                 return self.open(term, now, out);
             }
-            return self.claim(ClaimKind::Restart, now, out);
+            return self.claim(ClaimKind::Restart, out);
         }
         let member = value.in_sync.contains(me) || self.bug(Bug::OutsiderTakesOver);
         if member && silent && usable {
-            return self.claim(ClaimKind::Takeover { from: value.primary, vacated }, now, out);
+            return self.claim(ClaimKind::Takeover { from: value.primary, vacated }, out);
         }
         // Somebody else than the one we listened to: nothing older is acknowledged any more.
         if let State::Following(following) = &mut self.state
@@ -152,7 +152,7 @@ impl Member {
         self.follow(Some(value.primary), now, out);
     }
 
-    fn claim(&mut self, kind: ClaimKind, now: MonotonicTime, out: &mut Vec<Action>) {
+    fn claim(&mut self, kind: ClaimKind, out: &mut Vec<Action>) {
         let known = self.ledger.wanted().known.clone();
         let in_sync = match (kind, &known) {
             (ClaimKind::Restart, Some(known)) => known.in_sync.clone(),
@@ -177,12 +177,11 @@ impl Member {
         {
             out.push(Action::StepDown);
         }
+        let early = self.bug(Bug::WaitFromSuspicion);
         self.timers.retain(|timer| {
             matches!(timer, Timer::RegisterDeadline | Timer::RegisterRetry | Timer::Patience)
+                || (early && timer == Timer::TakeoverWait)
         });
-        if self.bug(Bug::WaitFromSuspicion) {
-            self.timers.set(Timer::TakeoverWait, now + self.config.timing.takeover_wait());
-        }
         self.state = State::Claiming(Claim { kind, nonce });
     }
 
@@ -220,8 +219,11 @@ impl Member {
         {
             out.push(Action::StepDown);
         }
-        let early = self.timers.at(Timer::TakeoverWait).filter(|_| self.bug(Bug::WaitFromSuspicion));
-        self.timers.retain(|timer| matches!(timer, Timer::RegisterDeadline | Timer::RegisterRetry));
+        let early = self.bug(Bug::WaitFromSuspicion);
+        self.timers.retain(|timer| {
+            matches!(timer, Timer::RegisterDeadline | Timer::RegisterRetry)
+                || (early && timer == Timer::TakeoverWait)
+        });
         let (forgets, hurries) = (self.bug(Bug::SameTermAgain), self.bug(Bug::NoWait));
         let state = self.ledger.change();
         assert!(term > state.activated || forgets, "a term is opened once");
@@ -229,13 +231,10 @@ impl Member {
         state.promise = state.promise.max(term.epoch);
         let in_sync = state.known.as_ref().expect("the register gave it").in_sync.clone();
         assert!(in_sync.contains(self.config.me), "a primary is a member of its in-sync set");
-        if !state.machine_is_ours && !hurries {
+        if !state.machine_is_ours && !hurries && !early {
             // Later than the last acknowledged beacon: none was acknowledged since the promise, before the swap.
             let reply = self.last_acknowledged.map_or(now, |at| at.max(now));
-            let over = early.unwrap_or(reply + self.config.timing.takeover_wait());
-            if !self.bug(Bug::WaitFromSuspicion) || early.is_some() {
-                self.timers.set(Timer::TakeoverWait, over);
-            }
+            self.timers.set(Timer::TakeoverWait, reply + self.config.timing.takeover_wait());
         }
         for peer in self.peers.values_mut() {
             peer.acknowledged = None;
@@ -285,14 +284,14 @@ impl Member {
         true
     }
 
-    pub(crate) fn create(&mut self, now: MonotonicTime, out: &mut Vec<Action>) {
+    pub(crate) fn create(&mut self, out: &mut Vec<Action>) {
         let why = match self.state {
             _ if self.ledger.wanted().known.is_some() => RefusedWhy::AlreadyCreated,
             _ if !self.can_lead() => RefusedWhy::CopyUnusable,
             State::Idle | State::Booting => {
                 let register = self.register_id();
                 self.ledger.change().register = Some(register);
-                return self.claim(ClaimKind::Create, now, out);
+                return self.claim(ClaimKind::Create, out);
             }
             State::Following(_) => RefusedWhy::AlreadyCreated,
             _ => RefusedWhy::Busy,

@@ -62,6 +62,9 @@ impl Member {
 
     pub(crate) fn suspect(&mut self, at: MonotonicTime, now: MonotonicTime, out: &mut Vec<Action>) {
         let interval = self.config.timing.beacon_interval;
+        if self.bug(Bug::WaitFromSuspicion) {
+            self.timers.set(Timer::TakeoverWait, now + self.config.timing.takeover_wait());
+        }
         let State::Following(following) = &mut self.state else { return };
         if now.since(at) > interval && !following.graced {
             // Noticed late: beacons may be waiting behind this very turn.
@@ -111,7 +114,7 @@ impl Member {
         let state = self.ledger.wanted();
         let leads_newer = matches!(self.state, State::Leading(_)) && term.epoch <= state.known_epoch();
         let refused = term.epoch < state.promise || leads_newer;
-        let tolerated = self.bug(Bug::AckAfterPromise) && matches!(self.state, State::Claiming(_));
+        let tolerated = refused && self.bug(Bug::AckAfterPromise);
         if tolerated {
             self.acknowledge(from, term, sent_ns, now, out);
             return;

@@ -240,7 +240,7 @@ impl Member {
                 self.saw_nothing(register, now, out);
             }
             SwapOutcome::Unknown => {
-                if self.bug(Bug::UnknownIsLost) {
+                if self.bug(Bug::UnknownIsLost) && matches!(self.state, State::Leading(_)) {
                     self.ledger.change().attempts.clear();
                 }
                 self.register_away(now, out);
@@ -309,7 +309,7 @@ impl Member {
 
     fn command(&mut self, command: Command, now: MonotonicTime, out: &mut Vec<Action>) {
         match command {
-            Command::Lead => self.create(now, out),
+            Command::Lead => self.create(out),
             Command::Handover { to } => self.start_handover(to, now, out),
             Command::Force { confirmed_fenced, new_register, old_register_lost } => {
                 self.force(confirmed_fenced, new_register, old_register_lost, out);

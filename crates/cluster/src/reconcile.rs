@@ -18,8 +18,10 @@ impl Member {
         }
         self.tell_held_back(out);
         let named = self.ledger.named();
-        for (&node, peer) in &mut self.peers {
-            peer.joining &= named.contains(node);
+        if !self.bug(Bug::JoinOutlivesAttempt) {
+            for (&node, peer) in &mut self.peers {
+                peer.joining &= named.contains(node);
+            }
         }
         if !self.desk.free(&self.timers) {
             return;
@@ -27,7 +29,7 @@ impl Member {
         let change = self.wanted_value();
         let state = self.ledger.wanted();
         let known = state.known.as_ref().expect("a primary knows its value");
-        let refused = change.at_least > known.epoch && !self.bug(Bug::NoNewEpochWhenRefused);
+        let refused = change.at_least > known.epoch;
         let differs = change.primary != known.primary || change.in_sync != known.in_sync;
         if !differs && !refused && state.attempts.is_empty() {
             return self.look_at_register(now, out);
@@ -72,7 +74,7 @@ impl Member {
         let Some(peer) = self.peers.get(&node) else { return false };
         let fit = peer.session.is_some() && peer.acknowledged.is_some() && !peer.unfit();
         // Only while an attempt names it: then it has acknowledged everything since it was caught up.
-        if peer.joining && self.ledger.named().contains(node) {
+        if peer.joining {
             return fit;
         }
         let holds_all = peer.caught_up || self.bug(Bug::AdmitEarly);

@@ -9,26 +9,53 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Violation {
     /// I1: a replica that may lead next lacks a record that a flush covered.
-    FlushLost { node: NodeId, holds: usize, flushed: usize },
+    FlushLost {
+        node: NodeId,
+        holds: usize,
+        flushed: usize,
+    },
     /// I2: the register does not name whoever leads.
-    LeadsUninvited { node: NodeId, term: Term },
+    LeadsUninvited {
+        node: NodeId,
+        term: Term,
+    },
     /// I2: the register's new primary was not in sync.
-    OutsiderLeads { node: NodeId, epoch: Epoch },
+    OutsiderLeads {
+        node: NodeId,
+        epoch: Epoch,
+    },
     /// I2: a term was opened twice.
-    TermTwice { term: Term },
+    TermTwice {
+        term: Term,
+    },
     /// I2: a promise was forgotten, or used before it was durable.
-    PromiseUndone { node: NodeId },
+    PromiseUndone {
+        node: NodeId,
+    },
     /// I6: without loss of power, a record the guest saw was undone.
-    CommittedUndone { node: NodeId },
+    CommittedUndone {
+        node: NodeId,
+    },
     /// What the guest saw flushed is not what the primary's log says.
-    HistoryChanged { node: NodeId },
+    HistoryChanged {
+        node: NodeId,
+    },
     /// A copy that is not whole leads.
-    UnusableLeads { node: NodeId },
-    TwoMachines { first: NodeId, second: NodeId },
+    UnusableLeads {
+        node: NodeId,
+    },
+    TwoMachines {
+        first: NodeId,
+        second: NodeId,
+    },
     /// I7: everything was healed, and yet nobody leads with everybody in sync.
-    Stuck { why: String },
+    Stuck {
+        why: String,
+    },
     /// An assertion of the member itself.
-    Assertion { message: String },
+    Assertion {
+        message: String,
+    },
 }
 
 /// What an onlooker remembers.

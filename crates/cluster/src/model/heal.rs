@@ -72,6 +72,7 @@ impl World {
         match step {
             Step::Deliver { .. } | Step::Read { .. } | Step::Answer { .. } => true,
             Step::Persisted { .. } | Step::Sync { .. } | Step::Connect { .. } => true,
+            Step::MachineGone { .. } => true,
             // Swaps nobody waits for need not land.
             Step::Land { place } => self.swaps[usize::from(*place)].awaited,
             Step::Timer { timer, .. } => {
@@ -104,7 +105,9 @@ impl World {
         let led = self.nodes.iter().any(|node| {
             node.vm == Vm::Running
                 && node.lead.as_ref().is_some_and(|lead| {
-                    lead.serving && lead.term.epoch == register.epoch && lead.acknowledgers == register.in_sync
+                    lead.serving
+                        && lead.term.epoch == register.epoch
+                        && lead.acknowledgers == register.in_sync
                 })
         });
         // A copy that cannot lead, alone in sync, is a loss only an operator may accept.
@@ -123,28 +126,50 @@ impl World {
         if let Some(value) = &self.register {
             let in_sync: Vec<u128> = value.in_sync.iter().map(|node| node.0 - 1).collect();
             let (epoch, primary) = (value.epoch, value.primary.0 - 1);
-            write!(text, "    register {epoch} primary {primary} in sync {in_sync:?} {:?}", value.intent).ok();
+            write!(text, "    register {epoch} primary {primary} in sync {in_sync:?} {:?}", value.intent)
+                .ok();
         }
-        let swaps = self.swaps.iter().map(|s| (s.node, s.awaited, s.value.0.epoch.0, s.value.0.primary.0 - 1));
+        let swaps =
+            self.swaps.iter().map(|s| (s.node, s.awaited, s.value.0.epoch.0, s.value.0.primary.0 - 1));
         write!(text, " swaps {:?} flushed {:?}", swaps.collect::<Vec<_>>(), self.ghost.flushed.len()).ok();
         for (index, node) in self.nodes.iter().enumerate() {
             let log: Vec<u64> = node.log.iter().map(|term| term.epoch.0).collect();
-            write!(text, "\n    {index}: log {log:?}/{} vm {:?} lease {:?}", node.durable, node.vm, node.lease).ok();
-            write!(text, " pending {:?}", node.pending.as_ref().map(|pending| match pending {
-                super::world::Pending::Read => "read",
-                super::world::Pending::Swap => "swap",
-                _ => "answered",
-            })).ok();
+            write!(
+                text,
+                "\n    {index}: log {log:?}/{} vm {:?} lease {:?}",
+                node.durable, node.vm, node.lease
+            )
+            .ok();
+            write!(
+                text,
+                " pending {:?}",
+                node.pending.as_ref().map(|pending| match pending {
+                    super::world::Pending::Read => "read",
+                    super::world::Pending::Swap => "swap",
+                    _ => "answered",
+                })
+            )
+            .ok();
             if let Some(lead) = &node.lead {
                 let acks: Vec<u128> = lead.acknowledgers.iter().map(|node| node.0 - 1).collect();
-                write!(text, " leads {} acks {acks:?} {:?} serving {} views {:?}", lead.term, lead.flow, lead.serving, lead.views).ok();
+                write!(
+                    text,
+                    " leads {} acks {acks:?} {:?} serving {} views {:?}",
+                    lead.term, lead.flow, lead.serving, lead.views
+                )
+                .ok();
             }
             if let Some((leader, term)) = node.follow {
                 write!(text, " follows {leader} in {term}").ok();
             }
             if let Some(member) = &node.member {
                 let status = member.status();
-                write!(text, " {:?} promise {} known {} unsettled {}", status.role, status.promise, status.epoch, status.unsettled).ok();
+                write!(
+                    text,
+                    " {:?} promise {} known {} unsettled {}",
+                    status.role, status.promise, status.epoch, status.unsettled
+                )
+                .ok();
                 let timers: Vec<Timer> = member.running_timers().collect();
                 write!(text, " {timers:?}").ok();
             }

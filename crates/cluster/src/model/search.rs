@@ -81,7 +81,7 @@ impl World {
         for turn in 0..500 {
             let quick = self.steps().into_iter().find(|step| match step {
                 Step::Deliver { .. } | Step::Read { .. } | Step::Answer { .. } | Step::Land { .. } => true,
-                Step::Persisted { .. } | Step::Sync { .. } => true,
+                Step::Persisted { .. } | Step::Sync { .. } | Step::MachineGone { .. } => true,
                 Step::Timer { timer: Timer::Beacon, .. } => turn % 100 < 3,
                 Step::Ship { from, to } => {
                     mirror && self.nodes[usize::from(*to)].follow.is_some_and(|(leader, _)| leader == *from)

@@ -8,34 +8,82 @@ use crate::{Command, Event, Message, ReadOutcome, RequestId, SwapOutcome};
 /// One thing that happens. Nodes count from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
-    Deliver { from: u8, to: u8 },
+    Deliver {
+        from: u8,
+        to: u8,
+    },
     /// The register answers a read; the answer is on its way.
-    Read { node: u8 },
+    Read {
+        node: u8,
+    },
     /// The answer arrives.
-    Answer { node: u8 },
+    Answer {
+        node: u8,
+    },
     /// The answer does not arrive in time, whatever it was.
-    Silence { node: u8 },
+    Silence {
+        node: u8,
+    },
     /// The swap at this place of the list reaches the register.
-    Land { place: u8 },
+    Land {
+        place: u8,
+    },
     /// The superblock is durable.
-    Persisted { node: u8 },
-    Timer { node: u8, timer: Timer },
+    Persisted {
+        node: u8,
+    },
+    Timer {
+        node: u8,
+        timer: Timer,
+    },
     /// The guard's lease ends, and the member's with it.
-    LeaseEnds { node: u8 },
+    LeaseEnds {
+        node: u8,
+    },
+    /// A machine that was told to go is gone.
+    MachineGone {
+        node: u8,
+    },
     /// The guest writes.
-    Write { node: u8 },
+    Write {
+        node: u8,
+    },
     /// The primary sends its log.
-    Ship { from: u8, to: u8 },
+    Ship {
+        from: u8,
+        to: u8,
+    },
     /// The log is made durable.
-    Sync { node: u8 },
-    Crash { node: u8, power: bool, written: bool },
-    Restart { node: u8 },
+    Sync {
+        node: u8,
+    },
+    Crash {
+        node: u8,
+        power: bool,
+        written: bool,
+    },
+    Restart {
+        node: u8,
+    },
     /// Starts with a copy that turns out to be unusable.
-    RestartSpoilt { node: u8 },
-    Connect { a: u8, b: u8 },
-    Disconnect { a: u8, b: u8 },
-    Handover { from: u8, to: u8 },
-    DiskFails { node: u8 },
+    RestartSpoilt {
+        node: u8,
+    },
+    Connect {
+        a: u8,
+        b: u8,
+    },
+    Disconnect {
+        a: u8,
+        b: u8,
+    },
+    Handover {
+        from: u8,
+        to: u8,
+    },
+    DiskFails {
+        node: u8,
+    },
 }
 
 impl World {
@@ -75,6 +123,9 @@ impl World {
         let node = &self.nodes[usize::from(me)];
         if node.durable < node.log.len() && node.member.is_some() {
             steps.push(Step::Sync { node: me });
+        }
+        if node.dying {
+            steps.push(Step::MachineGone { node: me });
         }
         let Some(member) = &node.member else {
             steps.push(Step::Restart { node: me });
@@ -168,7 +219,8 @@ impl World {
             let under_way = self.wires[&(me, peer)].iter().any(|wire| {
                 matches!(wire, Wire::Cluster { message: Message::Beacon { term, .. }, .. } if *term == lead.term)
             });
-            !(heard && calm && fresh) && !under_way
+            let told = heard && calm && fresh;
+            !told && !under_way
         };
         (alone && node.lease != Some(0)) || self.peers_connected(me).any(tells)
     }
@@ -220,6 +272,12 @@ impl World {
                     self.left.deadlines = self.left.deadlines.saturating_sub(1);
                 }
                 self.end_lease(node)
+            }
+            Step::MachineGone { node } => {
+                self.node(node).dying = false;
+                self.node(node).vm = Vm::Absent;
+                self.node(node).lease = None;
+                self.give(node, Event::VmStopped, Cause::Other)
             }
             Step::Write { node } => {
                 self.left.writes -= 1;
@@ -360,7 +418,8 @@ impl World {
         if node.vm == Vm::Running {
             node.vm = Vm::Paused;
         }
-        let runs = node.member.as_ref().is_some_and(|m| m.running_timers().any(|timer| timer == Timer::Lease));
+        let runs =
+            node.member.as_ref().is_some_and(|m| m.running_timers().any(|timer| timer == Timer::Lease));
         if runs { self.let_go_off(me, Timer::Lease, Cause::Other) } else { Ok(()) }
     }
 }

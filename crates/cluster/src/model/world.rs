@@ -53,10 +53,20 @@ pub enum Start {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Wire {
     /// `covers`: the waits that began after this beacon, or the beacon this answers, was sent.
-    Cluster { message: Message, covers: u8 },
+    Cluster {
+        message: Message,
+        covers: u8,
+    },
     /// The primary's whole log.
-    Log { term: Term, log: Vec<Term> },
-    LogAck { term: Term, accepted: usize, durable: usize },
+    Log {
+        term: Term,
+        log: Vec<Term>,
+    },
+    LogAck {
+        term: Term,
+        accepted: usize,
+        durable: usize,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -105,6 +115,8 @@ pub(super) struct Node {
     pub(super) lead: Option<Lead>,
     pub(super) follow: Option<(u8, Term)>,
     pub(super) vm: Vm,
+    /// The machine was told to go, and has not gone yet.
+    pub(super) dying: bool,
     /// The guard's lease: the waits that began after what it rests on.
     pub(super) lease: Option<u8>,
     /// The waits that began after the newest acknowledgement of each peer was sent.
@@ -183,6 +195,7 @@ impl World {
             lead: None,
             follow: None,
             vm: Vm::Absent,
+            dying: false,
             lease: None,
             last_ack: BTreeMap::new(),
             usable: true,
@@ -235,7 +248,9 @@ impl World {
         }
         used.extend(self.register.iter().map(|value| value.nonce.0));
         for pending in self.nodes.iter().filter_map(|node| node.pending.as_ref()) {
-            if let Pending::ReadDone(Some(value)) | Pending::SwapDone(SwapOutcome::Lost(Some(value))) = pending {
+            if let Pending::ReadDone(Some(value)) | Pending::SwapDone(SwapOutcome::Lost(Some(value))) =
+                pending
+            {
                 used.push(value.nonce.0);
             }
         }
@@ -277,6 +292,7 @@ impl World {
         if power {
             node.log.truncate(node.durable);
             node.vm = Vm::Absent;
+            node.dying = false;
             node.lease = None;
             self.ghost.power_was_lost = true;
         }
@@ -381,7 +397,8 @@ impl World {
     pub(super) fn end_wait(&mut self, me: u8) {
         let bit = 1 << me;
         for node in &mut self.nodes {
-            let old: Vec<u8> = node.last_ack.iter().filter(|&(_, c)| c & bit != 0).map(|(&peer, _)| peer).collect();
+            let old: Vec<u8> =
+                node.last_ack.iter().filter(|&(_, c)| c & bit != 0).map(|(&peer, _)| peer).collect();
             for peer in old {
                 node.last_ack.remove(&peer);
                 if let Some(member) = &mut node.member {
@@ -407,7 +424,9 @@ impl World {
             node.last_ack.values_mut().for_each(&change);
         }
         for wire in self.wires.values_mut().flatten() {
-            if let Wire::Cluster { message: Message::Beacon { .. } | Message::BeaconAck { .. }, covers } = wire {
+            if let Wire::Cluster { message: Message::Beacon { .. } | Message::BeaconAck { .. }, covers } =
+                wire
+            {
                 change(covers);
             }
         }
@@ -490,6 +509,7 @@ impl World {
                 node.follow = None;
             }
             Action::RunVm { .. } => {
+                node.dying = false;
                 if node.lease.is_some() {
                     node.vm = Vm::Running;
                 }
@@ -499,12 +519,14 @@ impl World {
             Action::RenewLease { .. } => {
                 let members = node.member.as_ref().map(|member| member.status().acknowledgers);
                 let alone = members.is_none_or(|members| members.len() == 1);
-                node.lease = Some(match cause {
+                let covers = match cause {
                     Cause::Acknowledgement { covers } => covers,
                     Cause::Beacon => 0,
                     Cause::Other if alone => 0,
                     Cause::Other => covers_by_peers,
-                });
+                };
+                // A lease is never shortened by an older acknowledgement.
+                node.lease = Some(node.lease.map_or(covers, |old| old & covers));
             }
             Action::PauseVm => {
                 if node.vm == Vm::Running {
@@ -517,9 +539,13 @@ impl World {
                 }
             }
             Action::ShutDownVm | Action::KillVm => {
-                node.vm = Vm::Absent;
-                node.lease = None;
-                self.give(me, Event::VmStopped, Cause::Other)?;
+                // It takes its time to go; until then only the lease stops it.
+                if node.vm == Vm::Absent {
+                    node.lease = None;
+                    self.give(me, Event::VmStopped, Cause::Other)?;
+                } else {
+                    node.dying = true;
+                }
             }
             Action::InformRegister { .. } | Action::Report(_) => {}
         }
@@ -583,5 +609,4 @@ impl World {
         let least = others.map(|peer| lead.views.get(&index(peer)).copied().map_or(0, view)).min();
         Some(least.unwrap_or(usize::MAX).min(own(node)))
     }
-
 }
