@@ -91,10 +91,6 @@ impl VmPaths {
         self.data.join(format!("disk{index}.raw"))
     }
 
-    pub fn nvram(&self) -> PathBuf {
-        self.data.join("nvram.fd")
-    }
-
     pub fn nbd_socket(&self) -> PathBuf {
         self.run.join("nbd.sock")
     }

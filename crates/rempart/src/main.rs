@@ -110,7 +110,11 @@ fn run(program: Program) -> Result<ExitCode, Error> {
     let config = program.config;
     let done = |()| ExitCode::SUCCESS;
     match program.command {
-        Command::Guard(args) => Ok(rempart_hypervisor::guard::run(&args.run_dir)),
+        Command::Guard(args) => {
+            log();
+            let code = rempart_hypervisor::guard::run(rempart_hypervisor::guard::Args { run_dir: args.run_dir });
+            Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+        },
         Command::Node(NodeCommand::Init(args)) => {
             let name = args.name.map_or_else(host_name, Ok)?;
             rempart_node::init(&config, &name, args.listen, &args.data_dir, &args.run_dir)?;

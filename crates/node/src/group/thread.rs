@@ -11,6 +11,7 @@ use crate::vm::record::DiskFile;
 use rempart_engine::{Action, Command, CommandId, CommandOutput, DigestJob, Engine, Input, Params, Role};
 use rempart_replication::Digest;
 use rempart_store::file::{Executor, FileDisk};
+use rempart_store::{Limits, OpenOptions};
 use rempart_types::{GroupId, MonotonicTime, NodeId, NodeSet, RegisterId};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
@@ -147,7 +148,13 @@ fn engine_params(params: &GroupParams) -> std::io::Result<Params> {
         resync_bytes_per_second: (limit > 0).then_some(limit),
         ..rempart_replication::Config::default()
     };
-    Ok(Params { cluster, replication })
+    let limits = Limits {
+        window: config.replication.window_bytes,
+        retention: config.replication.journal_bytes,
+        ..Limits::default()
+    };
+    let store = OpenOptions { limits, ..OpenOptions::default() };
+    Ok(Params { cluster, replication, store })
 }
 
 struct GroupThread {

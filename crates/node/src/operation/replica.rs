@@ -54,10 +54,6 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
         .iter()
         .map(|&(index, size_bytes)| DiskFile { index, path: paths.image(index.0), size_bytes, adopted: false })
         .collect();
-    for disk in &disks {
-        let file = std::fs::File::create_new(&disk.path).map_err(failed)?;
-        file.set_len(disk.size_bytes).and_then(|()| file.sync_all()).map_err(failed)?;
-    }
     create::format(&paths.store(), offer.group, &disks, DiskEntry::EMPTY).await?;
     let mut config = offer.config;
     if !config.replicas.contains(&node.id()) {

@@ -111,6 +111,9 @@ fn replication(report: &rempart_replication::Report, name: impl Fn(&NodeId) -> S
         Report::ResyncFinished { peer, bytes_sent, .. } => {
             (Severity::Info, format!("{} is resynchronised; {bytes_sent} bytes were sent", name(peer)))
         }
+        Report::Adopted { from, first, last } => {
+            (Severity::Info, format!("took the records {first} to {last} that {} still had", name(from)))
+        }
         Report::InStep { peer } => (Severity::Info, format!("{} is in step", name(peer))),
     }
 }
