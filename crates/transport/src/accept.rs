@@ -128,8 +128,12 @@ impl Incoming {
         within(deadlines.handshake, || "answer a greeting".to_owned(), async move {
             let protocol = hello.protocol.min(ProtocolVersion::CURRENT).min(ours.protocol);
             greeting.send(Hello { protocol, ..ours }.to_frame()).await?;
-            let (socket, pipe) = greeting.finish()?;
-            Ok(Connection::new(socket, pipe, peer, Hello { protocol, ..hello }))
+            let (socket, pipe, early) = greeting.finish()?;
+            if !early.is_empty() {
+                // Who dials speaks again only when it was answered.
+                return Err(Error::new(ErrorKind::BadFrame, "answer a greeting"));
+            }
+            Ok(Connection::new(socket, pipe, early, peer, Hello { protocol, ..hello }))
         })
         .await
     }

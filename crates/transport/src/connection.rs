@@ -47,6 +47,8 @@ pub struct Connection {
     pipe: Pipe,
     peer: Peer,
     hello: Hello,
+    /// Frames that came together with the peer's greeting.
+    early: VecDeque<Frame>,
     max_queued: usize,
     received: u64,
     sent: u64,
@@ -63,9 +65,15 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: TcpStream, mut pipe: Pipe, peer: Peer, hello: Hello) -> Connection {
+    pub(crate) fn new(
+        socket: TcpStream,
+        mut pipe: Pipe,
+        early: VecDeque<Frame>,
+        peer: Peer,
+        hello: Hello,
+    ) -> Connection {
         pipe.greeted(Compression::Off);
-        Connection { socket, pipe, peer, hello, max_queued: MAX_QUEUED, received: 0, sent: 0 }
+        Connection { socket, pipe, peer, hello, early, max_queued: MAX_QUEUED, received: 0, sent: 0 }
     }
 
     /// The peer's greeting; `hello().protocol` is the version both speak.
@@ -138,8 +146,10 @@ impl Connection {
         result
     }
 
-    /// Reads what is there and appends complete frames.
+    /// Reads what is there and appends complete frames. Call it once when the connection is new: frames may be
+    /// here for which the socket never becomes readable again.
     pub fn on_readable(&mut self, frames: &mut VecDeque<Frame>) -> Result<ReadStatus, Error> {
+        frames.append(&mut self.early);
         let mut taken = 0;
         while taken < READ_AT_ONCE {
             let count = match self.pipe.read_from(&mut &self.socket) {

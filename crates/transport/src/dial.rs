@@ -45,8 +45,8 @@ pub async fn dial_data(
         if answer.node != expected.id || answer.cluster != expected.cluster {
             return Err(Error::new(ErrorKind::WrongPeer, doing()));
         }
-        let (socket, pipe) = greeting.finish()?;
-        Ok(Connection::new(socket, pipe, peer, answer))
+        let (socket, pipe, early) = greeting.finish()?;
+        Ok(Connection::new(socket, pipe, early, peer, answer))
     })
     .await
 }

@@ -3,7 +3,7 @@
 use crate::frame::{Frame, kind};
 use crate::hello::{Hello, Refusal};
 use crate::pipe::Pipe;
-use crate::{Error, ErrorKind};
+use crate::{Compression, Error, ErrorKind};
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
@@ -47,8 +47,9 @@ impl Greeting {
         }
     }
 
-    /// The answer to our greeting.
+    /// The answer to our greeting. The peer may send frames of any kind right behind it, so they are let in.
     pub(crate) async fn answer(&mut self) -> Result<Hello, Error> {
+        self.pipe.greeted(Compression::Off);
         let frame = self.next_frame().await?;
         if frame.kind == kind::REFUSE {
             let refusal = Refusal::from_frame(&frame)?;
@@ -58,13 +59,10 @@ impl Greeting {
             .map_err(|version| Error::new(ErrorKind::Refused(Refusal::version(version)), "greet the peer"))
     }
 
-    /// No frame may come before both have greeted, so none can be lost on the way to the data thread.
-    pub(crate) fn finish(self) -> Result<(std::net::TcpStream, Pipe), Error> {
-        if !self.frames.is_empty() {
-            return Err(Error::new(ErrorKind::BadFrame, "greet the peer"));
-        }
+    /// The parts of a connection. Frames that came right behind the peer's answer are among them.
+    pub(crate) fn finish(self) -> Result<(std::net::TcpStream, Pipe, VecDeque<Frame>), Error> {
         let socket = self.socket.into_std().map_err(|error| Error::io("hand over the socket", error))?;
-        Ok((socket, self.pipe))
+        Ok((socket, self.pipe, self.frames))
     }
 
     async fn read(&mut self) -> Result<(), Error> {

@@ -86,6 +86,11 @@ impl Links {
         (old, Ok(session))
     }
 
+    /// The key of the link with `peer`, to be read from once when it is new.
+    pub fn key_of(&self, peer: NodeId) -> Option<u64> {
+        self.links.get(&peer).map(|link| self.key(link.session))
+    }
+
     fn key(&self, session: SessionId) -> u64 {
         self.first_key + session.0 % (self.last_key - self.first_key + 1)
     }

@@ -262,7 +262,12 @@ impl GroupThread {
                         self.engine.handle(Input::Disconnected { peer, session }, now, actions);
                     }
                     match new {
-                        Ok(session) => self.engine.handle(Input::Connected { peer, session }, now, actions),
+                        Ok(session) => {
+                            self.engine.handle(Input::Connected { peer, session }, now, actions);
+                            // What came with the greeting is here already, and wakes nobody.
+                            let key = self.links.key_of(peer).expect("it was just added");
+                            self.take(Ready { key, readable: true, writable: false }, now, actions, ended);
+                        }
                         Err(why) => self.tell(FromGroup::LinkDown { peer, why }),
                     }
                 }

@@ -208,3 +208,24 @@ async fn http_runs_on_the_same_port() {
     stream.read_exact(&mut got).await.unwrap();
     assert_eq!(&got, b"ping");
 }
+
+#[tokio::test]
+async fn frames_right_behind_the_answer_to_a_greeting_arrive() {
+    let mut cluster = Cluster::new(1);
+    let (a, b) = (cluster.tls(0xa), cluster.tls(0xb));
+    let (address, server) = listen(&b).await;
+    let ours = hello(&b);
+    // One thread: what is sent before the task waits again is there when the dialler first looks.
+    let answer = tokio::spawn(async move {
+        let mut connection = data(server.await.unwrap().unwrap()).accept(ours).await.unwrap();
+        connection.send(Frame::new(16, "first", noise(9000, 1))).unwrap();
+        connection.on_writable().unwrap();
+        connection
+    });
+    let mut dialled = dial_data(address, &a, b.identity(), hello(&a), PATIENT).await.unwrap();
+    let mut other = answer.await.unwrap();
+    let mut inbox = [VecDeque::new(), VecDeque::new()];
+    dialled.on_readable(&mut inbox[0]).unwrap();
+    turn(&mut [&mut dialled, &mut other], &mut inbox, |inbox| !inbox[0].is_empty());
+    assert_eq!(inbox[0][0].payload, noise(9000, 1));
+}
