@@ -149,6 +149,13 @@ impl Member {
             let state = self.ledger.change();
             state.promise = state.promise.max(value.epoch);
         }
+        // Nothing new: a look at the register is no sign of life of the primary.
+        if let State::Following(following) = &self.state
+            && !following.suspecting
+            && following.primary == Some(value.primary)
+        {
+            return;
+        }
         self.follow(Some(value.primary), now, out);
     }
 

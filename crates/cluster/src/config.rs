@@ -52,8 +52,8 @@ pub struct Timing {
     /// Pause between two tries to reach the register; doubles up to `register_retry_most`.
     pub register_retry: Duration,
     pub register_retry_most: Duration,
-    /// A primary with nothing to change looks at its register that often, only to report that it is out of reach
-    /// and to learn of a forced takeover. Zero: never.
+    /// A replica with nothing to change looks at its register that often, only to report that it is out of reach,
+    /// to learn of a forced takeover, and to tell a register that lost its state what it knows. Zero: never.
     pub register_check: Duration,
     /// A primary that restarts while its register is out of reach tries that long before it goes on without.
     pub register_patience: Duration,

@@ -39,6 +39,10 @@ impl Member {
         following.primary = primary;
         following.suspecting = false;
         self.timers.set(Timer::Suspect, now + self.config.timing.suspect_after);
+        let check = self.config.timing.register_check;
+        if !check.is_zero() {
+            self.timers.set_if_idle(Timer::RegisterCheck, now + check);
+        }
     }
 
     pub(crate) fn follow_on(&mut self, now: MonotonicTime, out: &mut Vec<Action>) {
@@ -201,4 +205,58 @@ impl Member {
 /// Epochs of one register, and of those it was moved to without force, share their upper half.
 pub(crate) fn generation(epoch: Epoch) -> u64 {
     epoch.0 >> 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Config, Event, PersistentState, ReadOutcome, Timing};
+    use rempart_types::{GroupId, SessionId};
+    use std::time::Duration;
+
+    const PRIMARY: NodeId = NodeId(1);
+
+    /// An amnesiac register serves nobody until every replica has told what it knows: one that is content to
+    /// follow must notice too.
+    #[test]
+    fn a_follower_informs_an_amnesiac_register() {
+        let config = Config {
+            me: NodeId(2),
+            group: GroupId(1),
+            peers: NodeSet::only(PRIMARY),
+            register: RegisterId(1),
+            timing: Timing::default(),
+            nonce_seed: 0,
+        };
+        let mut member = Member::new(config, PersistentState::default(), true, MonotonicTime::ZERO);
+        let mut out = Vec::new();
+        let session = SessionId(1);
+        member.handle(Event::PeerConnected { node: PRIMARY, session }, MonotonicTime::ZERO, &mut out);
+        let mut informed = false;
+        for quarter in 0..60_u32 {
+            let now = MonotonicTime::ZERO + Duration::from_millis(250) * quarter;
+            let message = Message::Beacon {
+                register: RegisterId(1),
+                term: Term::new(3, 0),
+                sent_ns: now.0,
+                in_sync: NodeSet::only(PRIMARY),
+            };
+            member.handle(Event::Message { from: PRIMARY, session, message }, now, &mut out);
+            for action in std::mem::take(&mut out) {
+                match action {
+                    Action::Persist { receipt, .. } => {
+                        member.handle(Event::Persisted { receipt }, now, &mut out)
+                    }
+                    Action::ReadRegister { request, .. } if quarter > 0 => {
+                        let outcome = ReadOutcome::Amnesiac;
+                        member.handle(Event::RegisterRead { request, outcome }, now, &mut out);
+                    }
+                    Action::InformRegister { .. } => informed = true,
+                    _ => {}
+                }
+            }
+        }
+        assert!(informed);
+        assert_eq!(member.status().primary, Some(PRIMARY), "it goes on following");
+    }
 }

@@ -160,7 +160,7 @@ impl Member {
             Timer::Lease => self.lease_ended(out),
             Timer::Beacon => self.beacon_due(now, out),
             Timer::Suspect => self.suspect(at, now, out),
-            Timer::RegisterCheck => self.check_register(),
+            Timer::RegisterCheck => self.check_register(now),
             Timer::RegisterDeadline => {
                 if self.desk.give_up(&mut self.timers).is_some() {
                     self.desk.failed(&self.config.timing, &mut self.timers, now, out);

@@ -112,9 +112,15 @@ impl Member {
         }
     }
 
-    pub(crate) fn check_register(&mut self) {
-        if let State::Leading(leading) = &mut self.state {
-            leading.check = true;
+    pub(crate) fn check_register(&mut self, now: MonotonicTime) {
+        match &mut self.state {
+            State::Leading(leading) => leading.check = true,
+            // A register that lost its state waits for every replica's word, also for those who need nothing of it.
+            State::Following(following) => {
+                following.look = true;
+                self.timers.set(Timer::RegisterCheck, now + self.config.timing.register_check);
+            }
+            _ => {}
         }
     }
 

@@ -18,7 +18,7 @@ pub enum Timer {
     RegisterDeadline,
     /// The register may be asked again.
     RegisterRetry,
-    /// Leading: look whether the register is still there.
+    /// Look whether the register is still there.
     RegisterCheck,
     /// Booting: long enough without the register.
     Patience,
