@@ -2,6 +2,8 @@
 //!
 //! Every full node holds the authority's key: of two nodes either may be lost for good, and the other must be able
 //! to admit its replacement. A witness never holds it.
+//!
+//! The revocation list changes only together with the list of members, so that one version orders both.
 
 use crate::http::{AuthorityFiles, EnrolAnswer, EnrolRequest, PeerClient, exchange};
 use crate::links;
@@ -54,7 +56,8 @@ pub async fn create(node: &Arc<Node>, name: &str) -> Result<Members, Error> {
     let failed = failed("create the cluster");
     let id = ClusterId(crate::identity::random_u128().map_err(|e| failed(&e))?);
     let mut authority = Authority::create(id, node.now()).map_err(|e| failed(&e))?;
-    let credentials = own_credentials(node, &mut authority).map_err(|e| failed(&e))?;
+    let list = authority.revocation_list(node.now()).map_err(|e| failed(&e))?;
+    let credentials = own_credentials(node, &mut authority, &list).map_err(|e| failed(&e))?;
     authority.save(&node.paths.authority()).map_err(|e| failed(&e))?;
     let mut cluster =
         Cluster { id: id.to_string(), name: name.to_owned(), version: 0, members: Vec::new() };
@@ -78,12 +81,20 @@ fn refuse_if_member(node: &Node) -> Result<(), Error> {
     }
 }
 
-fn own_credentials(node: &Node, authority: &mut Authority) -> Result<Credentials, rempart_transport::Error> {
+fn own_credentials(
+    node: &Node,
+    authority: &mut Authority,
+    revocation_list: &str,
+) -> Result<Credentials, rempart_transport::Error> {
     let request = CertificateRequest::generate()?;
     let identity = Identity { cluster: authority.cluster(), role: Role::Node, id: node.id() };
     let certificate = authority.issue(&request.request_pem, identity, Validity::usual(node.now()))?;
-    let list = authority.revocation_list(node.now())?;
-    Credentials::new(request.key, &certificate, authority.certificate_pem(), Some(&list))
+    Credentials::new(request.key, &certificate, authority.certificate_pem(), Some(revocation_list))
+}
+
+fn current_revocation_list(node: &Node) -> Result<Option<String>, Error> {
+    let credentials = Credentials::load(&node.paths.pki()).map_err(|e| failed("read the certificate")(&e))?;
+    Ok(credentials.revocation_list_pem().map(str::to_owned))
 }
 
 fn no_authority() -> Error {
@@ -240,8 +251,8 @@ pub async fn admit(node: &Arc<Node>, request: EnrolRequest) -> Result<EnrolAnswe
     let certificate_pem = authority
         .issue(&request.request_pem, identity, Validity::usual(node.now()))
         .map_err(|e| Error::invalid("the certificate request is not usable").cause(e))?;
-    let revocation_list = authority.revocation_list(node.now()).map_err(|e| failed(&e))?;
     authority.save(&node.paths.authority()).map_err(|e| failed(&e))?;
+    let revocation_list = current_revocation_list(node)?;
     let ca_pem = authority.certificate_pem().to_owned();
     cluster.put(MemberRecord {
         id: request.id,
@@ -258,7 +269,7 @@ pub async fn admit(node: &Arc<Node>, request: EnrolRequest) -> Result<EnrolAnswe
     };
     // The newcomer hears it in its answer; the others now.
     tokio::spawn(gossip_once(node.clone(), Some(request.id)));
-    Ok(EnrolAnswer { certificate_pem, ca_pem, revocation_list_pem: Some(revocation_list), cluster, authority })
+    Ok(EnrolAnswer { certificate_pem, ca_pem, revocation_list_pem: revocation_list, cluster, authority })
 }
 
 fn write_authority(directory: &Path, files: &AuthorityFiles) -> Result<(), Error> {
@@ -312,7 +323,8 @@ pub async fn renew(node: &Arc<Node>) -> Result<Members, Error> {
     let (cluster, _) = node.cluster_or_refuse()?;
     let failed = failed("renew the certificate");
     let authority = membership.authority.as_mut().ok_or_else(no_authority)?;
-    let credentials = own_credentials(node, authority).map_err(|e| failed(&e))?;
+    let list = current_revocation_list(node)?.ok_or_else(|| failed(&"there is no revocation list"))?;
+    let credentials = own_credentials(node, authority, &list).map_err(|e| failed(&e))?;
     authority.save(&node.paths.authority()).map_err(|e| failed(&e))?;
     node.adopt_membership(Some(&credentials), cluster)?;
     drop(membership);
@@ -334,8 +346,7 @@ pub async fn certify_again(node: &Arc<Node>, peer: &Peer, request: Renewal) -> R
     if certificate_pem.is_some() {
         authority.save(&node.paths.authority()).map_err(|e| failed(&e))?;
     }
-    let credentials = Credentials::load(&node.paths.pki()).map_err(|e| failed(&e))?;
-    let revocation_list_pem = credentials.revocation_list_pem().map(str::to_owned);
+    let revocation_list_pem = current_revocation_list(node)?;
     Ok(RenewalAnswer { certificate_pem, revocation_list_pem })
 }
 
@@ -376,7 +387,7 @@ async fn gossip_once(node: Arc<Node>, except: Option<rempart_types::NodeId>) {
         let Ok(client) = PeerClient::new(&node, member.id) else { return };
         // A member that is away hears it at its next chance.
         if let Err(error) = client.post::<_, Option<Cluster>>("/peer/v1/members", &news).await {
-            tracing::debug!(member = member.name, %error, "not told of the members");
+            tracing::info!(member = member.name, %error, "not told of the members");
         }
     }
 }

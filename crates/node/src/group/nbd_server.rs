@@ -43,8 +43,10 @@ struct Client {
     streaming: Option<Streaming>,
     wants_write: bool,
     wants_read: bool,
-    /// Bytes may wait in the session's buffer that were not parsed yet.
-    parse_again: bool,
+    /// Requests wait in the session or the socket until the engine takes requests in again.
+    held: bool,
+    /// Requests wait until some of this client's own are answered and the answers sent.
+    saturated: bool,
 }
 
 /// A large write whose payload is received straight into the log's batch.
@@ -174,7 +176,8 @@ impl NbdServer {
                 streaming: None,
                 wants_write: false,
                 wants_read: true,
-                parse_again: false,
+                held: false,
+                saturated: false,
             };
             self.clients.insert(key, client);
             self.dirty.push(key);
@@ -190,9 +193,9 @@ impl NbdServer {
             let open = self.open(engine);
             let Some(client) = self.clients.get_mut(&key) else { return };
             // The handshake may always go on.
-            let held = client.disk.is_some() && !open;
-            if held || !client.session.wants_input() {
-                client.parse_again = true;
+            client.held = client.disk.is_some() && !open;
+            client.saturated = !client.session.wants_input();
+            if client.held || client.saturated {
                 return;
             }
             match client.receive() {
@@ -205,9 +208,7 @@ impl NbdServer {
                 }
             }
         }
-        if let Some(client) = self.clients.get_mut(&key) {
-            client.parse_again = true;
-        }
+        // The poller tells again that the socket holds more.
     }
 
     /// Hands what was received to the engine. False when the client is gone.
@@ -215,9 +216,7 @@ impl NbdServer {
         loop {
             let open = self.open(engine);
             let Some(client) = self.clients.get_mut(&key) else { return false };
-            client.parse_again = false;
             if client.disk.is_some() && !open {
-                client.parse_again = true;
                 return true;
             }
             if let Some(streaming) = client.streaming.take_if(|s| s.filled == s.buffer.payload().len()) {
@@ -313,8 +312,9 @@ impl NbdServer {
         if !self.open(engine) {
             return false;
         }
+        let can_go_on = |client: &Client| client.held || (client.saturated && client.session.wants_input());
         let waiting: Vec<u64> =
-            self.clients.iter().filter(|(_, client)| client.parse_again).map(|(key, _)| *key).collect();
+            self.clients.iter().filter(|(_, client)| can_go_on(client)).map(|(key, _)| *key).collect();
         for &key in &waiting {
             self.receive(key, engine, poller);
         }
@@ -334,7 +334,7 @@ impl NbdServer {
                 continue;
             }
             let wants_write = client.session.queued_output() > 0;
-            let wants_read = client.session.wants_input() && !client.parse_again;
+            let wants_read = client.session.wants_input() && !client.held;
             if wants_write != client.wants_write || wants_read != client.wants_read {
                 client.wants_write = wants_write;
                 client.wants_read = wants_read;

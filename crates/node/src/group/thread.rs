@@ -207,7 +207,8 @@ impl GroupThread {
             self.tell_ended_links(&mut ended_links, now, &mut actions);
             self.executor.after_replies();
             self.publish(now);
-            if !actions.is_empty() {
+            // Sending makes room for requests that no socket will tell of again.
+            if !actions.is_empty() || self.nbd.resume(&mut self.engine, &self.poller) {
                 continue;
             }
 
