@@ -55,7 +55,8 @@ pub struct Timing {
     /// A replica with nothing to change looks at its register that often, only to report that it is out of reach,
     /// to learn of a forced takeover, and to tell a register that lost its state what it knows. Zero: never.
     pub register_check: Duration,
-    /// A primary that restarts while its register is out of reach tries that long before it goes on without.
+    /// A primary that restarts while its register is out of reach tries that long before it goes on without. Short
+    /// enough that the machine's lease, given by an earlier life, has not ended by then.
     pub register_patience: Duration,
     /// A peer that left the in-sync set comes back no sooner than this after it left; doubles each time it
     /// leaves again, up to `readmit_most`, and starts anew once it stayed for `readmit_forget`.
@@ -80,7 +81,7 @@ impl Default for Timing {
             register_retry: Duration::from_millis(200),
             register_retry_most: Duration::from_secs(2),
             register_check: Duration::from_secs(10),
-            register_patience: Duration::from_secs(3),
+            register_patience: Duration::from_millis(1500),
             readmit_after: Duration::from_secs(1),
             readmit_most: Duration::from_secs(60),
             readmit_forget: Duration::from_secs(120),

@@ -54,8 +54,9 @@ pub enum Event {
 
     // Replication.
     /// This connected peer is durable ≥ stable and its accepted is the log's end: making it an acknowledger at
-    /// this instant loses nothing (rule 13). Stands until `PeerFellBehind` or the end of the session. Must be
-    /// true *when handled*: route it before anything else is appended or acknowledged.
+    /// this instant loses nothing (rule 13). Stands until `PeerFellBehind`, the end of the session, or the action
+    /// by which it stops being an acknowledger: then it must be told anew. Must be true *when handled*: route it,
+    /// and `PeerFellBehind`, before anything else is appended or acknowledged.
     PeerCaughtUp {
         node: NodeId,
     },
@@ -80,7 +81,7 @@ pub enum Event {
         term: Term,
     },
 
-    // The machine.
+    // The machine. Tell one of these before the first `Tick` of a life, or a machine that is not there is ended.
     /// Its process exists on this node, running or paused.
     VmRunning,
     /// No process of it is left on this node.

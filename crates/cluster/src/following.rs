@@ -22,6 +22,8 @@ pub(crate) struct Following {
     pub(crate) look: bool,
     /// The primary said that it stepped aside with its machine stopped, and was not heard again.
     pub(crate) vacated: bool,
+    /// The newest beacon not answered yet, because the promise it needs is still being written.
+    pub(crate) unanswered: Option<(NodeId, Term, u64)>,
     /// The deadline was noticed late once already: we slept, not the primary.
     graced: bool,
     suspicion_told: bool,
@@ -52,12 +54,18 @@ impl Member {
         let State::Following(following) = &mut self.state else { return };
         if let Some((primary, term)) = following.leader
             && following.told != Some(term)
-            && promise.is_some_and(|promise| *promise.get() <= term.epoch)
+            && promise.as_ref().is_some_and(|promise| *promise.get() <= term.epoch)
         {
             following.told = Some(term);
             out.push(Action::Follow { primary, term });
             out.push(Action::Report(Condition::Following { primary, term }));
         }
+        if promise.is_some()
+            && let Some((primary, term, sent_ns)) = following.unanswered.take()
+        {
+            self.acknowledge(primary, term, sent_ns, now, out);
+        }
+        let State::Following(following) = &mut self.state else { return };
         if (following.suspecting || following.look) && self.desk.free(&self.timers) {
             following.look = false;
             self.desk.read(register, &self.config.timing, &mut self.timers, now, out);
@@ -149,9 +157,7 @@ impl Member {
         following.vacated = false;
         following.graced = false;
         following.suspicion_told = false;
-        if self.ledger.promise().is_some() {
-            self.acknowledge(from, term, sent_ns, now, out);
-        }
+        following.unanswered = Some((from, term, sent_ns));
     }
 
     fn acknowledge(

@@ -3,9 +3,11 @@
 use crate::bug::Bug;
 use crate::handover::Handover;
 use crate::member::{Member, State};
+use crate::peer::Peer;
 use crate::timers::Timer;
 use crate::{Action, Condition, FrozenWhy, Message};
-use rempart_types::{MonotonicTime, NodeId, NodeSet, RegisterValue, Term};
+use rempart_types::{Epoch, MonotonicTime, NodeId, NodeSet, RegisterValue, Term};
+use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Leading {
@@ -78,7 +80,8 @@ impl Member {
         let first = leading.opened.is_none();
         let draining = leading.handover.as_ref().is_some_and(Handover::drains);
         leading.opened = Some(term);
-        leading.told = acknowledgers.clone();
+        let before = std::mem::replace(&mut leading.told, acknowledgers.clone());
+        forget_caught_up(&mut self.peers, &before, &acknowledgers);
         if first {
             out.push(Action::Activate { term, acknowledgers });
             let check = self.config.timing.register_check;
@@ -137,7 +140,8 @@ impl Member {
         if leading.opened.is_none() || leading.told == nodes {
             return;
         }
-        leading.told = nodes.clone();
+        let before = std::mem::replace(&mut leading.told, nodes.clone());
+        forget_caught_up(&mut self.peers, &before, &nodes);
         out.push(Action::SetAcknowledgers { nodes });
         self.watch_peers(now);
         self.renew_lease(now, out);
@@ -198,6 +202,15 @@ impl Member {
         peer.graced = false;
         self.timers.set(Timer::PeerDeadline(from), deadline);
         self.renew_lease(now, out);
+    }
+
+    /// It is there, but promised a newer epoch: not silent, but in need of a newer term (rule 12).
+    pub(crate) fn refused_by(&mut self, node: NodeId, promise: Epoch, now: MonotonicTime) {
+        let deadline = now + self.config.timing.peer_deadline;
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.promise = peer.promise.max(promise);
+        peer.silent = false;
+        self.timers.set(Timer::PeerDeadline(node), deadline);
     }
 
     pub(crate) fn peer_deadline(&mut self, node: NodeId, at: MonotonicTime, now: MonotonicTime) {
@@ -316,6 +329,15 @@ impl Member {
         if leading.frozen_why != why {
             leading.frozen_why = why;
             out.push(Action::Report(why.map_or(Condition::Thawed, |why| Condition::Frozen { why })));
+        }
+    }
+}
+
+/// Who stops being an acknowledger may miss what comes next: it must be told anew that it is caught up.
+fn forget_caught_up(peers: &mut BTreeMap<NodeId, Peer>, before: &NodeSet, now: &NodeSet) {
+    for node in before.iter().filter(|&node| !now.contains(node)) {
+        if let Some(peer) = peers.get_mut(&node) {
+            peer.caught_up = false;
         }
     }
 }

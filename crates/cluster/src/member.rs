@@ -58,7 +58,7 @@ pub(crate) enum State {
 
 impl Member {
     /// Starts with what the store recovered. `usable`: the copy may lead (see `Event::CopyUsable`). Nothing is
-    /// emitted yet; the first `Event::Tick` starts it, so `next_wake` is `now`.
+    /// emitted yet; the first event starts it: `Event::VmRunning` or `Event::VmStopped`, whatever is found.
     ///
     /// # Panics
     /// If the timing is not valid, or the recovered state contradicts itself.
@@ -298,7 +298,7 @@ impl Member {
             Message::BeaconAck { term, sent_ns } => self.beacon_acknowledged(from, term, sent_ns, now, out),
             Message::Nack { term, promise } => {
                 if self.led_term().is_some_and(|led| led.epoch == term.epoch) {
-                    self.with_peer(from, |peer| peer.promise = peer.promise.max(promise));
+                    self.refused_by(from, promise, now);
                 }
             }
             Message::Leaving => self.with_peer(from, |peer| peer.leaving = true),
@@ -424,6 +424,13 @@ impl Member {
     /// So much time has passed that a lease from `node`'s last acknowledgement would have ended.
     pub fn age_acknowledgement(&mut self, node: NodeId) {
         self.with_peer(node, |peer| peer.acknowledged = None);
+    }
+
+    /// So much time has passed that an answer to the beacon that waits for one would come too late.
+    pub fn age_beacon(&mut self) {
+        if let State::Following(following) = &mut self.state {
+            following.unanswered = None;
+        }
     }
 
     pub fn awaits(&self) -> Option<RequestId> {

@@ -83,9 +83,7 @@ impl World {
                 Step::Deliver { .. } | Step::Read { .. } | Step::Answer { .. } | Step::Land { .. } => true,
                 Step::Persisted { .. } | Step::Sync { .. } | Step::MachineGone { .. } => true,
                 Step::Timer { timer: Timer::Beacon, .. } => turn % 100 < 3,
-                Step::Ship { from, to } => {
-                    mirror && self.nodes[usize::from(*to)].follow.is_some_and(|(leader, _)| leader == *from)
-                }
+                Step::Ship { .. } => mirror,
                 _ => false,
             });
             if let Some(step) = quick {

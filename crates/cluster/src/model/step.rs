@@ -48,7 +48,7 @@ pub enum Step {
     Write {
         node: u8,
     },
-    /// The primary sends its log.
+    /// The primary sends its log, and hears that it arrived. How that goes in detail is replication's to prove.
     Ship {
         from: u8,
         to: u8,
@@ -183,8 +183,7 @@ impl World {
             for to in self.peers_connected(me) {
                 let behind =
                     lead.views.get(&to).is_none_or(|&(a, d)| a != node.log.len() || d < node.log.len());
-                let under_way = self.wires[&(me, to)].iter().any(|wire| matches!(wire, Wire::Log { .. }));
-                if behind && !under_way {
+                if behind && self.nodes[usize::from(to)].follow == Some((me, lead.term)) {
                     steps.push(Step::Ship { from: me, to });
                 }
                 if self.left.handovers > 0 && lead.serving && lead.flow == Flow::Open {
@@ -216,9 +215,9 @@ impl World {
             let heard = other.follow == Some((me, lead.term));
             let calm = other.member.as_ref().is_some_and(|m| m.status().role == crate::Role::Following);
             let fresh = node.last_ack.get(&peer) == Some(&0);
-            let under_way = self.wires[&(me, peer)].iter().any(|wire| {
-                matches!(wire, Wire::Cluster { message: Message::Beacon { term, .. }, .. } if *term == lead.term)
-            });
+            let under_way = self.wires[&(me, peer)]
+                .iter()
+                .any(|wire| matches!(wire.message, Message::Beacon { term, .. } if term == lead.term));
             let told = heard && calm && fresh;
             !told && !under_way
         };
@@ -287,9 +286,12 @@ impl World {
                 Ok(())
             }
             Step::Ship { from, to } => {
-                let node = self.node(from);
-                let (term, log) = (node.lead.as_ref().expect("enabled").term, node.log.clone());
-                self.push(from, to, Wire::Log { term, log });
+                let log = self.node(from).log.clone();
+                let node = self.node(to);
+                let common = node.log.iter().zip(&log).take_while(|(a, b)| a == b).count();
+                node.durable = node.durable.min(common);
+                node.log = log;
+                self.acknowledge_log(to);
                 Ok(())
             }
             Step::Sync { node } => {
@@ -326,45 +328,31 @@ impl World {
 
     fn deliver(&mut self, from: u8, to: u8) -> Result<(), Violation> {
         let wire = self.wires.get_mut(&(from, to)).and_then(|queue| queue.pop_front()).expect("enabled");
-        match wire {
-            Wire::Cluster { message, covers } => {
-                let cause = match message {
-                    Message::Beacon { .. } => Cause::Acknowledgement { covers },
-                    Message::BeaconAck { .. } => {
-                        self.node(to).last_ack.insert(from, covers);
-                        Cause::Acknowledgement { covers }
-                    }
-                    _ => Cause::Other,
-                };
-                let session = rempart_types::SessionId(1);
-                self.give(to, Event::Message { from: id(from), session, message }, cause)
+        let Wire { message, covers } = wire;
+        let cause = match message {
+            Message::Beacon { .. } => {
+                self.node(to).heard.insert(from, covers);
+                Cause::Other
             }
-            Wire::Log { term, log } => {
-                let node = self.node(to);
-                if node.follow == Some((from, term)) {
-                    let common = node.log.iter().zip(&log).take_while(|(a, b)| a == b).count();
-                    node.durable = node.durable.min(common);
-                    node.log = log;
-                    self.acknowledge_log(to);
-                }
-                Ok(())
+            Message::BeaconAck { .. } => {
+                self.node(to).last_ack.insert(from, covers);
+                Cause::Acknowledgement { covers }
             }
-            Wire::LogAck { term, accepted, durable } => {
-                if let Some(lead) = &mut self.node(to).lead
-                    && lead.term == term
-                {
-                    lead.views.insert(from, (accepted, durable));
-                }
-                Ok(())
-            }
-        }
+            _ => Cause::Other,
+        };
+        let session = rempart_types::SessionId(1);
+        self.give(to, Event::Message { from: id(from), session, message }, cause)
     }
 
     fn acknowledge_log(&mut self, me: u8) {
         let node = self.node(me);
-        if let Some((primary, term)) = node.follow {
-            let wire = Wire::LogAck { term, accepted: node.log.len(), durable: node.durable };
-            self.push(me, primary, wire);
+        let view = (node.log.len(), node.durable);
+        if let Some((primary, term)) = node.follow
+            && self.wires.contains_key(&(me, primary))
+            && let Some(lead) = &mut self.node(primary).lead
+            && lead.term == term
+        {
+            lead.views.insert(me, view);
         }
     }
 

@@ -51,22 +51,10 @@ pub enum Start {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Wire {
-    /// `covers`: the waits that began after this beacon, or the beacon this answers, was sent.
-    Cluster {
-        message: Message,
-        covers: u8,
-    },
-    /// The primary's whole log.
-    Log {
-        term: Term,
-        log: Vec<Term>,
-    },
-    LogAck {
-        term: Term,
-        accepted: usize,
-        durable: usize,
-    },
+pub(super) struct Wire {
+    pub(super) message: Message,
+    /// The waits that began after this beacon, or the beacon this answers, was sent.
+    pub(super) covers: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -104,6 +92,15 @@ pub(super) struct Lead {
     pub(super) ready: Vec<u8>,
 }
 
+impl Lead {
+    /// Who stops acknowledging must be told anew to be caught up.
+    fn need(&mut self, acknowledgers: NodeSet) {
+        let before = std::mem::replace(&mut self.acknowledgers, acknowledgers);
+        let now = &self.acknowledgers;
+        self.ready.retain(|&peer| now.contains(id(peer)) || !before.contains(id(peer)));
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Node {
     pub(super) member: Option<Member>,
@@ -121,6 +118,8 @@ pub(super) struct Node {
     pub(super) lease: Option<u8>,
     /// The waits that began after the newest acknowledgement of each peer was sent.
     pub(super) last_ack: BTreeMap<u8, u8>,
+    /// The waits that began after the newest beacon from each peer was sent.
+    pub(super) heard: BTreeMap<u8, u8>,
     pub(super) usable: bool,
 }
 
@@ -198,6 +197,7 @@ impl World {
             dying: false,
             lease: None,
             last_ack: BTreeMap::new(),
+            heard: BTreeMap::new(),
             usable: true,
         };
         World {
@@ -272,7 +272,6 @@ impl World {
             member.plant(bug);
         }
         let seen = if self.node(me).vm == Vm::Absent { Event::VmStopped } else { Event::VmRunning };
-        self.give(me, Event::Tick, Cause::Other)?;
         self.give(me, seen, Cause::Other)
     }
 
@@ -284,6 +283,7 @@ impl World {
         node.follow = None;
         node.pending = None;
         node.last_ack.clear();
+        node.heard.clear();
         if let Some((state, _)) = node.writing.take()
             && written
         {
@@ -326,6 +326,7 @@ impl World {
                 lead.ready.retain(|&peer| peer != there);
             }
             self.node(here).last_ack.remove(&there);
+            self.node(here).heard.remove(&there);
         }
         self.give(a, Event::PeerDisconnected { node: id(b), session: SESSION }, Cause::Other)?;
         self.give(b, Event::PeerDisconnected { node: id(a), session: SESSION }, Cause::Other)
@@ -333,15 +334,7 @@ impl World {
 
     pub(super) fn push(&mut self, from: u8, to: u8, wire: Wire) {
         let Some(queue) = self.wires.get_mut(&(from, to)) else { return };
-        let superseded = |old: &Wire| match (old, &wire) {
-            (Wire::LogAck { .. }, Wire::LogAck { .. }) => true,
-            (old, new) => old == new,
-        };
-        if let Some(last) = queue.back_mut()
-            && superseded(last)
-        {
-            *last = wire;
-        } else if queue.len() < QUEUE {
+        if queue.back() != Some(&wire) && queue.len() < QUEUE {
             queue.push_back(wire);
         }
     }
@@ -406,12 +399,14 @@ impl World {
                 }
             }
         }
+        for node in self.nodes.iter_mut().filter(|node| node.heard.values().any(|c| c & bit != 0)) {
+            if let Some(member) = &mut node.member {
+                member.age_beacon();
+            }
+        }
         for wire in self.wires.values_mut().flatten() {
-            if let Wire::Cluster {
-                message: Message::Beacon { sent_ns, .. } | Message::BeaconAck { sent_ns, .. },
-                covers,
-            } = wire
-                && *covers & bit != 0
+            if let Message::Beacon { sent_ns, .. } | Message::BeaconAck { sent_ns, .. } = &mut wire.message
+                && wire.covers & bit != 0
             {
                 *sent_ns = 0;
             }
@@ -422,12 +417,11 @@ impl World {
         for node in &mut self.nodes {
             node.lease.iter_mut().for_each(&change);
             node.last_ack.values_mut().for_each(&change);
+            node.heard.values_mut().for_each(&change);
         }
         for wire in self.wires.values_mut().flatten() {
-            if let Wire::Cluster { message: Message::Beacon { .. } | Message::BeaconAck { .. }, covers } =
-                wire
-            {
-                change(covers);
+            if let Message::Beacon { .. } | Message::BeaconAck { .. } = wire.message {
+                change(&mut wire.covers);
             }
         }
     }
@@ -467,15 +461,15 @@ impl World {
             }
             Action::Persist { state, receipt } => node.writing = Some((state, receipt)),
             Action::Send { to, message, .. } => {
+                // The acknowledgement carries the age of its beacon.
+                let covers = match &message {
+                    Message::BeaconAck { .. } => node.heard.get(&index(to)).copied().unwrap_or(0),
+                    _ => 0,
+                };
                 if let Message::Nack { promise, .. } = message {
                     self.ghost.promised(me, promise);
                 }
-                let covers = match (&message, cause) {
-                    // The acknowledgement carries the age of its beacon.
-                    (Message::BeaconAck { .. }, Cause::Acknowledgement { covers }) => covers,
-                    _ => 0,
-                };
-                self.push(me, index(to), Wire::Cluster { message, covers });
+                self.push(me, index(to), Wire { message, covers });
             }
             Action::Activate { term, acknowledgers } => {
                 node.follow = None;
@@ -493,10 +487,10 @@ impl World {
             Action::ContinueIn { term, acknowledgers } => {
                 let lead = node.lead.as_mut().expect("it leads");
                 lead.term = term;
-                lead.acknowledgers = acknowledgers;
+                lead.need(acknowledgers);
                 self.ghost.opened(me, term, true)?;
             }
-            Action::SetAcknowledgers { nodes } => node.lead.as_mut().expect("it leads").acknowledgers = nodes,
+            Action::SetAcknowledgers { nodes } => node.lead.as_mut().expect("it leads").need(nodes),
             Action::Freeze => node.lead.as_mut().expect("it leads").flow = Flow::Frozen,
             Action::Thaw => node.lead.as_mut().expect("it leads").flow = Flow::Open,
             Action::Drain { .. } => node.lead.as_mut().expect("it leads").flow = Flow::Draining,
