@@ -106,7 +106,9 @@ pub fn open(params: GroupParams) -> Result<OpenedGroup, OpenGroupError> {
         next_command: 0,
         digester: None,
         handle: handle.clone(),
+        done: Vec::new(),
         status: status_sender,
+        status_stale: false,
         status_at: now,
         longest_stall: Duration::ZERO,
         primary_heard_unix_ms: None,
@@ -157,6 +159,9 @@ fn engine_params(params: &GroupParams) -> std::io::Result<Params> {
     Ok(Params { cluster, replication, store })
 }
 
+type CommandResult = Result<CommandOutput, rempart_engine::CommandError>;
+type CommandReply = oneshot::Sender<CommandResult>;
+
 struct GroupThread {
     engine: Engine,
     executor: Executor,
@@ -166,11 +171,14 @@ struct GroupThread {
     outbox: async_mpsc::UnboundedSender<FromGroup>,
     links: Links,
     nbd: NbdServer,
-    commands: BTreeMap<CommandId, oneshot::Sender<Result<CommandOutput, rempart_engine::CommandError>>>,
+    commands: BTreeMap<CommandId, CommandReply>,
     next_command: u64,
     digester: Option<mpsc::Sender<(DigestJob, Vec<Vec<rempart_engine::Bytes>>)>>,
     handle: GroupHandle,
+    done: Vec<(CommandReply, CommandResult)>,
     status: watch::Sender<GroupStatus>,
+    /// Something changed that people and the control plane wait for.
+    status_stale: bool,
     status_at: MonotonicTime,
     longest_stall: Duration,
     primary_heard_unix_ms: Option<u64>,
@@ -316,9 +324,12 @@ impl GroupThread {
             Action::Reply { token, reply } => self.nbd.reply(token, reply, &mut self.engine, &self.poller),
             Action::Digest { job, parts } => self.digest(job, parts),
             Action::CommandDone { id, result } => {
-                if let Some(reply) = self.commands.remove(&id) {
-                    let _ = reply.send(result);
-                }
+                // Told once the status shows it.
+                self.done.extend(self.commands.remove(&id).map(|reply| (reply, result)));
+            }
+            Action::Report(report) => {
+                self.status_stale = true;
+                self.tell(FromGroup::Report(report));
             }
             other => {
                 if let Some(message) = for_control(other) {
@@ -354,7 +365,8 @@ impl GroupThread {
             self.config_seen = Some(config.clone());
             self.tell(FromGroup::Config(config));
         }
-        if now < self.status_at + STATUS_EVERY {
+        let stale = std::mem::take(&mut self.status_stale) || !self.done.is_empty();
+        if now < self.status_at + STATUS_EVERY && !stale {
             return;
         }
         self.status_at = now;
@@ -371,6 +383,9 @@ impl GroupThread {
             connected,
             primary_heard_unix_ms: self.primary_heard_unix_ms,
         });
+        for (reply, result) in self.done.drain(..) {
+            let _ = reply.send(result);
+        }
     }
 }
 
