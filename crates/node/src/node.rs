@@ -210,7 +210,11 @@ impl Node {
     }
 
     pub fn insert_vm(&self, vm: Arc<Vm>) {
-        hold(&self.vms).insert(vm.name(), vm);
+        hold(&self.vms).insert(vm.name(), vm.clone());
+        // Only now: who dials looks the machine up.
+        for peer in vm.peers() {
+            vm.want_link(peer);
+        }
     }
 
     pub fn remove_vm(&self, name: &str) {

@@ -164,9 +164,6 @@ impl Vm {
         for note in opened.notes {
             vm.events.note(&name, Severity::Warning, note);
         }
-        for peer in vm.peers() {
-            vm.want_link(peer);
-        }
         if create {
             vm.command("create", Command::Create).await?;
         }
