@@ -329,19 +329,13 @@ impl World {
     fn deliver(&mut self, from: u8, to: u8) -> Result<(), Violation> {
         let wire = self.wires.get_mut(&(from, to)).and_then(|queue| queue.pop_front()).expect("enabled");
         let Wire { message, covers } = wire;
-        let cause = match message {
-            Message::Beacon { .. } => {
-                self.node(to).heard.insert(from, covers);
-                Cause::Other
-            }
-            Message::BeaconAck { .. } => {
-                self.node(to).last_ack.insert(from, covers);
-                Cause::Acknowledgement { covers }
-            }
-            _ => Cause::Other,
+        match message {
+            Message::Beacon { .. } => self.node(to).heard.insert(from, covers),
+            Message::BeaconAck { .. } => self.node(to).last_ack.insert(from, covers),
+            _ => None,
         };
         let session = rempart_types::SessionId(1);
-        self.give(to, Event::Message { from: id(from), session, message }, cause)
+        self.give(to, Event::Message { from: id(from), session, message }, Cause::Other)
     }
 
     fn acknowledge_log(&mut self, me: u8) {

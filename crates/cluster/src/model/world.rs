@@ -168,7 +168,6 @@ pub struct World {
 /// Why a member's turn came, as far as its lease depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
-    Acknowledgement { covers: u8 },
     Beacon,
     Other,
 }
@@ -445,7 +444,6 @@ impl World {
     }
 
     fn perform(&mut self, me: u8, action: Action, cause: Cause) -> Result<(), Violation> {
-        let covers_by_peers = self.nodes[usize::from(me)].last_ack.values().fold(0, |all, &one| all | one);
         let node = self.node(me);
         match action {
             Action::ReadRegister { .. } => node.pending = Some(Pending::Read),
@@ -511,14 +509,11 @@ impl World {
                 self.give(me, Event::VmRunning, Cause::Other)?;
             }
             Action::RenewLease { .. } => {
+                // As old as the oldest of the newest acknowledgements it rests on.
                 let members = node.member.as_ref().map(|member| member.status().acknowledgers);
-                let alone = members.is_none_or(|members| members.len() == 1);
-                let covers = match cause {
-                    Cause::Acknowledgement { covers } => covers,
-                    Cause::Beacon => 0,
-                    Cause::Other if alone => 0,
-                    Cause::Other => covers_by_peers,
-                };
+                let others = members.iter().flat_map(|members| members.others(id(me)));
+                let rests_on = others.map(|peer| node.last_ack.get(&index(peer)).copied().unwrap_or(0));
+                let covers = if cause == Cause::Beacon { 0 } else { rests_on.fold(0, |all, one| all | one) };
                 // A lease is never shortened by an older acknowledgement.
                 node.lease = Some(node.lease.map_or(covers, |old| old & covers));
             }

@@ -61,6 +61,7 @@ enum Machine {
 }
 
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there are few")]
 enum Cue {
     Message {
         from: NodeId,
