@@ -429,11 +429,15 @@ pub struct PayloadBuffer {
 }
 
 impl PayloadBuffer {
+    /// Room for `len` bytes, all of which the caller must fill.
+    ///
     /// # Panics
     /// If `len` is over [`MAX_PAYLOAD`].
     pub fn new(len: usize) -> PayloadBuffer {
         assert!(len <= MAX_PAYLOAD, "a payload of {len} bytes");
-        PayloadBuffer { bytes: BufferMut::zeroed(PAYLOAD_START + len.next_multiple_of(PAGE_SIZE)), len }
+        let mut bytes = BufferMut::for_overwrite(PAYLOAD_START + len.next_multiple_of(PAGE_SIZE));
+        bytes[..PAYLOAD_START].fill(0);
+        PayloadBuffer { bytes, len }
     }
 
     pub fn payload(&self) -> &[u8] {

@@ -1,6 +1,8 @@
 //! Page-aligned bytes, filled once by one owner and then shared without copying.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
@@ -18,6 +20,8 @@ pub struct BufferMut {
     bytes: NonNull<u8>,
     capacity: usize,
     len: usize,
+    /// Bytes from here on may hold what an earlier use left, and are zeroed when the length reaches them.
+    stale_from: usize,
 }
 
 // SAFETY: the allocation is owned by this value alone and holds plain bytes.
@@ -33,12 +37,27 @@ impl BufferMut {
 
     /// `len` zero bytes, with room to grow to `capacity` without moving.
     pub fn with_capacity(len: usize, capacity: usize) -> BufferMut {
-        let capacity = capacity.max(len).next_multiple_of(PAGE_SIZE).max(PAGE_SIZE);
+        let capacity = round(capacity.max(len));
+        if let Some(bytes) = take_spare(capacity) {
+            let mut buffer = BufferMut { bytes, capacity, len: 0, stale_from: 0 };
+            buffer.resize(len);
+            return buffer;
+        }
         let layout = layout(capacity);
         // SAFETY: the layout's size is at least one page.
         let bytes = unsafe { alloc_zeroed(layout) };
         let bytes = NonNull::new(bytes).unwrap_or_else(|| handle_alloc_error(layout));
-        BufferMut { bytes, capacity, len }
+        BufferMut { bytes, capacity, len, stale_from: capacity }
+    }
+
+    /// `len` bytes that the caller overwrites, all of them: what is in them is left from an earlier use in
+    /// this process.
+    pub fn for_overwrite(len: usize) -> BufferMut {
+        let capacity = round(len);
+        if let Some(bytes) = take_spare(capacity) {
+            return BufferMut { bytes, capacity, len, stale_from: len };
+        }
+        BufferMut::with_capacity(len, capacity)
     }
 
     pub fn from_slice(bytes: &[u8]) -> BufferMut {
@@ -58,7 +77,12 @@ impl BufferMut {
             larger[..self.len].copy_from_slice(self);
             *self = larger;
         }
+        let stale = self.stale_from;
         self.len = len;
+        if len > stale {
+            self[stale..].fill(0);
+            self.stale_from = len;
+        }
     }
 
     /// Makes it shareable and read-only.
@@ -67,14 +91,75 @@ impl BufferMut {
     }
 }
 
+/// Capacities are whole pages, and above 16 pages few different ones, so that spares fit often.
+fn round(capacity: usize) -> usize {
+    let pages = capacity.div_ceil(PAGE_SIZE).max(1);
+    let pages = if pages > 16 { pages.next_multiple_of(pages.next_power_of_two() / 8) } else { pages };
+    pages * PAGE_SIZE
+}
+
+/// Bytes of spare allocations a thread keeps. Fresh memory costs a page fault per page, several times the
+/// price of filling it: a data path that allocates every batch anew spends most of its time there.
+const SPARE_BYTES: usize = 16 * 1024 * 1024;
+
+#[derive(Default)]
+struct Spares {
+    by_capacity: BTreeMap<usize, Vec<NonNull<u8>>>,
+    bytes: usize,
+}
+
+impl Drop for Spares {
+    fn drop(&mut self) {
+        for (&capacity, spares) in &self.by_capacity {
+            for bytes in spares {
+                // SAFETY: every spare was allocated with this layout and has no other owner.
+                unsafe { dealloc(bytes.as_ptr(), layout(capacity)) };
+            }
+        }
+    }
+}
+
+thread_local! {
+    static SPARES: RefCell<Spares> = RefCell::default();
+}
+
+fn take_spare(capacity: usize) -> Option<NonNull<u8>> {
+    SPARES
+        .try_with(|spares| {
+            let mut spares = spares.borrow_mut();
+            let bytes = spares.by_capacity.get_mut(&capacity)?.pop()?;
+            spares.bytes -= capacity;
+            Some(bytes)
+        })
+        .ok()
+        .flatten()
+}
+
+/// True if the allocation was kept.
+fn keep_spare(bytes: NonNull<u8>, capacity: usize) -> bool {
+    SPARES
+        .try_with(|spares| {
+            let mut spares = spares.borrow_mut();
+            let room = spares.bytes + capacity <= SPARE_BYTES;
+            if room {
+                spares.bytes += capacity;
+                spares.by_capacity.entry(capacity).or_default().push(bytes);
+            }
+            room
+        })
+        .unwrap_or(false)
+}
+
 fn layout(capacity: usize) -> Layout {
     Layout::from_size_align(capacity, PAGE_SIZE).expect("a buffer's size fits the address space")
 }
 
 impl Drop for BufferMut {
     fn drop(&mut self) {
-        // SAFETY: allocated in `with_capacity` with this very layout, and freed only here.
-        unsafe { dealloc(self.bytes.as_ptr(), layout(self.capacity)) }
+        if !keep_spare(self.bytes, self.capacity) {
+            // SAFETY: allocated in `with_capacity` with this very layout, and nobody else has it.
+            unsafe { dealloc(self.bytes.as_ptr(), layout(self.capacity)) }
+        }
     }
 }
 
@@ -209,6 +294,22 @@ mod tests {
         assert_eq!(buffer.as_ptr() as usize % PAGE_SIZE, 0);
         let shared = buffer.freeze();
         assert_eq!(&*shared.slice(2..7).slice(1..3), b"pa");
+    }
+
+    #[test]
+    fn reused_memory_reads_as_zero() {
+        for capacity in [PAGE_SIZE, 5 * PAGE_SIZE, 40 * PAGE_SIZE] {
+            let mut first = BufferMut::zeroed(capacity);
+            first.fill(0xee);
+            drop(first);
+            let mut second = BufferMut::with_capacity(100, capacity);
+            assert!(is_zero(&second));
+            second.resize(capacity - 7);
+            assert!(is_zero(&second));
+            second.resize(10);
+            second.resize(capacity);
+            assert!(is_zero(&second));
+        }
     }
 
     #[test]

@@ -246,14 +246,13 @@ fn a_full_disk_is_final_and_says_so() {
         "{failure}"
     );
     let durable = running.store.durable();
-    running.events.clear();
     running.store.sync(&mut running.out);
     while running.executor.in_flight() > 0 || !running.out.commands.is_empty() {
         running.turn();
     }
-    let after =
-        running.events.iter().filter(|e| matches!(e, StoreEvent::Durable(_) | StoreEvent::Accepted(_)));
-    assert_eq!(after.count(), 0);
+    running.events.append(&mut running.out.events);
+    let failed = running.events.iter().position(|event| matches!(event, StoreEvent::Failed(_)));
+    assert_eq!(failed, Some(running.events.len() - 1), "nothing is reported after the failure");
     drop(running);
     // What was durable before is still there; recovery itself needs no room.
     let (running, recovered) = Running::open(directory.path());

@@ -137,7 +137,7 @@ impl FileDisk {
             }
             IoOp::Read { file, offset, len } => {
                 let handle = self.handle(*file, false)?;
-                let mut buffer = BufferMut::zeroed(*len);
+                let mut buffer = BufferMut::for_overwrite(*len);
                 let mut at = 0;
                 while at < *len {
                     match rustix::io::pread(&*handle, &mut buffer[at..], offset + at as u64) {
@@ -147,6 +147,8 @@ impl FileDisk {
                         Err(errno) => return Err(errno),
                     }
                 }
+                // Past the end of the file.
+                buffer[at..].fill(0);
                 return Ok(IoOutput::Data(buffer.freeze()));
             }
             IoOp::Sync { file } => fs::fdatasync(&*self.handle(*file, false)?)?,
