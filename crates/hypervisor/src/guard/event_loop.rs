@@ -18,10 +18,11 @@ use crate::run_dir::{FILES_VERSION, Launch, RunDir, State};
 use crate::tap;
 use rempart_types::MonotonicTime;
 use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Signal, WaitId, WaitIdOptions};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
@@ -241,11 +242,14 @@ impl Guard {
         match action {
             Action::SendStop => self.send_to_qemu(STOP_COMMAND, "stop"),
             Action::SendCont => self.send_to_qemu(CONT_COMMAND, "cont"),
+            Action::Freeze => {
+                tracing::warn!(machine = self.launch.machine, "QEMU waits for its disks: freezing it");
+                self.signal_qemu(Signal::STOP);
+            }
+            Action::Thaw => self.signal_qemu(Signal::CONT),
             Action::Kill => {
                 tracing::warn!(machine = self.launch.machine, cause = ?self.watch.killed(), "killing QEMU");
-                if let Err(error) = crate::process::signal(&self.qemu_pidfd, rustix::process::Signal::KILL) {
-                    tracing::error!(%error, "cannot kill QEMU");
-                }
+                self.signal_qemu(Signal::KILL);
             }
             Action::Answer(asker, Ok(())) => self.answer(asker, Outcome::Fine, Vec::new()),
             Action::Answer(asker, Err(error)) => self.refuse(asker, error),
@@ -263,6 +267,12 @@ impl Guard {
                 tracing::warn!(machine = self.launch.machine, "the lease is over");
                 self.tell(GuardEvent::LeaseExpired);
             }
+        }
+    }
+
+    fn signal_qemu(&self, signal: Signal) {
+        if let Err(error) = crate::process::signal(&self.qemu_pidfd, signal) {
+            tracing::error!(%error, ?signal, "cannot signal QEMU");
         }
     }
 
@@ -461,13 +471,40 @@ impl Guard {
         self.tell(GuardEvent::GateFailed(error.to_string()));
     }
 
-    /// SIGTERM: the host goes down, or an operator wants this machine to. The guest is asked; whoever sent it kills
-    /// when its patience ends.
     fn read_signals(&mut self) {
-        let mut information = [0; 128];
-        if matches!(rustix::io::read(&self.signals, &mut information), Ok(count) if count > 0) {
-            tracing::info!(machine = self.launch.machine, "asked to end: pressing the guest's power button");
-            self.send_to_qemu(OTHER_COMMAND, "system_powerdown");
+        // Its first field is the signal's number.
+        let mut information = [0; size_of::<libc::signalfd_siginfo>()];
+        while matches!(rustix::io::read(&self.signals, &mut information), Ok(count) if count > 0) {
+            let [a, b, c, d, ..] = information;
+            match libc::c_int::from_ne_bytes([a, b, c, d]) {
+                libc::SIGCHLD => self.read_child_state(),
+                // The host goes down, or an operator wants this machine to. The guest is asked; whoever sent it
+                // kills when its patience ends.
+                libc::SIGTERM => {
+                    tracing::info!(
+                        machine = self.launch.machine,
+                        "asked to end: pressing the guest's power button"
+                    );
+                    self.send_to_qemu(OTHER_COMMAND, "system_powerdown");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether QEMU's threads were stopped or continued by a signal. The kernel reports a stop when the last of them
+    /// stands.
+    fn read_child_state(&mut self) {
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
+        while let Ok(Some(status)) = rustix::process::waitid(WaitId::PidFd(self.qemu_pidfd.as_fd()), options)
+        {
+            if status.stopped() {
+                self.decide(Input::Frozen);
+            } else if status.continued() {
+                self.decide(Input::Thawed);
+            } else {
+                return;
+            }
         }
     }
 
@@ -515,7 +552,7 @@ fn start_error(program: &str, error: io::Error) -> Error {
     Error::io("start QEMU", error)
 }
 
-/// Signals of a terminal's end are nothing to a guard, and SIGTERM becomes readable.
+/// Signals of a terminal's end are nothing to a guard; SIGTERM and SIGCHLD become readable.
 fn take_signals() -> io::Result<OwnedFd> {
     // SAFETY: an all-zero set is initialised by sigemptyset; the other calls take pointers to it that live across
     // them, and the descriptor that signalfd returns is owned by nobody else.
@@ -523,6 +560,7 @@ fn take_signals() -> io::Result<OwnedFd> {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
         libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
         if libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
             return Err(io::Error::last_os_error());
         }

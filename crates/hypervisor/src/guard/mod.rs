@@ -8,7 +8,8 @@
 //! |---|---|
 //! | daemon killed or stopped | the lease runs out, the vCPUs are paused; a new daemon resumes or kills the machine |
 //! | daemon back in time | it renews; the guest sees a pause of its I/O at most |
-//! | QEMU stopped or hung | killed at the end of the lease and the time to stop |
+//! | the same, while the guest's I/O hangs | QEMU is frozen by a signal: `stop` would wait for that I/O |
+//! | QEMU stopped by somebody | killed at the end of the lease and the time to stop |
 //! | guard killed | the kernel kills QEMU ([`spawn`]) |
 //! | guard stopped alone | the daemon's renewals get no answer: it kills QEMU itself |
 //! | all stopped, then continued | the guard kills at once; frames are dropped by the kernel meanwhile ([`gate`]) |

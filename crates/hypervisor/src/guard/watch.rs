@@ -1,24 +1,27 @@
 //! The guard's decisions: no clock, no socket, no process.
 //!
 //! The one promise: when the lease is over, the vCPUs are known to stand still within [`Watch::guard_stop`], or QEMU
-//! is killed then. What is *known* comes from QEMU's own events alone:
+//! is killed then. Three things prove that they do; `MayRun` is everything else:
 //!
 //! ```text
-//!               cont sent                       lease over, or `pause`: stop sent
-//!   Still ────────────────────► MayRun ───────────────────────────────────────┐
-//!     ▲                           │  ▲                                        │
-//!     │ cont refused              │  └─ RESUME nobody here asked for          │
-//!     ├───────────────────────────┤                                           │
-//!     │ STOP, or stop's answer,   │                                           │
-//!     │ unless a cont is on its   │ `guard_stop` after the end of the lease   │
-//!     │ way behind it             ▼                                           │
-//!     └──────────────────────── MayRun ◄──────────────────────────────────────┘
-//!                                 └──► killed
+//!              cont, or thaw and cont
+//!   Still ───────────────────────────────► MayRun ──┐ lease over, or `pause`: stop sent
+//!     ▲                                      │  ▲    │ half of `guard_stop` later: frozen
+//!     │ STOP, or stop's answer, unless a     │  └────┘ RESUME or thaw that nobody here asked for
+//!     │ cont is on its way behind it         │
+//!     │ cont refused                         │ `guard_stop` after the end of the lease
+//!     │ all threads of QEMU are stopped      ▼
+//!     └───────────────────────────────────  killed
 //! ```
 //!
-//! QEMU announces STOP as soon as the vCPUs stand still and the devices were told, and only then waits for I/O in
-//! flight. With a dead daemon that wait does not end, so `stop` gets no answer and `query-status` neither: the event
-//! is the confirmation.
+//! QEMU's own `stop` is the good way: the guest's clock stops too, and the monitor stays usable. But QEMU waits for
+//! the devices' I/O in flight before it says STOP, and with a dead daemon, or one that lost its peer, that I/O does
+//! not end. Killing the guest for it would turn every longer fault into a reboot. So then QEMU is stopped by the
+//! kernel (SIGSTOP), which tells its parent when the last thread stands; the `stop` that was sent takes effect when it
+//! goes on, before anything else is done.
+//!
+//! A QEMU that somebody else had stopped before is killed instead: it never heard of our `stop`, and would run on as
+//! soon as that somebody lets it.
 
 use crate::machine::{ExitCause, Lease, PauseCause, RunState};
 use rempart_types::MonotonicTime;
@@ -42,6 +45,10 @@ pub(crate) enum Input {
     Pause(Asker),
     Resume(Asker),
     Kill(Asker),
+    /// The kernel says that all of QEMU's threads are stopped.
+    Frozen,
+    /// The kernel says that they go on.
+    Thawed,
     Tick,
 }
 
@@ -57,6 +64,10 @@ pub(crate) struct Asker {
 pub(crate) enum Action {
     SendStop,
     SendCont,
+    /// SIGSTOP.
+    Freeze,
+    /// SIGCONT.
+    Thaw,
     /// SIGKILL, now.
     Kill,
     Answer(Asker, Result<(), String>),
@@ -72,6 +83,16 @@ enum Vcpus {
     MayRun,
 }
 
+/// Whether QEMU's threads are stopped by a signal, and by whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Freeze {
+    No,
+    /// SIGSTOP was sent, and is not confirmed yet.
+    Asked,
+    Ours,
+    Others,
+}
+
 /// The state of one watched machine.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -81,10 +102,17 @@ pub(crate) struct Watch {
     run_at_start: bool,
     up: bool,
     vcpus: Vcpus,
-    /// `cont` was sent and had no effect yet: a STOP before that effect proves nothing.
-    cont_in_flight: bool,
+    /// How many `cont` were sent and not answered. A STOP before the last of them took effect proves nothing.
+    conts_in_flight: u32,
+    /// The first of them took effect.
+    cont_took_effect: bool,
+    /// There was more than one: what an error among their answers means is not clear.
+    conts_overlapped: bool,
     /// Why `stop` was sent, while the vCPUs may still run.
     stopping: Option<PauseCause>,
+    /// When to stop waiting for it.
+    freeze_at: MonotonicTime,
+    freeze: Freeze,
     killed: Option<ExitCause>,
     pause_askers: Vec<Asker>,
     resume_askers: Vec<Asker>,
@@ -98,8 +126,12 @@ impl Watch {
             run_at_start,
             up: false,
             vcpus: Vcpus::Still(PauseCause::NotStarted),
-            cont_in_flight: false,
+            conts_in_flight: 0,
+            cont_took_effect: false,
+            conts_overlapped: false,
             stopping: None,
+            freeze_at: MonotonicTime::FAR_FUTURE,
+            freeze: Freeze::No,
             killed: None,
             pause_askers: Vec::new(),
             resume_askers: Vec::new(),
@@ -141,9 +173,15 @@ impl Watch {
         if self.killed.is_some() || self.vcpus != Vcpus::MayRun {
             return None;
         }
-        let Lease::UntilBoottimeNs(until) = self.lease else { return None };
-        let until = MonotonicTime(until);
-        Some(if self.stopping == Some(PauseCause::Lease) { until + self.guard_stop } else { until })
+        let lease = match self.lease {
+            Lease::Unlimited => None,
+            Lease::UntilBoottimeNs(until) if self.stopping == Some(PauseCause::Lease) => {
+                Some(MonotonicTime(until) + self.guard_stop)
+            }
+            Lease::UntilBoottimeNs(until) => Some(MonotonicTime(until)),
+        };
+        let freeze = (self.stopping.is_some() && self.freeze == Freeze::No).then_some(self.freeze_at);
+        lease.into_iter().chain(freeze).min()
     }
 
     pub(crate) fn handle(&mut self, input: Input, now: MonotonicTime, out: &mut Vec<Action>) {
@@ -156,23 +194,29 @@ impl Watch {
             }
             Input::Stopped | Input::StopAnswered => self.stands_still(out),
             Input::Resumed => self.runs(out),
-            Input::ContAnswered(Ok(())) => {
-                // Without a RESUME event if it waits for an incoming migration: it may run at any time from now on.
-                if self.cont_in_flight {
-                    self.runs(out);
-                }
-            }
-            Input::ContAnswered(Err(error)) => self.cont_refused(error, out),
+            Input::ContAnswered(answer) => self.cont_answered(answer, out),
             Input::Renew(asker, lease) => self.renew(asker, lease, now, out),
-            Input::Pause(asker) => self.pause(asker, out),
+            Input::Pause(asker) => self.pause(asker, now, out),
             Input::Resume(asker) => self.resume(asker, now, out),
             Input::Kill(asker) => {
                 self.kill(ExitCause::Request, out);
                 out.push(Action::Answer(asker, Ok(())));
             }
+            Input::Frozen => self.frozen(out),
+            Input::Thawed => self.thawed(out),
             Input::Tick => {}
         }
         self.watch_lease(now, out);
+        self.watch_stop(now, out);
+    }
+
+    /// A `stop` that is not confirmed in half the time gets help.
+    fn watch_stop(&mut self, now: MonotonicTime, out: &mut Vec<Action>) {
+        let waiting = self.vcpus == Vcpus::MayRun && self.stopping.is_some() && self.killed.is_none();
+        if waiting && self.freeze == Freeze::No && now >= self.freeze_at {
+            self.freeze = Freeze::Asked;
+            out.push(Action::Freeze);
+        }
     }
 
     fn watch_lease(&mut self, now: MonotonicTime, out: &mut Vec<Action>) {
@@ -183,13 +227,14 @@ impl Watch {
         }
         if self.stopping != Some(PauseCause::Lease) {
             out.push(Action::TellLeaseExpired);
-            if self.stopping.is_none() || self.cont_in_flight {
+            if self.stopping.is_none() || self.conts_in_flight > 0 {
                 out.push(Action::SendStop);
             }
             self.stopping = Some(PauseCause::Lease);
+            // Counted from the end of the lease, not from now: the peer counts from there too, and this process may
+            // have slept. That holds for the end below as well.
+            self.freeze_at = self.freeze_at.min(until + self.guard_stop / 2);
         }
-        // Counted from the end of the lease, not from now: the peer counts from there too, and this process may have
-        // slept.
         if now >= until + self.guard_stop {
             self.kill(ExitCause::Lease, out);
         }
@@ -212,7 +257,7 @@ impl Watch {
         out.push(Action::Answer(asker, answer));
     }
 
-    fn pause(&mut self, asker: Asker, out: &mut Vec<Action>) {
+    fn pause(&mut self, asker: Asker, now: MonotonicTime, out: &mut Vec<Action>) {
         self.run_at_start = false;
         match self.vcpus {
             Vcpus::Still(_) => out.push(Action::Answer(asker, Ok(()))),
@@ -220,6 +265,7 @@ impl Watch {
                 self.pause_askers.push(asker);
                 if self.stopping.is_none() {
                     self.stopping = Some(PauseCause::Request);
+                    self.freeze_at = now + self.guard_stop / 2;
                     out.push(Action::SendStop);
                 }
             }
@@ -237,7 +283,7 @@ impl Watch {
             "it is being paused"
         } else {
             match self.vcpus {
-                Vcpus::MayRun if !self.cont_in_flight => out.push(Action::Answer(asker, Ok(()))),
+                Vcpus::MayRun if self.conts_in_flight == 0 => out.push(Action::Answer(asker, Ok(()))),
                 Vcpus::MayRun => self.resume_askers.push(asker),
                 Vcpus::Still(_) => {
                     self.resume_askers.push(asker);
@@ -257,34 +303,90 @@ impl Watch {
             return;
         }
         self.vcpus = Vcpus::MayRun;
-        self.cont_in_flight = true;
+        self.conts_overlapped = self.conts_in_flight > 0;
+        self.cont_took_effect &= self.conts_overlapped;
+        self.conts_in_flight += 1;
+        if self.freeze == Freeze::Ours {
+            self.thaw(out);
+        }
         out.push(Action::SendCont);
     }
 
+    /// QEMU says so.
     fn stands_still(&mut self, out: &mut Vec<Action>) {
-        if self.cont_in_flight || self.vcpus != Vcpus::MayRun {
-            return;
+        let conts_to_come = self.conts_in_flight.saturating_sub(self.cont_took_effect.into());
+        if conts_to_come == 0 && self.vcpus == Vcpus::MayRun {
+            self.set_still(out);
         }
+    }
+
+    fn set_still(&mut self, out: &mut Vec<Action>) {
         let cause = self.stopping.take().unwrap_or(PauseCause::Qemu);
+        self.freeze_at = MonotonicTime::FAR_FUTURE;
         self.vcpus = Vcpus::Still(cause);
         out.push(Action::TellPaused(cause));
         out.extend(self.pause_askers.drain(..).map(|asker| Action::Answer(asker, Ok(()))));
     }
 
+    fn frozen(&mut self, out: &mut Vec<Action>) {
+        match self.freeze {
+            Freeze::Asked if self.vcpus == Vcpus::MayRun => {
+                self.freeze = Freeze::Ours;
+                self.set_still(out);
+            }
+            // QEMU's own word came first, and is better: its monitor can be used.
+            Freeze::Asked => self.thaw(out),
+            Freeze::No => self.freeze = Freeze::Others,
+            Freeze::Ours | Freeze::Others => {}
+        }
+    }
+
+    fn thaw(&mut self, out: &mut Vec<Action>) {
+        self.freeze = Freeze::No;
+        out.push(Action::Thaw);
+    }
+
+    fn thawed(&mut self, out: &mut Vec<Action>) {
+        match self.freeze {
+            // Somebody else did. Until QEMU says STOP, its vCPUs may run.
+            Freeze::Ours => {
+                self.freeze = Freeze::No;
+                self.vcpus = Vcpus::MayRun;
+                out.push(Action::TellResumed);
+            }
+            Freeze::Others => self.freeze = Freeze::No,
+            Freeze::No | Freeze::Asked => {}
+        }
+    }
+
     fn runs(&mut self, out: &mut Vec<Action>) {
-        self.cont_in_flight = false;
+        self.cont_took_effect = true;
         self.vcpus = Vcpus::MayRun;
         out.push(Action::TellResumed);
         out.extend(self.resume_askers.drain(..).map(|asker| Action::Answer(asker, Ok(()))));
     }
 
-    fn cont_refused(&mut self, error: String, out: &mut Vec<Action>) {
-        self.cont_in_flight = false;
-        let cause = self.stopping.take().unwrap_or(PauseCause::Qemu);
-        self.vcpus = Vcpus::Still(cause);
-        out.push(Action::TellPaused(cause));
-        out.extend(self.resume_askers.drain(..).map(|asker| Action::Answer(asker, Err(error.clone()))));
-        out.extend(self.pause_askers.drain(..).map(|asker| Action::Answer(asker, Ok(()))));
+    fn cont_answered(&mut self, answer: Result<(), String>, out: &mut Vec<Action>) {
+        self.conts_in_flight = self.conts_in_flight.saturating_sub(1);
+        let took_effect = std::mem::take(&mut self.cont_took_effect);
+        match answer {
+            Ok(()) if took_effect => {}
+            // There was no RESUME event if it waits for an incoming migration: it may run at any time from now on.
+            Ok(()) => {
+                self.runs(out);
+                self.cont_took_effect = false;
+            }
+            Err(error) => {
+                out.extend(
+                    self.resume_askers.drain(..).map(|asker| Action::Answer(asker, Err(error.clone()))),
+                );
+                // If in doubt, it may run: `stop` will show.
+                if !self.conts_overlapped && !took_effect && self.vcpus == Vcpus::MayRun {
+                    self.set_still(out);
+                }
+            }
+        }
+        self.conts_overlapped &= self.conts_in_flight > 0;
     }
 
     fn kill(&mut self, cause: ExitCause, out: &mut Vec<Action>) {

@@ -137,7 +137,7 @@ async fn disks_are_plugged_in_and_out_of_a_running_machine() {
     let lab = Lab::new();
     let image = image(&lab);
     let _server = NbdServer::start(&lab, &image, "disk-0");
-    let run = "while+:;do+for+d+in+/sys/block/vd*;do+echo+sees+$(basename+$d)+$(cat+$d/size);done;usleep+200000;done";
+    let run = "while%:;do%for%d%in%/sys/block/vd*;do%echo%sees%$(basename%$d)%$(cat%$d/size);done;usleep%200000;done";
     let mut definition = linux(run);
     definition.disks.clear();
     let machine = lab.start_defined(definition, Lease::Unlimited).await;

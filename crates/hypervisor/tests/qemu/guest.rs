@@ -18,7 +18,7 @@ const MODULES: [&str; 9] = [
     "virtio_net",
 ];
 
-/// Runs the words after `run=` on the kernel's command line, `+` for a space.
+/// Runs the words after `run=` on the kernel's command line, `%` for a space.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp
 /bin/busybox mount -t proc proc /proc
@@ -28,7 +28,7 @@ const INIT: &str = "#!/bin/busybox sh
 export PATH=/bin
 for m in $(cat /modules); do insmod /$m.ko || echo \"insmod $m failed\"; done
 echo \"guest is up\"
-run=$(sed -n 's/.*run=\\([^ ]*\\).*/\\1/p' /proc/cmdline | tr + ' ')
+run=$(sed -n 's/.*run=\\([^ ]*\\).*/\\1/p' /proc/cmdline | tr % ' ')
 eval \"$run\"
 while :; do sleep 1000; done
 ";
@@ -36,10 +36,10 @@ while :; do sleep 1000; done
 /// Loops that the tests run in the guest.
 pub mod run {
     /// Numbered, flushed writes; says each, or its failure.
-    pub const WRITER: &str = "n=0;while+:;do+n=$((n+1));if+echo+$n|dd+of=/dev/vda+bs=512+seek=$n+conv=notrunc,fsync+2>/dev/null;then+echo+wrote+$n;else+echo+failed+$n;fi;done";
-    pub const POWEROFF: &str = "poweroff+-f";
+    pub const WRITER: &str = "n=0;while%:;do%n=$((n+1));if%echo%$n|dd%of=/dev/vda%bs=512%seek=$n%conv=notrunc,fsync%2>/dev/null;then%echo%wrote%$n;else%echo%failed%$n;fi;done";
+    pub const POWEROFF: &str = "poweroff%-f";
     /// Ten datagrams a second to the bridge.
-    pub const TALKER: &str = "ip+link+set+eth0+up;ip+addr+add+10.99.0.2/24+dev+eth0;syslogd+-R+10.99.0.1:7000;while+:;do+logger+hello;usleep+100000;done";
+    pub const TALKER: &str = "ip%link%set%eth0%up;ip%addr%add%10.99.0.2/24%dev%eth0;syslogd%-R%10.99.0.1:7000;while%:;do%logger%hello;usleep%100000;done";
 }
 
 pub struct Guest {

@@ -57,10 +57,10 @@ fn the_gate_closes_by_itself_when_everything_stands_still() {
     in_own_network(|| async {
         let lab = Lab::with(|config| config.network_gate = true);
         let heard = UdpSocket::bind("10.99.0.1:7000").unwrap();
-        let machine = lab.start_defined(talker("br0"), lease_of(20_000)).await;
+        let machine = lab.start_defined(talker("br0"), lease_of(3000)).await;
         assert_eq!(machine.status().await.unwrap().gate_works, Some(true));
         // Longer than one lease, so that only renewals can have kept the gate open.
-        let renewing = tokio::spawn(keep_renewing(machine.clone(), 2000));
+        let renewing = tokio::spawn(keep_renewing(machine.clone(), 3000));
         let heard = tokio::task::spawn_blocking(move || {
             assert!(hears(&heard, PATIENCE), "the guest is not heard");
             let end = Instant::now() + Duration::from_secs(5);
@@ -77,13 +77,10 @@ fn the_gate_closes_by_itself_when_everything_stands_still() {
         let status = machine.status().await.unwrap();
         signal(status.guard_pid as i32, libc::SIGSTOP);
         let stopped = Instant::now();
-        let mut last = stopped;
         while hears(&heard, Duration::from_secs(3)) {
-            last = Instant::now();
-            assert!(stopped.elapsed() < Duration::from_secs(25), "the gate does not close");
+            // The last lease, the time to stop, and room for a busy machine.
+            assert!(stopped.elapsed() < Duration::from_secs(10), "the gate does not close");
         }
-        // The first lease was the longest: 20 s from the start, and the time to stop.
-        assert!(last > stopped);
         assert!(crate::lab::is_alive(status.qemu_pid));
 
         // All goes on: the guard kills at once, and nothing more is heard.
