@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -162,28 +162,48 @@ fn banned_crates(metadata: &Value) -> Result<Vec<String>> {
 fn banned_words(root: &Path) -> Result<Vec<String>> {
     let mut violations = Vec::new();
     for name in CORES.iter().copied().chain(["store"]) {
-        let mut folders = vec![root.join("crates").join(name).join("src")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
-                let path = entry?.path();
-                let stem = path.file_stem().unwrap_or_default();
-                // `store::file` is the one part that runs commands on real files; tests may do what they like.
-                if (name == "store" && stem == "file") || stem == "tests" {
-                    continue;
-                }
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|extension| extension == "rs") {
-                    let text = fs::read_to_string(&path)?;
-                    let shown = path.strip_prefix(root).unwrap_or(&path).display();
-                    violations.extend(
-                        words_in(&text).map(|(line, word)| format!("{shown}:{line}: `{word}` in a core")),
-                    );
-                }
+        let mut files = Vec::new();
+        rust_files(&root.join("crates").join(name).join("src"), &mut files)?;
+        let tests: BTreeSet<&str> = files.iter().flat_map(|(_, text)| test_modules(text)).collect();
+        for (path, text) in &files {
+            let shown = path.strip_prefix(root).unwrap_or(path);
+            let mut parts = shown.components().filter_map(|part| part.as_os_str().to_str());
+            // `store::file` is the one part that runs commands on real files; tests may do what they like.
+            let free = parts.any(|part| {
+                let stem = part.strip_suffix(".rs").unwrap_or(part);
+                tests.contains(stem) || (name == "store" && stem == "file")
+            });
+            if !free {
+                let found = words_in(text);
+                violations.extend(
+                    found.map(|(line, word)| format!("{}:{line}: `{word}` in a core", shown.display())),
+                );
             }
         }
     }
     Ok(violations)
+}
+
+fn rust_files(folder: &Path, into: &mut Vec<(PathBuf, String)>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            rust_files(&path, into)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path)?;
+            into.push((path, text));
+        }
+    }
+    Ok(())
+}
+
+/// Modules in files of their own that exist in tests only.
+fn test_modules(text: &str) -> impl Iterator<Item = &str> {
+    let lines = text.lines().zip(text.lines().skip(1));
+    lines.filter(|(attribute, _)| attribute.trim() == "#[cfg(test)]").filter_map(|(_, module)| {
+        let (_, name) = module.trim().strip_suffix(';')?.split_once("mod ")?;
+        Some(name)
+    })
 }
 
 /// Banned words in code before the first test module, with their line numbers.
@@ -218,6 +238,13 @@ mod tests {
         let rules = rules(TABLE).unwrap();
         assert_eq!(edges_outside(&rules, &package(Value::Null)), ["`types` must not depend on `store`"]);
         assert!(edges_outside(&rules, &package(json!("dev"))).is_empty());
+    }
+
+    #[test]
+    fn modules_for_tests_are_known() {
+        let text =
+            "mod a;\n#[cfg(test)]\nmod b;\n#[cfg(test)]\npub(crate) mod c;\n#[cfg(test)]\nmod tests {\n";
+        assert_eq!(test_modules(text).collect::<Vec<_>>(), ["b", "c"]);
     }
 
     #[test]

@@ -158,9 +158,13 @@ impl NodeConfig {
         if let Some(listen) = config.metrics.listen
             && !listen.ip().is_loopback()
         {
-            return Err(wrong(format!("metrics.listen: `{listen}` is not a loopback address; the endpoint is open")));
+            return Err(wrong(format!(
+                "metrics.listen: `{listen}` is not a loopback address; the endpoint is open"
+            )));
         }
-        if config.replication.window_bytes < 1 << 20 || config.replication.journal_bytes < 2 * config.replication.window_bytes {
+        if config.replication.window_bytes < 1 << 20
+            || config.replication.journal_bytes < 2 * config.replication.window_bytes
+        {
             return Err(wrong(
                 "replication: window_bytes must be at least 1 MiB and journal_bytes at least twice that window".into(),
             ));
@@ -274,8 +278,10 @@ impl WitnessConfig {
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text)
+        .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
 }
 
 /// Names of nodes and virtual machines become file names and host names.
@@ -324,7 +330,12 @@ mod tests {
     }
 
     fn template() -> String {
-        NodeConfig::template("a", "10.0.0.1:7400".parse().unwrap(), Path::new("/var/lib/rempart"), Path::new("/run/rempart"))
+        NodeConfig::template(
+            "a",
+            "10.0.0.1:7400".parse().unwrap(),
+            Path::new("/var/lib/rempart"),
+            Path::new("/run/rempart"),
+        )
     }
 
     #[test]
@@ -333,7 +344,14 @@ mod tests {
         let uncommented: String = template()
             .lines()
             .map(|line| match line.strip_prefix("# ") {
-                Some(rest) if rest.contains(" = ") && !rest.contains("advertise") && !rest.contains("watchdog") && !rest.contains("listen") => rest,
+                Some(rest)
+                    if rest.contains(" = ")
+                        && !rest.contains("advertise")
+                        && !rest.contains("watchdog")
+                        && !rest.contains("listen") =>
+                {
+                    rest
+                }
                 _ => line,
             })
             .collect::<Vec<_>>()

@@ -56,13 +56,20 @@ pub fn init(
 }
 
 /// Runs until `stop` turns true. Virtual machines go on under their guards.
-pub async fn run(config: NodeConfig, config_path: &Path, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
+pub async fn run(
+    config: NodeConfig,
+    config_path: &Path,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Error> {
     config.timing.to_cluster().validate().map_err(|e| {
-        Error::invalid(format!("`{}`: the times in [timing] do not fit together", config_path.display())).cause(e)
+        Error::invalid(format!("`{}`: the times in [timing] do not fit together", config_path.display()))
+            .cause(e)
     })?;
     if !rustix::process::geteuid().is_root() {
-        return Err(Error::failed("the daemon needs root: it makes network devices and owns the machines' disks")
-            .hint("run it by systemd, or with sudo"));
+        return Err(Error::failed(
+            "the daemon needs root: it makes network devices and owns the machines' disks",
+        )
+        .hint("run it by systemd, or with sudo"));
     }
     let paths = Paths::new(&config.node.data_dir, &config.node.run_dir);
     let failed = failed("start the daemon");
@@ -76,9 +83,11 @@ pub async fn run(config: NodeConfig, config_path: &Path, mut stop: watch::Receiv
             .hint("another program uses that port, or the address is not this machine's")
     })?;
     let metrics_listener = match config.metrics.listen {
-        Some(address) => Some(TcpListener::bind(address).await.map_err(|e| {
-            Error::failed(format!("cannot listen on `{address}` for metrics")).cause(e)
-        })?),
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .map_err(|e| Error::failed(format!("cannot listen on `{address}` for metrics")).cause(e))?,
+        ),
         None => None,
     };
     let (node, links_wanted) = Node::open(config, hypervisor).await?;

@@ -51,7 +51,12 @@ impl Jobs {
     {
         let mut inner = self.inner.lock().expect("no job panics while it holds the list");
         inner.next += 1;
-        let job = Job { id: JobId(inner.next), what: what.into(), progress: Progress::default(), state: JobState::Running };
+        let job = Job {
+            id: JobId(inner.next),
+            what: what.into(),
+            progress: Progress::default(),
+            state: JobState::Running,
+        };
         let (sender, receiver) = watch::channel(job.clone());
         inner.jobs.insert(job.id, receiver);
         inner.forget_oldest();
@@ -63,7 +68,9 @@ impl Jobs {
             let state = match tokio::spawn(future).await {
                 Ok(Ok(result)) => JobState::Done { result },
                 Ok(Err(error)) => JobState::Failed { error },
-                Err(e) => JobState::Failed { error: Error::failed("the job broke off by a defect of the daemon").cause(e) },
+                Err(e) => JobState::Failed {
+                    error: Error::failed("the job broke off by a defect of the daemon").cause(e),
+                },
             };
             reporter.sender.send_modify(|job| job.state = state);
         });
@@ -86,7 +93,8 @@ impl Jobs {
 impl Inner {
     fn forget_oldest(&mut self) {
         while self.jobs.len() > MAX_KEPT {
-            let ended = self.jobs.iter().find(|(_, job)| job.borrow().state != JobState::Running).map(|(id, _)| *id);
+            let ended =
+                self.jobs.iter().find(|(_, job)| job.borrow().state != JobState::Running).map(|(id, _)| *id);
             match ended {
                 Some(id) => self.jobs.remove(&id),
                 None => return,

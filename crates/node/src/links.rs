@@ -44,7 +44,12 @@ async fn dial(node: &Node, group: GroupId, peer: NodeId) {
             }
             Err(error) => {
                 if error != last_error {
-                    tracing::info!(vm = vm.name(), peer = node.name_of(peer), error, "no link to the peer yet");
+                    tracing::info!(
+                        vm = vm.name(),
+                        peer = node.name_of(peer),
+                        error,
+                        "no link to the peer yet"
+                    );
                     last_error = error;
                 }
             }
@@ -54,13 +59,18 @@ async fn dial(node: &Node, group: GroupId, peer: NodeId) {
     }
 }
 
-async fn dial_once(node: &Node, group: GroupId, peer: NodeId) -> Result<rempart_transport::Connection, String> {
+async fn dial_once(
+    node: &Node,
+    group: GroupId,
+    peer: NodeId,
+) -> Result<rempart_transport::Connection, String> {
     let tls = node.tls().ok_or("this node is in no cluster")?;
     let cluster = tls.identity().cluster;
     let address = node.address_of(peer).await.map_err(|e| e.to_string())?;
     let expected = Identity { cluster, role: Role::Node, id: peer };
     let hello = Hello::new(cluster, node.id(), group, Purpose::Replication);
-    let mut connection = dial_data(address, &tls, expected, hello, deadlines(node)).await.map_err(|e| e.to_string())?;
+    let mut connection =
+        dial_data(address, &tls, expected, hello, deadlines(node)).await.map_err(|e| e.to_string())?;
     connection.set_compression(node.compression());
     Ok(connection)
 }
@@ -77,6 +87,7 @@ pub fn deadlines(node: &Node) -> Deadlines {
 
 /// The first address that `text` resolves to.
 pub async fn resolve(text: &str) -> Result<SocketAddr, String> {
-    let mut found = tokio::net::lookup_host(text).await.map_err(|e| format!("cannot resolve `{text}`: {e}"))?;
+    let mut found =
+        tokio::net::lookup_host(text).await.map_err(|e| format!("cannot resolve `{text}`: {e}"))?;
     found.next().ok_or_else(|| format!("`{text}` resolves to no address"))
 }

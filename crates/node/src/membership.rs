@@ -12,9 +12,7 @@ use crate::node::Node;
 use crate::{config, durable};
 use rempart_api::{Error, MemberRole, Members, Token, TokenRequest};
 use rempart_transport::pki::{Authority, CertificateRequest, Credentials, Validity};
-use rempart_transport::{
-    ClusterId, Deadlines, EnrolmentToken, Identity, Peer, Role, Secret, dial_enrolment,
-};
+use rempart_transport::{ClusterId, Deadlines, EnrolmentToken, Identity, Peer, Role, Secret, dial_enrolment};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
@@ -59,8 +57,7 @@ pub async fn create(node: &Arc<Node>, name: &str) -> Result<Members, Error> {
     let list = authority.revocation_list(node.now()).map_err(|e| failed(&e))?;
     let credentials = own_credentials(node, &mut authority, &list).map_err(|e| failed(&e))?;
     authority.save(&node.paths.authority()).map_err(|e| failed(&e))?;
-    let mut cluster =
-        Cluster { id: id.to_string(), name: name.to_owned(), version: 0, members: Vec::new() };
+    let mut cluster = Cluster { id: id.to_string(), name: name.to_owned(), version: 0, members: Vec::new() };
     cluster.put(MemberRecord {
         id: node.id(),
         name: node.name().to_owned(),
@@ -158,7 +155,9 @@ pub async fn enrol(token: &EnrolmentToken, me: MemberRecord) -> Result<Joined, E
     .map_err(|e| failed("write the request")(&e))?;
     let mut last = Error::unreachable("the token names no address");
     for address in &token.addresses {
-        let away = |cause: String| Error::unreachable(format!("cannot reach the cluster at `{address}`")).cause(cause);
+        let away = |cause: String| {
+            Error::unreachable(format!("cannot reach the cluster at `{address}`")).cause(cause)
+        };
         let socket = match links::resolve(address).await {
             Ok(socket) => socket,
             Err(error) => {
@@ -202,9 +201,8 @@ pub async fn enrol(token: &EnrolmentToken, me: MemberRecord) -> Result<Joined, E
 
 /// Makes this node a member of the cluster that made the token.
 pub async fn join(node: &Arc<Node>, token: &str) -> Result<Members, Error> {
-    let token: EnrolmentToken = token
-        .parse()
-        .map_err(|e: rempart_transport::Error| Error::invalid("this is no token").cause(e))?;
+    let token: EnrolmentToken =
+        token.parse().map_err(|e: rempart_transport::Error| Error::invalid("this is no token").cause(e))?;
     let mut membership = node.membership.lock().await;
     refuse_if_member(node)?;
     let me = MemberRecord {
@@ -214,9 +212,11 @@ pub async fn join(node: &Arc<Node>, token: &str) -> Result<Members, Error> {
         address: node.config.advertised(),
     };
     let Joined { credentials, answer } = enrol(&token, me).await?;
-    let files = answer.authority.ok_or_else(|| Error::failed("the cluster gave no authority to this node"))?;
+    let files =
+        answer.authority.ok_or_else(|| Error::failed("the cluster gave no authority to this node"))?;
     write_authority(&node.paths.authority(), &files)?;
-    let authority = Authority::load(&node.paths.authority()).map_err(|e| failed("use the authority's key")(&e))?;
+    let authority =
+        Authority::load(&node.paths.authority()).map_err(|e| failed("use the authority's key")(&e))?;
     node.adopt_membership(Some(&credentials), answer.cluster)?;
     membership.authority = Some(authority);
     node.members()
@@ -227,7 +227,8 @@ pub async fn admit(node: &Arc<Node>, request: EnrolRequest) -> Result<EnrolAnswe
     let mut membership = node.membership.lock().await;
     let (mut cluster, _) = node.cluster_or_refuse()?;
     config::check_name(&request.name).map_err(Error::invalid)?;
-    let secret = Secret::from_hex(&request.secret).map_err(|e| Error::invalid("this is no token's secret").cause(e))?;
+    let secret = Secret::from_hex(&request.secret)
+        .map_err(|e| Error::invalid("this is no token's secret").cause(e))?;
     // The token first: a stranger without one learns nothing about the cluster.
     let role = transport_role(request.role);
     let refused = |e: rempart_transport::Error| {
@@ -237,8 +238,13 @@ pub async fn admit(node: &Arc<Node>, request: EnrolRequest) -> Result<EnrolAnswe
     };
     let conflict = |cluster: &Cluster| -> Result<(), Error> {
         if let Some(other) = cluster.by_name(&request.name).filter(|other| other.id != request.id) {
-            let hint = format!("choose another name, or first `rempart cluster remove {}` if it is gone", other.name);
-            return Err(Error::conflict(format!("the cluster has a member `{}` already", other.name)).hint(hint));
+            let hint = format!(
+                "choose another name, or first `rempart cluster remove {}` if it is gone",
+                other.name
+            );
+            return Err(
+                Error::conflict(format!("the cluster has a member `{}` already", other.name)).hint(hint)
+            );
         }
         if request.role == MemberRole::Witness { refuse_second_witness(cluster) } else { Ok(()) }
     };
@@ -291,7 +297,8 @@ pub async fn remove(node: &Arc<Node>, name: &str) -> Result<Members, Error> {
     let mut membership = node.membership.lock().await;
     let (mut cluster, _) = node.cluster_or_refuse()?;
     let member = cluster.by_name(name).cloned().ok_or_else(|| {
-        Error::not_found(format!("the cluster has no member `{name}`")).hint("`rempart cluster members` lists them")
+        Error::not_found(format!("the cluster has no member `{name}`"))
+            .hint("`rempart cluster members` lists them")
     })?;
     if member.id == node.id() {
         return Err(Error::refused("a node cannot remove itself").hint("run it on a node that stays"));
@@ -303,7 +310,8 @@ pub async fn remove(node: &Arc<Node>, name: &str) -> Result<Members, Error> {
     }
     let failed = failed("remove the member");
     let authority = membership.authority.as_mut().ok_or_else(no_authority)?;
-    let identity = Identity { cluster: authority.cluster(), role: transport_role(member.role), id: member.id };
+    let identity =
+        Identity { cluster: authority.cluster(), role: transport_role(member.role), id: member.id };
     authority.revoke(identity, node.now());
     let list = authority.revocation_list(node.now()).map_err(|e| failed(&e))?;
     authority.save(&node.paths.authority()).map_err(|e| failed(&e))?;
@@ -381,7 +389,8 @@ async fn gossip_once(node: Arc<Node>, except: Option<rempart_types::NodeId>) {
         return;
     };
     let revocation_list_pem = credentials.revocation_list_pem().map(str::to_owned);
-    let others: Vec<_> = cluster.nodes().filter(|m| m.id != node.id() && Some(m.id) != except).cloned().collect();
+    let others: Vec<_> =
+        cluster.nodes().filter(|m| m.id != node.id() && Some(m.id) != except).cloned().collect();
     let news = News { cluster, revocation_list_pem, authority };
     for member in others {
         let Ok(client) = PeerClient::new(&node, member.id) else { return };

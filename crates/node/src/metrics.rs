@@ -29,16 +29,17 @@ type PerVm = Family<VmLabel, Gauge>;
 pub fn render(node: &Node) -> String {
     let status = status::of_node(node);
     let mut registry = Registry::with_prefix("rempart");
-    let mut per_vm = |name: &str, help: &str, unit: Option<Unit>, value: &dyn Fn(&rempart_api::VmStatus) -> i64| {
-        let family = PerVm::default();
-        for vm in &status.vms {
-            family.get_or_create(&VmLabel { vm: vm.name.clone() }).set(value(vm));
-        }
-        match unit {
-            Some(unit) => registry.register_with_unit(name, help, unit, family),
-            None => registry.register(name, help, family),
-        }
-    };
+    let mut per_vm =
+        |name: &str, help: &str, unit: Option<Unit>, value: &dyn Fn(&rempart_api::VmStatus) -> i64| {
+            let family = PerVm::default();
+            for vm in &status.vms {
+                family.get_or_create(&VmLabel { vm: vm.name.clone() }).set(value(vm));
+            }
+            match unit {
+                Some(unit) => registry.register_with_unit(name, help, unit, family),
+                None => registry.register(name, help, family),
+            }
+        };
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let yes = i64::from;
     per_vm("vm_running", "The machine runs on this node", None, &|vm| yes(vm.state == VmState::Running));
@@ -47,7 +48,9 @@ pub fn render(node: &Node) -> String {
     per_vm("vm_frozen", "The guest's writes wait", None, &|vm| yes(vm.frozen));
     per_vm("vm_epoch", "The register's epoch", None, &|vm| number(vm.epoch));
     per_vm("vm_in_sync_members", "Size of the in-sync set", None, &|vm| number(vm.in_sync.len() as u64));
-    per_vm("vm_lag", "Log that the slowest peer does not have", Some(Unit::Bytes), &|vm| number(vm.lag_bytes));
+    per_vm("vm_lag", "Log that the slowest peer does not have", Some(Unit::Bytes), &|vm| {
+        number(vm.lag_bytes)
+    });
     per_vm("vm_journal", "Journal in use", Some(Unit::Bytes), &|vm| number(vm.journal_bytes));
     per_vm("vm_longest_stall_ms", "Longest wait of a guest's write since the daemon started", None, &|vm| {
         number(vm.longest_stall_ms)

@@ -71,13 +71,16 @@ impl Node {
         let in_cluster = cluster.is_some();
         let tls = match in_cluster {
             true => {
-                let credentials = Credentials::load(&paths.pki()).map_err(|e| failed("read the certificate")(&e))?;
+                let credentials =
+                    Credentials::load(&paths.pki()).map_err(|e| failed("read the certificate")(&e))?;
                 Some(TlsContext::new(&credentials).map_err(|e| failed("use the certificate")(&e))?)
             }
             false => None,
         };
         let authority = match in_cluster {
-            true => Some(Authority::load(&paths.authority()).map_err(|e| failed("read the authority's key")(&e))?),
+            true => Some(
+                Authority::load(&paths.authority()).map_err(|e| failed("read the authority's key")(&e))?,
+            ),
             false => None,
         };
         let tokens = TokenBook::open(paths.tokens()).map_err(|e| failed("read the tokens")(&e))?;
@@ -240,7 +243,10 @@ impl Node {
                 // An import that was cut off before its record was written.
                 Ok(None) => continue,
                 Err(e) => {
-                    failures.push((name.clone(), Error::failed(format!("cannot read the record of `{name}`")).cause(e)));
+                    failures.push((
+                        name.clone(),
+                        Error::failed(format!("cannot read the record of `{name}`")).cause(e),
+                    ));
                     continue;
                 }
             };
@@ -251,7 +257,9 @@ impl Node {
             match result {
                 Ok((_, Ok(vm))) => self.insert_vm(vm),
                 Ok((name, Err(error))) => failures.push((name, error)),
-                Err(panic) => failures.push(("?".into(), Error::failed("a defect of the program").cause(panic))),
+                Err(panic) => {
+                    failures.push(("?".into(), Error::failed("a defect of the program").cause(panic)))
+                }
             }
         }
         failures
@@ -260,7 +268,9 @@ impl Node {
     pub fn members(&self) -> Result<rempart_api::Members, Error> {
         let (cluster, _) = self.cluster_or_refuse()?;
         Ok(cluster.to_api(self.id(), |id| match cluster.by_id(id).map(|member| member.role) {
-            Some(MemberRole::Witness) => self.host.registers.witness().is_some_and(|witness| witness.is_reachable()),
+            Some(MemberRole::Witness) => {
+                self.host.registers.witness().is_some_and(|witness| witness.is_reachable())
+            }
             _ => self.is_reachable(id),
         }))
     }

@@ -34,7 +34,12 @@ pub struct Witness {
 }
 
 impl Witness {
-    pub fn new(member: &MemberRecord, tls: TlsContext, deadline: Duration, instance_path: PathBuf) -> Witness {
+    pub fn new(
+        member: &MemberRecord,
+        tls: TlsContext,
+        deadline: Duration,
+        instance_path: PathBuf,
+    ) -> Witness {
         let identity = Identity { cluster: tls.identity().cluster, role: Role::Witness, id: member.id };
         let address = member.address.clone();
         let connector = Connector::new(member.name.clone(), move || {

@@ -3,7 +3,8 @@
 use crate::node::Node;
 use crate::vm::{Allowed, Vm};
 use rempart_api::{
-    Condition, Nic, NodeStatus, PeerStatus, ReplicaRole, ResyncStatus, Severity, Status, VmDetail, VmDisk, VmState, VmStatus,
+    Condition, Nic, NodeStatus, PeerStatus, ReplicaRole, ResyncStatus, Severity, Status, VmDetail, VmDisk,
+    VmState, VmStatus,
 };
 use rempart_engine::Role;
 use rempart_hypervisor::RunState;
@@ -59,11 +60,16 @@ pub fn of_vm(node: &Node, vm: &Vm) -> VmStatus {
     if frozen {
         conditions.push(condition(Severity::Critical, "the guest's writes wait"));
     } else if primary && !others.is_empty() && !mirrored {
-        conditions.push(condition(Severity::Warning, "not every copy is in sync: the loss of this node would stop it"));
+        conditions.push(condition(
+            Severity::Warning,
+            "not every copy is in sync: the loss of this node would stop it",
+        ));
     }
     let state = match (&shown.machine, shown.run_state) {
         (Some(_), Some(RunState::Paused | RunState::Pausing)) => VmState::Paused,
-        (Some(_), _) if matches!(vm.allowed(), Allowed::ShutDown { .. }) || (primary && !should_run) => VmState::Stopping,
+        (Some(_), _) if matches!(vm.allowed(), Allowed::ShutDown { .. }) || (primary && !should_run) => {
+            VmState::Stopping
+        }
         (Some(_), _) => VmState::Running,
         (None, _) if shown.starting => VmState::Starting,
         (None, _) if shown.failed.is_some() => VmState::Failed,
@@ -124,7 +130,8 @@ fn phase(peer: &rempart_engine::PeerStatus) -> &'static str {
 }
 
 pub fn detail(node: &Node, vm: &Vm) -> VmDetail {
-    let (definition, disks) = vm.with_record(|record| (record.config.definition.clone(), record.disks.clone()));
+    let (definition, disks) =
+        vm.with_record(|record| (record.config.definition.clone(), record.disks.clone()));
     VmDetail {
         status: of_vm(node, vm),
         memory_bytes: definition.memory_bytes,

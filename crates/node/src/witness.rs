@@ -33,7 +33,11 @@ struct Files {
 
 impl Files {
     fn of(data_dir: &Path) -> Files {
-        Files { pki: data_dir.join("pki"), cluster: data_dir.join("cluster.json"), state: data_dir.join("state") }
+        Files {
+            pki: data_dir.join("pki"),
+            cluster: data_dir.join("cluster.json"),
+            state: data_dir.join("state"),
+        }
     }
 }
 
@@ -47,9 +51,8 @@ pub async fn init(
     data_dir: &Path,
 ) -> Result<(), Error> {
     crate::config::check_name(name).map_err(Error::invalid)?;
-    let token: EnrolmentToken = token
-        .parse()
-        .map_err(|e: rempart_transport::Error| Error::invalid("this is no token").cause(e))?;
+    let token: EnrolmentToken =
+        token.parse().map_err(|e: rempart_transport::Error| Error::invalid("this is no token").cause(e))?;
     if config_path.exists() {
         return Err(Error::conflict(format!("`{}` exists already", config_path.display())));
     }
@@ -83,10 +86,11 @@ pub async fn run(config: WitnessConfig, mut stop: watch::Receiver<bool>) -> Resu
     let credentials = Credentials::load(&files.pki).map_err(|e| failed(&e))?;
     let tls = TlsContext::new(&credentials).map_err(|e| failed(&e))?;
     let directory = files.state.clone();
-    let witness = Witness::open(&rempart_register::witness::WitnessConfig { directory }).map_err(|e| failed(&e))?;
-    let listener = TcpListener::bind(config.witness.listen).await.map_err(|e| {
-        Error::failed(format!("cannot listen on `{}`", config.witness.listen)).cause(e)
-    })?;
+    let witness =
+        Witness::open(&rempart_register::witness::WitnessConfig { directory }).map_err(|e| failed(&e))?;
+    let listener = TcpListener::bind(config.witness.listen)
+        .await
+        .map_err(|e| Error::failed(format!("cannot listen on `{}`", config.witness.listen)).cause(e))?;
     tracing::info!(instance = %witness.instance(), listen = %config.witness.listen, "the witness serves");
     let refreshing = tokio::spawn(refresh(files, cluster, tls.clone()));
     let admit_tls = tls.clone();
@@ -143,12 +147,14 @@ async fn refresh_from(files: &Files, tls: &TlsContext, node: &MemberRecord) -> R
     let body = serde_json::to_vec(&renewal).map_err(|e| failed(&e))?;
     let address = links::resolve(&node.address).await.map_err(|e| failed(&e))?;
     let expected = Identity { cluster: tls.identity().cluster, role: Role::Node, id: node.id };
-    let stream = dial_http(address, tls, Some(expected), Deadlines::default()).await.map_err(|e| failed(&e))?;
+    let stream =
+        dial_http(address, tls, Some(expected), Deadlines::default()).await.map_err(|e| failed(&e))?;
     let asked = http::exchange(stream, hyper::Method::POST, "/peer/v1/renew", body.into());
     let text = tokio::time::timeout(Duration::from_secs(10), asked).await.map_err(|e| failed(&e))??;
     let answer: RenewalAnswer = serde_json::from_slice(&text).map_err(|e| failed(&e))?;
     if let (Some(request), Some(certificate)) = (request, &answer.certificate_pem) {
-        let (ca, list) = (credentials.ca_pem().to_owned(), credentials.revocation_list_pem().map(str::to_owned));
+        let (ca, list) =
+            (credentials.ca_pem().to_owned(), credentials.revocation_list_pem().map(str::to_owned));
         credentials =
             Credentials::new(request.key, certificate, &ca, list.as_deref()).map_err(|e| failed(&e))?;
         tracing::info!("certificate renewed");

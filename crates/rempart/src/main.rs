@@ -112,13 +112,17 @@ fn run(program: Program) -> Result<ExitCode, Error> {
     match program.command {
         Command::Guard(args) => {
             log();
-            let code = rempart_hypervisor::guard::run(rempart_hypervisor::guard::Args { run_dir: args.run_dir });
+            let code =
+                rempart_hypervisor::guard::run(rempart_hypervisor::guard::Args { run_dir: args.run_dir });
             Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
-        },
+        }
         Command::Node(NodeCommand::Init(args)) => {
             let name = args.name.map_or_else(host_name, Ok)?;
             rempart_node::init(&config, &name, args.listen, &args.data_dir, &args.run_dir)?;
-            eprintln!("wrote `{}`; start the daemon with `systemctl start rempart` or `rempart node run`", config.display());
+            eprintln!(
+                "wrote `{}`; start the daemon with `systemctl start rempart` or `rempart node run`",
+                config.display()
+            );
             Ok(ExitCode::SUCCESS)
         }
         Command::Node(NodeCommand::Run) => {
@@ -129,7 +133,8 @@ fn run(program: Program) -> Result<ExitCode, Error> {
         Command::Witness(WitnessCommand::Init(args)) => {
             let config = witness_config(config);
             let WitnessInit { token, name, listen, advertise, data_dir } = args;
-            runtime(false)?.block_on(rempart_node::witness_init(&config, &token, &name, listen, advertise, &data_dir))?;
+            runtime(false)?
+                .block_on(rempart_node::witness_init(&config, &token, &name, listen, advertise, &data_dir))?;
             eprintln!("wrote `{}`; start the witness with `rempart witness run`", config.display());
             Ok(ExitCode::SUCCESS)
         }
@@ -158,7 +163,8 @@ fn witness_config(config: PathBuf) -> PathBuf {
 
 fn config_error(error: &dyn std::error::Error) -> Error {
     let message = error.to_string();
-    let described = Error::failed(message).hint("`rempart node init` and `rempart witness init` write commented examples");
+    let described = Error::failed(message)
+        .hint("`rempart node init` and `rempart witness init` write commented examples");
     match error.source() {
         Some(source) => described.cause(source.to_string().trim()),
         None => described,
@@ -178,10 +184,15 @@ fn socket(given: Option<PathBuf>, config: &Path) -> Result<PathBuf, Error> {
     }
     match std::fs::read_to_string(config) {
         Ok(text) => {
-            let wrong = |what: String| Error::failed(format!("`{}` is not a valid configuration", config.display())).cause(what);
+            let wrong = |what: String| {
+                Error::failed(format!("`{}` is not a valid configuration", config.display())).cause(what)
+            };
             let table: toml::Table = text.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
-            let run_dir = table.get("node").and_then(|node| node.get("run_dir")).and_then(toml::Value::as_str);
-            run_dir.map(|dir| Path::new(dir).join("api.sock")).ok_or_else(|| wrong("it names no node.run_dir".into()))
+            let run_dir =
+                table.get("node").and_then(|node| node.get("run_dir")).and_then(toml::Value::as_str);
+            run_dir
+                .map(|dir| Path::new(dir).join("api.sock"))
+                .ok_or_else(|| wrong("it names no node.run_dir".into()))
         }
         // The default may still be right where the file is not readable.
         Err(_) if config == Path::new(DEFAULT_CONFIG) => Ok(PathBuf::from("/run/rempart/api.sock")),
@@ -190,13 +201,18 @@ fn socket(given: Option<PathBuf>, config: &Path) -> Result<PathBuf, Error> {
 }
 
 fn runtime(threads: bool) -> Result<tokio::runtime::Runtime, Error> {
-    let mut builder =
-        if threads { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
+    let mut builder = if threads {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
     builder.enable_all().build().map_err(|e| Error::failed("cannot start the runtime").cause(e))
 }
 
 /// Runs a service until SIGTERM or SIGINT.
-fn serve<F: Future<Output = Result<(), Error>>>(service: impl FnOnce(watch::Receiver<bool>) -> F) -> Result<(), Error> {
+fn serve<F: Future<Output = Result<(), Error>>>(
+    service: impl FnOnce(watch::Receiver<bool>) -> F,
+) -> Result<(), Error> {
     let runtime = runtime(true)?;
     let (stop, stopped) = watch::channel(false);
     let result = runtime.block_on(async {

@@ -81,7 +81,8 @@ impl Links {
         let mut silence = SilenceDetector::new(self.times.silence, now);
         silence.expect(now);
         let watched = (true, false);
-        let link = Link { session, connection, watched, silence, last_sent: now, received_bytes: 0, dirty: true };
+        let link =
+            Link { session, connection, watched, silence, last_sent: now, received_bytes: 0, dirty: true };
         self.links.insert(peer, link);
         (old, Ok(session))
     }
@@ -100,7 +101,13 @@ impl Links {
     }
 
     /// Ends the link with `peer`, if it is still in `session`.
-    pub fn end(&mut self, peer: NodeId, session: Option<SessionId>, why: &str, poller: &Poller) -> Option<LinkEnd> {
+    pub fn end(
+        &mut self,
+        peer: NodeId,
+        session: Option<SessionId>,
+        why: &str,
+        poller: &Poller,
+    ) -> Option<LinkEnd> {
         let link = self.links.get(&peer)?;
         if session.is_some_and(|session| session != link.session) {
             return None;
@@ -153,7 +160,13 @@ impl Links {
     }
 
     /// Queues a message, if `session` is still the one with that peer.
-    pub fn send(&mut self, peer: NodeId, session: SessionId, message: &PeerMessage, poller: &Poller) -> Option<LinkEnd> {
+    pub fn send(
+        &mut self,
+        peer: NodeId,
+        session: SessionId,
+        message: &PeerMessage,
+        poller: &Poller,
+    ) -> Option<LinkEnd> {
         let link = self.links.get_mut(&peer).filter(|link| link.session == session)?;
         link.dirty = true;
         match link.connection.send_parts(KIND_MESSAGE, message.encode(), message.payload()) {
@@ -195,7 +208,9 @@ impl Links {
             let wanted = (interest.readable, interest.writable);
             if wanted != link.watched {
                 link.watched = wanted;
-                if let Err(error) = poller.change(&link.connection, first + link.session.0 % span, wanted.0, wanted.1) {
+                if let Err(error) =
+                    poller.change(&link.connection, first + link.session.0 % span, wanted.0, wanted.1)
+                {
                     broken.push((peer, error.to_string()));
                 }
             }
@@ -207,7 +222,12 @@ impl Links {
 
     /// When `flush` has something to do even if nothing happens.
     pub fn next_wake(&self) -> Option<MonotonicTime> {
-        let wake = |link: &Link| link.silence.deadline().map_or(MonotonicTime::FAR_FUTURE, |at| at).min(link.last_sent + self.times.alive_every);
+        let wake = |link: &Link| {
+            link.silence
+                .deadline()
+                .map_or(MonotonicTime::FAR_FUTURE, |at| at)
+                .min(link.last_sent + self.times.alive_every)
+        };
         self.links.values().map(wake).min()
     }
 }

@@ -5,7 +5,9 @@ mod nbd_server;
 mod poller;
 mod thread;
 
-use rempart_engine::{Action, Bytes, Command, CommandError, CommandOutput, Report, Role, Status, VmAction, VmFact};
+use rempart_engine::{
+    Action, Bytes, Command, CommandError, CommandOutput, Report, Role, Status, VmAction, VmFact,
+};
 use rempart_transport::Connection;
 use rempart_types::{NodeId, RegisterId};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,13 +23,24 @@ pub use thread::{GroupParams, open};
 #[derive(Debug)]
 pub enum ToGroup {
     /// A connection with a peer, its greetings exchanged. It replaces an older one.
-    Link { peer: NodeId, connection: Box<Connection> },
+    Link {
+        peer: NodeId,
+        connection: Box<Connection>,
+    },
     /// No connection with this peer is wanted any more.
-    Unlink { peer: NodeId },
+    Unlink {
+        peer: NodeId,
+    },
     Register(rempart_engine::RegisterReply),
     Vm(VmFact),
-    Command { command: Command, reply: oneshot::Sender<Result<CommandOutput, CommandError>> },
-    Digested { job: rempart_engine::DigestJob, digests: Vec<rempart_replication::Digest> },
+    Command {
+        command: Command,
+        reply: oneshot::Sender<Result<CommandOutput, CommandError>>,
+    },
+    Digested {
+        job: rempart_engine::DigestJob,
+        digests: Vec<rempart_replication::Digest>,
+    },
     /// End the thread without another word. Nothing acknowledged is lost.
     End,
 }
@@ -38,11 +51,16 @@ pub enum FromGroup {
     Register(rempart_engine::RegisterRequest),
     Vm(VmAction),
     Report(Report),
-    LinkDown { peer: NodeId, why: String },
+    LinkDown {
+        peer: NodeId,
+        why: String,
+    },
     /// The newest definition in the log.
     Config(Bytes),
     /// The thread ended.
-    Ended { failure: Option<String> },
+    Ended {
+        failure: Option<String>,
+    },
 }
 
 /// The control plane's end of a group's thread.
@@ -96,7 +114,13 @@ impl GroupHandle {
 
     /// A peer that holds everything, if there is one.
     pub fn in_sync_peer(&self) -> Option<NodeId> {
-        self.status.borrow().engine.peers.iter().find(|peer| peer.in_sync && peer.connected).map(|peer| peer.node)
+        self.status
+            .borrow()
+            .engine
+            .peers
+            .iter()
+            .find(|peer| peer.in_sync && peer.connected)
+            .map(|peer| peer.node)
     }
 
     pub async fn command(&self, command: Command) -> Result<CommandOutput, CommandError> {

@@ -59,48 +59,61 @@ struct Streaming {
     filled: usize,
 }
 
+#[derive(Debug, Default)]
+struct Slot {
+    /// Raised when the slot is used again, so that an old token names nothing.
+    generation: u32,
+    waiting: Option<(u64, RequestId)>,
+}
+
+impl Slot {
+    fn token(&self, place: usize) -> Token {
+        Token(u64::from(self.generation) << 32 | place as u64)
+    }
+}
+
 /// Which client waits for a token.
 #[derive(Debug, Default)]
 struct PendingRequests {
-    slots: Vec<(u32, Option<(u64, RequestId)>)>,
+    slots: Vec<Slot>,
     free: Vec<u32>,
 }
 
 impl PendingRequests {
     fn insert(&mut self, client: u64, request: RequestId) -> Token {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push((0, None));
+            self.slots.push(Slot::default());
             u32::try_from(self.slots.len() - 1).expect("requests are bounded by their sessions")
         });
         let entry = &mut self.slots[slot as usize];
-        entry.1 = Some((client, request));
-        Token(u64::from(entry.0) << 32 | u64::from(slot))
+        entry.waiting = Some((client, request));
+        entry.token(slot as usize)
     }
 
     fn take(&mut self, token: Token) -> Option<(u64, RequestId)> {
         let slot = token.0 as u32;
         let entry = self.slots.get_mut(slot as usize)?;
-        if u64::from(entry.0) != token.0 >> 32 {
+        if u64::from(entry.generation) != token.0 >> 32 {
             return None;
         }
-        let taken = entry.1.take()?;
-        entry.0 = entry.0.wrapping_add(1);
+        let taken = entry.waiting.take()?;
+        entry.generation = entry.generation.wrapping_add(1);
         self.free.push(slot);
         Some(taken)
     }
 
     fn of_client(&self, client: u64) -> Vec<Token> {
-        let belongs = |(slot, entry): (usize, &(u32, Option<(u64, RequestId)>))| {
-            entry.1.filter(|(owner, _)| *owner == client).map(|_| Token(u64::from(entry.0) << 32 | slot as u64))
-        };
-        self.slots.iter().enumerate().filter_map(belongs).collect()
+        let belongs = |slot: &Slot| slot.waiting.is_some_and(|(owner, _)| owner == client);
+        let slots = self.slots.iter().enumerate();
+        slots.filter(|(_, slot)| belongs(slot)).map(|(place, slot)| slot.token(place)).collect()
     }
 }
 
 /// The exports of disks of these sizes.
 fn export_list(sizes: &[u64]) -> Result<Arc<ExportList>, ExportError> {
     let exports = sizes.iter().enumerate().filter(|(_, size)| **size > 0);
-    let exports = exports.map(|(index, &size)| Export::new(export_name(DiskIndex(index as u16)), size)).collect();
+    let exports =
+        exports.map(|(index, &size)| Export::new(export_name(DiskIndex(index as u16)), size)).collect();
     ExportList::new(exports).map(Arc::new)
 }
 

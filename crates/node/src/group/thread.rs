@@ -7,7 +7,6 @@ use super::poller::{Poller, Ready};
 use super::{FromGroup, GroupHandle, GroupStatus, ToGroup, for_control};
 use crate::clock;
 use crate::config::NodeConfig;
-use crate::vm::record::DiskFile;
 use rempart_engine::{Action, Command, CommandId, CommandOutput, DigestJob, Engine, Input, Params, Role};
 use rempart_replication::Digest;
 use rempart_store::file::{Executor, FileDisk};
@@ -43,7 +42,6 @@ pub struct GroupParams {
     pub register: RegisterId,
     pub peers: NodeSet,
     pub store_dir: PathBuf,
-    pub disks: Vec<DiskFile>,
     pub config: Arc<NodeConfig>,
     pub listener: OwnedFd,
 }
@@ -68,7 +66,8 @@ pub enum OpenGroupError {
 
 /// Recovers the replica and starts its thread. Blocks while it recovers.
 pub fn open(params: GroupParams) -> Result<OpenedGroup, OpenGroupError> {
-    let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(std::io::Error::from)?);
+    let wake =
+        Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(std::io::Error::from)?);
     let poller = Poller::new()?;
     poller.add(&wake, KEY_WAKE, false)?;
     let mut disk = FileDisk::open(&params.store_dir).map_err(OpenGroupError::Files)?;
@@ -239,7 +238,13 @@ impl GroupThread {
         [self.engine.next_wake(), self.links.next_wake(), status].into_iter().flatten().min()
     }
 
-    fn take(&mut self, event: Ready, now: MonotonicTime, actions: &mut Vec<Action>, ended: &mut Vec<LinkEnd>) {
+    fn take(
+        &mut self,
+        event: Ready,
+        now: MonotonicTime,
+        actions: &mut Vec<Action>,
+        ended: &mut Vec<LinkEnd>,
+    ) {
         if event.key == KEY_WAKE {
             let _ = rustix::io::read(self.wake.as_fd(), &mut [0; 8]);
             self.take_inbox(now, actions, ended);
@@ -280,7 +285,9 @@ impl GroupThread {
                         Err(why) => self.tell(FromGroup::LinkDown { peer, why }),
                     }
                 }
-                ToGroup::Unlink { peer } => ended.extend(self.links.end(peer, None, "it is not wanted", &self.poller)),
+                ToGroup::Unlink { peer } => {
+                    ended.extend(self.links.end(peer, None, "it is not wanted", &self.poller))
+                }
                 ToGroup::Register(reply) => self.engine.handle(Input::Register(reply), now, actions),
                 ToGroup::Vm(fact) => self.engine.handle(Input::Vm(fact), now, actions),
                 ToGroup::Command { command, reply } => {
@@ -374,7 +381,9 @@ impl GroupThread {
         self.longest_stall = self.longest_stall.max(engine.stall);
         let connected: Vec<NodeId> =
             engine.peers.iter().map(|peer| peer.node).filter(|node| self.links.connected(*node)).collect();
-        if engine.role == Role::Secondary && engine.primary.is_some_and(|primary| connected.contains(&primary)) {
+        if engine.role == Role::Secondary
+            && engine.primary.is_some_and(|primary| connected.contains(&primary))
+        {
             self.primary_heard_unix_ms = Some(clock::wall().0);
         }
         self.status.send_replace(GroupStatus {

@@ -57,7 +57,11 @@ impl AuthorityFiles {
     }
 
     pub fn named(&self) -> [(&'static str, &str); 3] {
-        [(Self::KEY, &self.key_pem), (Self::CERTIFICATE, &self.certificate_pem), (Self::BOOK, &self.book_json)]
+        [
+            (Self::KEY, &self.key_pem),
+            (Self::CERTIFICATE, &self.certificate_pem),
+            (Self::BOOK, &self.book_json),
+        ]
     }
 }
 

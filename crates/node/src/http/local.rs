@@ -10,8 +10,8 @@ use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use rempart_api::{
-    ClusterCreate, Error, FailoverRequest, ImportRequest, Job, JobId, JoinRequest, Members,
-    ProtectRequest, RevokeRequest, Status, StopRequest, Token, TokenRequest, VmDetail,
+    ClusterCreate, Error, FailoverRequest, ImportRequest, Job, JobId, JoinRequest, Members, ProtectRequest,
+    RevokeRequest, Status, StopRequest, Token, TokenRequest, VmDetail,
 };
 use serde::Deserialize;
 use std::sync::Arc;
@@ -22,7 +22,10 @@ type Shared = State<Arc<Node>>;
 
 fn router(node: Arc<Node>) -> Router {
     Router::new()
-        .route("/v1/status", get(|State(node): Shared| async move { axum::Json::<Status>(status::of_node(&node)) }))
+        .route(
+            "/v1/status",
+            get(|State(node): Shared| async move { axum::Json::<Status>(status::of_node(&node)) }),
+        )
         .route("/metrics", get(|State(node): Shared| async move { metrics::render(&node) }))
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/cluster", get(members).post(cluster_create))
@@ -106,7 +109,11 @@ async fn start(State(node): Shared, Path(name): Path<String>) -> Answer<Job> {
     answer(Ok(node.jobs.start(format!("start `{name}`"), move |_| work)))
 }
 
-async fn stop(State(node): Shared, Path(name): Path<String>, Body(request): Body<Option<StopRequest>>) -> Answer<Job> {
+async fn stop(
+    State(node): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<Option<StopRequest>>,
+) -> Answer<Job> {
     let vm = node.vm(&name)?;
     let request = request.unwrap_or_default();
     let usual = Duration::from_secs(node.config.vm.shutdown_timeout_s);
@@ -118,7 +125,11 @@ async fn stop(State(node): Shared, Path(name): Path<String>, Body(request): Body
     answer(Ok(node.jobs.start(format!("stop `{name}`"), move |_| work)))
 }
 
-async fn protect(State(node): Shared, Path(name): Path<String>, Body(request): Body<ProtectRequest>) -> Answer<Job> {
+async fn protect(
+    State(node): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<ProtectRequest>,
+) -> Answer<Job> {
     let (vm, shared) = (node.vm(&name)?, node.clone());
     let what = format!("protect `{name}`");
     answer(Ok(node.jobs.start(what, move |reporter| operation::protect(shared, vm, request, reporter))))
@@ -130,7 +141,11 @@ async fn unprotect(State(node): Shared, Path(name): Path<String>) -> Answer<Job>
     answer(Ok(node.jobs.start(what, move |reporter| operation::unprotect(shared, vm, reporter))))
 }
 
-async fn failover(State(node): Shared, Path(name): Path<String>, Body(request): Body<FailoverRequest>) -> Answer<Job> {
+async fn failover(
+    State(node): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<FailoverRequest>,
+) -> Answer<Job> {
     let (vm, shared) = (node.vm(&name)?, node.clone());
     let what = format!("fail over `{name}`");
     answer(Ok(node.jobs.start(what, move |reporter| operation::failover(shared, vm, request, reporter))))

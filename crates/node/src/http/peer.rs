@@ -134,7 +134,11 @@ async fn renew(
     answer(membership::certify_again(&node, &peer, request).await)
 }
 
-async fn replica_offer(State(node): Shared, Extension(peer): From, Body(offer): Body<ReplicaOffer>) -> Answer<()> {
+async fn replica_offer(
+    State(node): Shared,
+    Extension(peer): From,
+    Body(offer): Body<ReplicaOffer>,
+) -> Answer<()> {
     answer(operation::accept_replica(&node, peer.identity.id, offer).await)
 }
 
@@ -150,7 +154,8 @@ async fn handover(
     Body(order): Body<HandOver>,
 ) -> Answer<()> {
     let group = parse_group(&group)?;
-    let vm = node.vm_of_group(group).ok_or_else(|| Error::not_found("there is no such virtual machine here"))?;
+    let vm =
+        node.vm_of_group(group).ok_or_else(|| Error::not_found("there is no such virtual machine here"))?;
     if order.to != peer.identity.id || !vm.peers().contains(&order.to) {
         return answer(Err(Error::refused("a node may ask for itself only, and only where it holds a copy")));
     }

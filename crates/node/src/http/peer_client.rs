@@ -84,7 +84,11 @@ pub async fn exchange(stream: HttpStream, method: Method, path: &str, body: Byte
         .map_err(|e| Error::failed("cannot write a request").cause(e))?;
     let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
     let status = answer.status();
-    let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await.map_err(|e| broken(&e))?.to_bytes();
+    let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
+        .collect()
+        .await
+        .map_err(|e| broken(&e))?
+        .to_bytes();
     driver.abort();
     if status.is_success() {
         return Ok(body);

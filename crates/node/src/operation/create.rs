@@ -3,9 +3,9 @@
 use crate::config::check_name;
 use crate::jobs::Reporter;
 use crate::node::Node;
+use crate::vm::Vm;
 use crate::vm::import::{self, Image};
 use crate::vm::record::{DiskFile, RegisterPlace, VmConfig, VmRecord};
-use crate::vm::Vm;
 use rempart_api::{Error, ErrorKind, ImportRequest};
 use rempart_hypervisor::definition::{CpuModel, Disk, Firmware, Nic, NicModel};
 use rempart_hypervisor::{Definition, MacAddress, VmUuid};
@@ -17,11 +17,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Brings a machine in from its disk images.
-pub async fn import(node: Arc<Node>, request: ImportRequest, reporter: Reporter) -> Result<serde_json::Value, Error> {
+pub async fn import(
+    node: Arc<Node>,
+    request: ImportRequest,
+    reporter: Reporter,
+) -> Result<serde_json::Value, Error> {
     let name = request.name.clone();
     check_name(&name).map_err(Error::invalid)?;
     if node.vm(&name).is_ok() {
-        return Err(Error::conflict(format!("there is a virtual machine `{name}` already")).hint("choose another name"));
+        return Err(Error::conflict(format!("there is a virtual machine `{name}` already"))
+            .hint("choose another name"));
     }
     reporter.phase("inspecting images");
     let mut images = Vec::new();
@@ -88,7 +93,8 @@ async fn build(
     let (group, register) = (GroupId(random()?), RegisterId(random()?));
     format(&paths.store(), group, &disks, DiskEntry::EXISTING).await?;
     let record = VmRecord::new(group, register, place, disks, config);
-    let save = |e: io::Error| Error::failed(format!("cannot save the record of `{}`", definition.name)).cause(e);
+    let save =
+        |e: io::Error| Error::failed(format!("cannot save the record of `{}`", definition.name)).cause(e);
     record.save(&paths.record()).map_err(save)?;
     let vm = Vm::open(node.host.clone(), paths, record, true).await?;
     vm.put_config(|_| {}).await?;
@@ -106,7 +112,10 @@ pub async fn format(
         .iter()
         .map(|disk| {
             let location = disk.path.to_str().ok_or_else(|| {
-                Error::invalid(format!("`{}` is not UTF-8, which paths of disks must be", disk.path.display()))
+                Error::invalid(format!(
+                    "`{}` is not UTF-8, which paths of disks must be",
+                    disk.path.display()
+                ))
             })?;
             Ok(DiskEntry { index: disk.index, size: disk.size_bytes, location: location.to_owned(), base })
         })
@@ -137,7 +146,11 @@ fn refuse_shared_images(node: &Node, images: &[Image]) -> Result<(), Error> {
     let mut taken: Vec<_> = Vec::new();
     for vm in node.vms() {
         let name = vm.name();
-        taken.extend(vm.with_record(|r| r.disks.iter().map(|d| (canonical(&d.path), name.clone())).collect::<Vec<_>>()));
+        taken.extend(
+            vm.with_record(|r| {
+                r.disks.iter().map(|d| (canonical(&d.path), name.clone())).collect::<Vec<_>>()
+            }),
+        );
     }
     for image in images {
         let path = canonical(&image.source.path);
@@ -177,10 +190,13 @@ fn definition(node: &Node, request: &ImportRequest, images: &[Image]) -> Result<
             None => {
                 let [a, b, c, ..] = (uuid >> 24).wrapping_add(definition.nics.len() as u128).to_le_bytes();
                 MacAddress::in_qemu_range([a, b, c])
-            },
+            }
         };
         if let Some(other) = owner_of_mac(node, mac) {
-            return Err(Error::conflict(format!("cannot import `{}`: `{other}` has the address {mac}", request.name)));
+            return Err(Error::conflict(format!(
+                "cannot import `{}`: `{other}` has the address {mac}",
+                request.name
+            )));
         }
         definition.nics.push(Nic { bridge: nic.bridge.clone(), mac, model: NicModel::Virtio });
     }
@@ -217,7 +233,8 @@ pub async fn delete(node: &Arc<Node>, name: &str) -> Result<(), Error> {
 /// Ends a copy's thread and removes its files; adopted images stay.
 pub async fn discard(vm: &Vm) -> Result<(), Error> {
     vm.close().await;
-    let failed = |e: io::Error| Error::failed(format!("cannot remove `{}`", vm.paths.data.display())).cause(e);
+    let failed =
+        |e: io::Error| Error::failed(format!("cannot remove `{}`", vm.paths.data.display())).cause(e);
     // Without its record it is no machine any more, whatever a crash leaves behind.
     std::fs::remove_file(vm.paths.record()).map_err(failed)?;
     crate::durable::sync_dir(&vm.paths.data).map_err(failed)?;

@@ -49,9 +49,12 @@ pub async fn failover(
                 ));
             }
             reporter.phase("taking over by force");
-            let id = crate::identity::random_u128().map_err(|e| Error::failed("cannot draw an id").cause(e))?;
-            let old_register_lost = !node.host.registers.witness().is_some_and(|witness| witness.is_reachable());
-            let order = Command::Force { confirmed_fenced: true, new_register: RegisterId(id), old_register_lost };
+            let id =
+                crate::identity::random_u128().map_err(|e| Error::failed("cannot draw an id").cause(e))?;
+            let old_register_lost =
+                !node.host.registers.witness().is_some_and(|witness| witness.is_reachable());
+            let order =
+                Command::Force { confirmed_fenced: true, new_register: RegisterId(id), old_register_lost };
             vm.command("take over", order).await?;
             vm.events.note(&name, rempart_api::Severity::Critical, format!("forced takeover: {loss}"));
         }
@@ -91,7 +94,9 @@ fn loss(node: &Node, vm: &Vm) -> String {
     let status = vm.group.status.borrow().clone();
     let engine = &status.engine;
     let heard = match status.primary_heard_unix_ms {
-        Some(at) => format!("last contact with the primary was {} s ago", unix_ms().saturating_sub(at) / 1000),
+        Some(at) => {
+            format!("last contact with the primary was {} s ago", unix_ms().saturating_sub(at) / 1000)
+        }
         None => "there was no contact with the primary since this daemon started".to_owned(),
     };
     format!(
@@ -117,7 +122,9 @@ async fn wait_until_it_runs(vm: &Vm) -> Result<(), Error> {
     match tokio::time::timeout(START_DEADLINE, reached).await {
         Ok(None) => Ok(()),
         Ok(Some(why)) => Err(Error::failed(format!("`{name}` does not start here")).cause(why)),
-        Err(_) => Err(Error::failed(format!("`{name}` does not run here after {} s", START_DEADLINE.as_secs()))
-            .hint("`rempart status` tells what it waits for")),
+        Err(_) => {
+            Err(Error::failed(format!("`{name}` does not run here after {} s", START_DEADLINE.as_secs()))
+                .hint("`rempart status` tells what it waits for"))
+        }
     }
 }

@@ -19,10 +19,16 @@ pub async fn protect(
     let name = vm.name();
     let refuse = |why: String| Error::refused(format!("cannot protect `{name}`: {why}"));
     let (cluster, _) = node.cluster_or_refuse()?;
-    let peer = cluster.by_name(&request.peer).filter(|member| member.role == MemberRole::Node).cloned().ok_or_else(|| {
-        Error::not_found(format!("cannot protect `{name}`: there is no node `{}` in the cluster", request.peer))
-            .hint("`rempart cluster members` lists them")
-    })?;
+    let peer =
+        cluster.by_name(&request.peer).filter(|member| member.role == MemberRole::Node).cloned().ok_or_else(
+            || {
+                Error::not_found(format!(
+                    "cannot protect `{name}`: there is no node `{}` in the cluster",
+                    request.peer
+                ))
+                .hint("`rempart cluster members` lists them")
+            },
+        )?;
     if peer.id == node.id() {
         return Err(Error::invalid(format!("cannot protect `{name}` by a copy on the same node")));
     }
@@ -37,8 +43,11 @@ pub async fn protect(
             .hint("on a third machine: `rempart witness init`, with a token of `rempart cluster token --role witness`"));
     }
     if vm.place() == RegisterPlace::Local {
-        return Err(refuse("its register is a file on this node, since the cluster had no witness when it was imported".into())
-            .hint("stop it, import it again from its disk files, and protect that"));
+        return Err(refuse(
+            "its register is a file on this node, since the cluster had no witness when it was imported"
+                .into(),
+        )
+        .hint("stop it, import it again from its disk files, and protect that"));
     }
     reporter.phase(format!("checking `{}`", peer.name));
     let client = PeerClient::new(&node, peer.id)?;

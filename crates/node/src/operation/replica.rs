@@ -32,7 +32,9 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
     let definition = &offer.config.definition;
     let name = definition.name.clone();
     check_name(&name).map_err(Error::invalid)?;
-    definition.validate().map_err(|e| Error::invalid(format!("the definition of `{name}` is not valid")).cause(e))?;
+    definition
+        .validate()
+        .map_err(|e| Error::invalid(format!("the definition of `{name}` is not valid")).cause(e))?;
     if let Some(vm) = node.vm_of_group(offer.group) {
         // The same offer again, after an answer that was lost.
         return if vm.peers().contains(&from) { Ok(()) } else { Err(taken(&name, node)) };
@@ -52,7 +54,12 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
     let disks: Vec<DiskFile> = offer
         .disks
         .iter()
-        .map(|&(index, size_bytes)| DiskFile { index, path: paths.image(index.0), size_bytes, adopted: false })
+        .map(|&(index, size_bytes)| DiskFile {
+            index,
+            path: paths.image(index.0),
+            size_bytes,
+            adopted: false,
+        })
         .collect();
     create::format(&paths.store(), offer.group, &disks, DiskEntry::EMPTY).await?;
     let mut config = offer.config;
@@ -98,17 +105,27 @@ fn check(node: &Node, offer: &ReplicaOffer) -> Result<(), Error> {
     }
     let report = &node.host_report;
     if !report.machine_types.is_empty() && !report.machine_types.contains(&definition.machine_type) {
-        problems.push(format!("its QEMU {} has no machine type `{}`", report.qemu_version, definition.machine_type));
+        problems.push(format!(
+            "its QEMU {} has no machine type `{}`",
+            report.qemu_version, definition.machine_type
+        ));
     }
     if report.accelerator != offer.accelerator {
-        problems.push(format!("it runs guests with {}, the primary with {}", report.accelerator, offer.accelerator));
+        problems.push(format!(
+            "it runs guests with {}, the primary with {}",
+            report.accelerator, offer.accelerator
+        ));
     }
     if definition.firmware == rempart_hypervisor::definition::Firmware::Uefi && !report.uefi {
         problems.push("it has no UEFI firmware (package ovmf)".into());
     }
     let major = |version: &str| version.split('.').next().unwrap_or_default().to_owned();
     if major(&offer.product_version) != major(env!("CARGO_PKG_VERSION")) {
-        problems.push(format!("it runs version {}, the primary {}", env!("CARGO_PKG_VERSION"), offer.product_version));
+        problems.push(format!(
+            "it runs version {}, the primary {}",
+            env!("CARGO_PKG_VERSION"),
+            offer.product_version
+        ));
     }
     if problems.is_empty() {
         return Ok(());

@@ -21,7 +21,8 @@ pub async fn group_events(vm: Arc<Vm>, mut events: mpsc::UnboundedReceiver<FromG
                 // Beside everything else: an unreachable witness must not delay a lease.
                 let vm = vm.clone();
                 tokio::spawn(async move {
-                    let (place, replicas) = vm.with_record(|r| (r.place, r.config.replicas.iter().copied().collect()));
+                    let (place, replicas) =
+                        vm.with_record(|r| (r.place, r.config.replicas.iter().copied().collect()));
                     let answer = vm.host.registers.carry_out(place, request, vm.host.me, replicas).await;
                     if let Some(reply) = answer {
                         vm.group.send(ToGroup::Register(reply));
@@ -53,7 +54,11 @@ pub async fn group_events(vm: Arc<Vm>, mut events: mpsc::UnboundedReceiver<FromG
                 if let Some(failure) = failure {
                     // One group's defect stops that group. Its machine must not go on without its disks' owner
                     // for longer than its lease; the guard sees to that.
-                    vm.events.note(&name, Severity::Critical, format!("this copy is out of service: {failure}"));
+                    vm.events.note(
+                        &name,
+                        Severity::Critical,
+                        format!("this copy is out of service: {failure}"),
+                    );
                 }
                 vm.ended(failure_text);
                 return;
@@ -66,7 +71,8 @@ fn vm_action(vm: &Vm, action: VmAction) {
     match action {
         VmAction::Run { .. } | VmAction::Resume => vm.control(|control| control.allowed = Allowed::Run),
         VmAction::RenewLease { until } => {
-            let lease = if until == MonotonicTime::FAR_FUTURE { Lease::Unlimited } else { Lease::until(until) };
+            let lease =
+                if until == MonotonicTime::FAR_FUTURE { Lease::Unlimited } else { Lease::until(until) };
             vm.lease.send_replace(lease);
         }
         VmAction::Pause => vm.control(|control| control.allowed = Allowed::Paused),
@@ -90,7 +96,11 @@ pub async fn told(vm: Arc<Vm>, mut told: mpsc::UnboundedReceiver<Told>) {
                 vm.group.send(ToGroup::Vm(fact));
             }
             Told::GuestShutDown => {
-                vm.events.note(&name, Severity::Info, "the guest shut itself down; it stays off until it is started");
+                vm.events.note(
+                    &name,
+                    Severity::Info,
+                    "the guest shut itself down; it stays off until it is started",
+                );
                 vm.control(|control| control.wanted = Wanted::Stopped { grace: Duration::ZERO });
                 if let Err(error) = vm.put_config(|config| config.should_run = false).await {
                     vm.events.note(&name, Severity::Warning, error.to_string());
@@ -124,7 +134,9 @@ fn machine_event(vm: &Vm, name: &str, event: MachineEvent) {
             let what = if write { "write" } else { "read" };
             (Severity::Critical, format!("QEMU could not {what} {disk}: {reason}"))
         }
-        MachineEvent::GateFailed(why) => (Severity::Warning, format!("the network gate was not refreshed: {why}")),
+        MachineEvent::GateFailed(why) => {
+            (Severity::Warning, format!("the network gate was not refreshed: {why}"))
+        }
         MachineEvent::Reset { by_guest } => {
             (Severity::Info, format!("the machine was reset{}", if by_guest { " by the guest" } else { "" }))
         }
@@ -153,9 +165,10 @@ async fn keep_nvram(vm: &Vm) {
     let path = vm.paths.run.join("nvram.fd");
     let Ok(bytes) = tokio::fs::read(&path).await else { return };
     let known = vm.with_record(|record| record.config.nvram.clone());
-    if known.as_deref() != Some(&bytes) && vm.is_primary() {
-        if let Err(error) = vm.put_config(|config| config.nvram = Some(bytes)).await {
-            vm.events.note(&vm.name(), Severity::Warning, format!("UEFI variables were not kept: {error}"));
-        }
+    if known.as_deref() != Some(&bytes)
+        && vm.is_primary()
+        && let Err(error) = vm.put_config(|config| config.nvram = Some(bytes)).await
+    {
+        vm.events.note(&vm.name(), Severity::Warning, format!("UEFI variables were not kept: {error}"));
     }
 }

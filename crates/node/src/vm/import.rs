@@ -55,8 +55,9 @@ pub async fn inspect(source: DiskSource) -> Result<Image, Error> {
     if !path.is_absolute() {
         return Err(refuse("the path is not absolute".into()));
     }
-    let meta = std::fs::metadata(path)
-        .map_err(|e| Error::invalid(format!("cannot import `{shown}`")).cause(e).hint("name an existing disk image"))?;
+    let meta = std::fs::metadata(path).map_err(|e| {
+        Error::invalid(format!("cannot import `{shown}`")).cause(e).hint("name an existing disk image")
+    })?;
     if !meta.is_file() && !meta.file_type().is_block_device() {
         return Err(refuse("it is neither a file nor a block device".into()));
     }
@@ -71,9 +72,11 @@ pub async fn inspect(source: DiskSource) -> Result<Image, Error> {
     if !run.status.success() {
         let text = String::from_utf8_lossy(&run.stderr).trim().to_owned();
         if text.contains("lock") {
-            return Err(Error::conflict(format!("cannot import `{shown}`: another program has it open for writing"))
-                .cause(text)
-                .hint("stop the virtual machine that uses it first"));
+            return Err(Error::conflict(format!(
+                "cannot import `{shown}`: another program has it open for writing"
+            ))
+            .cause(text)
+            .hint("stop the virtual machine that uses it first"));
         }
         return Err(refuse("it cannot be read as a disk image".into()).cause(text));
     }
@@ -93,26 +96,31 @@ pub async fn inspect(source: DiskSource) -> Result<Image, Error> {
             .hint(format!("flatten it: `qemu-img convert -O qcow2 {shown} flat.qcow2`")));
     }
     if source.adopt && info.format != "raw" {
-        return Err(refuse(format!("a {} file cannot be used in place", info.format)).hint("leave out --adopt to copy it"));
+        return Err(refuse(format!("a {} file cannot be used in place", info.format))
+            .hint("leave out --adopt to copy it"));
     }
     if info.virtual_size == 0 || info.virtual_size > MAX_DISK_BYTES {
         return Err(refuse(format!("its disk has {} bytes", info.virtual_size)));
     }
-    if info.virtual_size % 512 != 0 {
+    if !info.virtual_size.is_multiple_of(512) {
         return Err(refuse(format!("its size of {} bytes is no multiple of 512", info.virtual_size)));
     }
     if let Some(needed) = partition::required_bytes(&head(path, &info.format).await?)
         && needed > info.virtual_size
     {
-        return Err(refuse(format!("its partition table needs {needed} bytes, but the disk has {}", info.virtual_size))
-            .hint("the copy is probably cut off; compare its size with the original's"));
+        return Err(refuse(format!(
+            "its partition table needs {needed} bytes, but the disk has {}",
+            info.virtual_size
+        ))
+        .hint("the copy is probably cut off; compare its size with the original's"));
     }
     Ok(Image { format: info.format, size_bytes: info.virtual_size, source })
 }
 
 /// The first bytes of the disk, whatever the format.
 async fn head(path: &Path, format: &str) -> Result<Vec<u8>, Error> {
-    let failed = |e: std::io::Error| Error::failed(format!("cannot read the start of `{}`", path.display())).cause(e);
+    let failed =
+        |e: std::io::Error| Error::failed(format!("cannot read the start of `{}`", path.display())).cause(e);
     if format == "raw" {
         let mut file = tokio::fs::File::open(path).await.map_err(failed)?;
         let mut head = vec![0; partition::HEAD_BYTES];
@@ -175,7 +183,8 @@ pub async fn copy(image: &Image, target: &Path, reporter: &Reporter, phase: &str
 }
 
 async fn convert(image: &Image, target: &Path, reporter: &Reporter, phase: &str) -> Result<(), Error> {
-    let failed = |why: String| Error::failed(format!("cannot copy `{}`", image.source.path.display())).cause(why);
+    let failed =
+        |why: String| Error::failed(format!("cannot copy `{}`", image.source.path.display())).cause(why);
     let mut child = Command::new("qemu-img")
         .args(["convert", "-p", "-f", &image.format, "-O", "raw", "-S", "64k"])
         .arg(&image.source.path)
@@ -225,7 +234,10 @@ mod tests {
     use rempart_api::ErrorKind;
 
     fn qemu_img(args: &[&str]) {
-        let run = std::process::Command::new("qemu-img").args(args).output().expect("qemu-img (package qemu-utils)");
+        let run = std::process::Command::new("qemu-img")
+            .args(args)
+            .output()
+            .expect("qemu-img (package qemu-utils)");
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     }
 
@@ -248,8 +260,16 @@ mod tests {
 
         let luks = at("luks.qcow2");
         qemu_img(&[
-            "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc123", "-o",
-            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", &text(&luks), "1M",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "--object",
+            "secret,id=s,data=abc123",
+            "-o",
+            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+            &text(&luks),
+            "1M",
         ]);
         assert!(refused(&luks, false).await.message.contains("encrypted"));
 
@@ -301,7 +321,8 @@ mod tests {
     #[tokio::test]
     async fn a_copy_is_raw_and_equal() {
         let dir = tempfile::tempdir().unwrap();
-        let (raw, qcow2, target) = (dir.path().join("a.raw"), dir.path().join("a.qcow2"), dir.path().join("t.raw"));
+        let (raw, qcow2, target) =
+            (dir.path().join("a.raw"), dir.path().join("a.qcow2"), dir.path().join("t.raw"));
         let content: Vec<u8> = (0..300_000u32).flat_map(|i| i.to_le_bytes()).take(1 << 20).collect();
         std::fs::write(&raw, &content).unwrap();
         qemu_img(&["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), qcow2.to_str().unwrap()]);

@@ -121,7 +121,6 @@ impl Vm {
             register: record.register,
             peers,
             store_dir: paths.store(),
-            disks: record.disks.clone(),
             config: host.config.clone(),
             listener,
         };
@@ -131,7 +130,8 @@ impl Vm {
             .map_err(|e| failed("recover the copy", &e))?;
 
         let wanted = wanted(&record.config, &host);
-        let (control, control_receiver) = watch::channel(Control { allowed: Allowed::Undecided, wanted, attempt: 0 });
+        let (control, control_receiver) =
+            watch::channel(Control { allowed: Allowed::Undecided, wanted, attempt: 0 });
         let (lease, lease_receiver) = watch::channel(Lease::UntilBoottimeNs(0));
         let (shown_sender, shown) = watch::channel(Shown::default());
         let (tell, told) = mpsc::unbounded_channel();
@@ -197,8 +197,9 @@ impl Vm {
         let mut next = record.clone();
         change(&mut next);
         if next != *record {
-            next.save(&self.paths.record())
-                .map_err(|e| Error::failed(format!("cannot save the record of `{}`", next.name())).cause(e))?;
+            next.save(&self.paths.record()).map_err(|e| {
+                Error::failed(format!("cannot save the record of `{}`", next.name())).cause(e)
+            })?;
             *record = next;
         }
         Ok(())
@@ -251,11 +252,17 @@ impl Vm {
     }
 
     /// Gives the engine an order and its refusal a name.
-    pub async fn command(&self, what: &str, command: Command) -> Result<rempart_engine::CommandOutput, Error> {
+    pub async fn command(
+        &self,
+        what: &str,
+        command: Command,
+    ) -> Result<rempart_engine::CommandOutput, Error> {
         self.group.command(command).await.map_err(|error| {
             let message = format!("cannot {what} `{}`", self.name());
             match error {
-                CommandError::NotPrimary => Error::conflict(message).cause(error).hint("run it on the node that leads"),
+                CommandError::NotPrimary => {
+                    Error::conflict(message).cause(error).hint("run it on the node that leads")
+                }
                 CommandError::PeerNotReady | CommandError::Refused(_) => Error::refused(message).cause(error),
                 CommandError::Busy => Error::conflict(message).cause(error),
                 CommandError::Aborted(_) => Error::failed(message).cause(error),

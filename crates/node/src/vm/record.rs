@@ -77,7 +77,13 @@ pub struct VmRecord {
 }
 
 impl VmRecord {
-    pub fn new(group: GroupId, register: RegisterId, place: RegisterPlace, disks: Vec<DiskFile>, config: VmConfig) -> VmRecord {
+    pub fn new(
+        group: GroupId,
+        register: RegisterId,
+        place: RegisterPlace,
+        disks: Vec<DiskFile>,
+        config: VmConfig,
+    ) -> VmRecord {
         VmRecord { format: FORMAT, group, register, place, disks, config }
     }
 
@@ -125,6 +131,10 @@ mod hex_bytes {
         if text.len() % 2 != 0 || !text.is_ascii() {
             return Err(wrong());
         }
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())).collect::<Result<_, _>>().map(Some)
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong()))
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 }

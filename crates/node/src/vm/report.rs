@@ -23,17 +23,23 @@ fn cluster(condition: &Condition, name: impl Fn(&NodeId) -> String) -> (Severity
         Condition::PrimarySuspected { primary } => {
             (Warning, format!("{} has not been heard for too long; asking the register", name(primary)))
         }
-        Condition::TakingOver { from, epoch } => {
-            (Warning, format!("takes over from {} at epoch {epoch}; waits until its lease is over", name(from)))
-        }
+        Condition::TakingOver { from, epoch } => (
+            Warning,
+            format!("takes over from {} at epoch {epoch}; waits until its lease is over", name(from)),
+        ),
         Condition::Fenced { by, epoch } => {
             (Critical, format!("{} leads at epoch {epoch}: this node no longer does", name(by)))
         }
-        Condition::Left { node, epoch } => (Warning, format!("{} left the in-sync set at epoch {epoch}", name(node))),
-        Condition::Joined { node, epoch } => (Info, format!("{} joined the in-sync set at epoch {epoch}", name(node))),
-        Condition::JoinHeldBack { node, .. } => {
-            (Info, format!("{} is ready, but left too lately or too often; it joins a little later", name(node)))
+        Condition::Left { node, epoch } => {
+            (Warning, format!("{} left the in-sync set at epoch {epoch}", name(node)))
         }
+        Condition::Joined { node, epoch } => {
+            (Info, format!("{} joined the in-sync set at epoch {epoch}", name(node)))
+        }
+        Condition::JoinHeldBack { node, .. } => (
+            Info,
+            format!("{} is ready, but left too lately or too often; it joins a little later", name(node)),
+        ),
         Condition::Frozen { why } => (
             Critical,
             format!(
@@ -50,24 +56,33 @@ fn cluster(condition: &Condition, name: impl Fn(&NodeId) -> String) -> (Severity
         Condition::Thawed => (Info, "no longer frozen".into()),
         Condition::RegisterOutOfReach => (Warning, "the register does not answer".into()),
         Condition::RegisterBack => (Info, "the register answers again".into()),
-        Condition::RegisterAmnesiac => {
-            (Critical, "the register lost its state; it serves nobody until every replica told what it knows".into())
-        }
+        Condition::RegisterAmnesiac => (
+            Critical,
+            "the register lost its state; it serves nobody until every replica told what it knows".into(),
+        ),
         Condition::RegisterWentBack { known, found } => (
             Critical,
             match found {
-                Some(found) => format!("the register is at epoch {found}, but {known} was seen: it was reset or exchanged"),
-                None => format!("the register holds nothing, but epoch {known} was seen: it was reset or exchanged"),
+                Some(found) => format!(
+                    "the register is at epoch {found}, but {known} was seen: it was reset or exchanged"
+                ),
+                None => format!(
+                    "the register holds nothing, but epoch {known} was seen: it was reset or exchanged"
+                ),
             },
         ),
         Condition::CopyUnusable => (Critical, "this node should lead, but its copy is not whole".into()),
         Condition::LocalDiskFailed => (Critical, "this node's disk failed".into()),
         Condition::Superseded { successor } => (
             Critical,
-            format!("the other side was forced to lead (register {successor}); what only this copy holds waits for a decision"),
+            format!(
+                "the other side was forced to lead (register {successor}); what only this copy holds waits for a decision"
+            ),
         ),
         Condition::Forced { epoch, .. } => (Critical, format!("forced to lead at epoch {epoch}")),
-        Condition::HandedOver { to, epoch } => (Info, format!("handed over to {} at epoch {epoch}", name(to))),
+        Condition::HandedOver { to, epoch } => {
+            (Info, format!("handed over to {} at epoch {epoch}", name(to)))
+        }
         Condition::HandoverFailed { to, why } => (
             Warning,
             format!(
@@ -102,7 +117,11 @@ fn replication(report: &rempart_replication::Report, name: impl Fn(&NodeId) -> S
     match report {
         Report::Diverged { peer, common, peer_end } => (
             Severity::Critical,
-            format!("{} holds {} records of its own after {common}", name(peer), peer_end.0.saturating_sub(common.0)),
+            format!(
+                "{} holds {} records of its own after {common}",
+                name(peer),
+                peer_end.0.saturating_sub(common.0)
+            ),
         ),
         Report::CatchUpStarted { peer, after, end } => {
             (Severity::Info, format!("sends {} the log after {after}, to {end}", name(peer)))

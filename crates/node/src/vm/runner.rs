@@ -32,7 +32,9 @@ pub enum Allowed {
     Undecided,
     No,
     /// In order, then by force.
-    ShutDown { grace: Duration },
+    ShutDown {
+        grace: Duration,
+    },
     /// It may exist, with its vCPUs stopped.
     Paused,
     Run,
@@ -43,7 +45,9 @@ pub enum Allowed {
 pub enum Wanted {
     Running,
     /// The guest is asked first, for so long; then the power is cut.
-    Stopped { grace: Duration },
+    Stopped {
+        grace: Duration,
+    },
 }
 
 /// What the runner is told. It always looks at the latest.
@@ -62,10 +66,17 @@ pub enum Told {
     /// The guest shut itself down: it is no longer wanted running.
     GuestShutDown,
     /// It cannot be kept running here.
-    GaveUp { why: String },
-    Restarted { why: String, attempt: u32 },
+    GaveUp {
+        why: String,
+    },
+    Restarted {
+        why: String,
+        attempt: u32,
+    },
     Machine(MachineEvent),
-    StartFailed { why: String },
+    StartFailed {
+        why: String,
+    },
 }
 
 /// What others may look at.
@@ -172,7 +183,9 @@ impl Runner {
 
     async fn leave_listener(&self, machine: &Arc<dyn Machine>) {
         let kept = match self.listener.try_clone() {
-            Ok(copy) => machine.keep_listener(super::NBD_LISTENER.into(), copy).await.map_err(|e| e.to_string()),
+            Ok(copy) => {
+                machine.keep_listener(super::NBD_LISTENER.into(), copy).await.map_err(|e| e.to_string())
+            }
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = kept {
@@ -339,4 +352,3 @@ async fn renew_leases(machine: Arc<dyn Machine>, mut lease: watch::Receiver<Leas
         }
     }
 }
-
