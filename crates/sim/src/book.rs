@@ -24,7 +24,6 @@ pub struct Book {
     by_place: BTreeMap<(Term, Lsn), ChainValue>,
     /// Where a log ends after a batch.
     by_end: BTreeMap<(Term, Lsn), ChainValue>,
-    writers: BTreeMap<Term, usize>,
     /// Where a guest's write stands: the first record that carries it.
     tags: HashMap<Tag, (Term, Lsn)>,
 }
@@ -38,7 +37,8 @@ impl Book {
         self.entries.is_empty()
     }
 
-    /// `node` writes `batch` into its journal.
+    /// `node` writes `batch` into its journal. Any member may be the first to do so: the peers' copies are on
+    /// their way before the leader's own is written.
     pub fn wrote(&mut self, node: usize, batch: &Batch) -> Result<(), Violation> {
         let header = batch.header();
         let place = (header.term, header.first);
@@ -50,11 +50,6 @@ impl Book {
                 "record {} of term {} was written twice, differently: node {node} has {batch:?}",
                 header.first, header.term
             );
-            return Err(Violation::new(Promise::OnePrimary, detail));
-        }
-        let writer = *self.writers.entry(header.term).or_insert(node);
-        if writer != node {
-            let detail = format!("node {node} writes {batch:?}, a term that node {writer} opened");
             return Err(Violation::new(Promise::OnePrimary, detail));
         }
         let previous = self.entries.contains_key(&header.previous).then_some(header.previous);

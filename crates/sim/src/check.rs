@@ -58,6 +58,11 @@ impl Checker {
         Ok(())
     }
 
+    /// The register was put together anew from what the replicas knew.
+    pub fn register_restored(&mut self) {
+        self.last_value.clear();
+    }
+
     /// Looks at what goes to a disk.
     pub fn io_command(&mut self, node: usize, command: &IoCommand, book: &mut Book) -> Result<(), Violation> {
         let (file, offset, bytes) = match &command.op {

@@ -76,6 +76,8 @@ impl World {
     /// The daemon's process is gone at once; the page cache stays.
     pub(crate) fn crash_daemon(&mut self, node: usize) {
         let Some(daemon) = self.nodes[node].daemon.take() else { return };
+        self.nodes[node].vm_may_run = false;
+        self.nodes[node].lease = None;
         self.tell(|| format!("node {node}: daemon life {} crashed", daemon.life));
         let rng = &mut self.rng;
         self.nodes[node].drive.disk.crash_process(&mut || rng.u64());
@@ -116,6 +118,8 @@ impl World {
         let state = &mut self.nodes[node];
         state.drive.disk.lose_power(&mut || rng.u64());
         state.powered = false;
+        state.vm_may_run = false;
+        state.lease = None;
         state.frozen = false;
         state.boots += 1;
         let (mask, now) = (self.in_sync_mask(), self.now());
@@ -340,7 +344,7 @@ impl World {
 
 /// Debug text, cut to a length that a person reads.
 pub(crate) fn brief(text: &str) -> String {
-    const MOST: usize = 300;
+    const MOST: usize = 900;
     match text.char_indices().nth(MOST) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),

@@ -395,7 +395,7 @@ impl World {
             Fault::NodeFrozen => state.powered && !state.frozen,
             Fault::PowerLoss | Fault::PowerLossOfAll => state.powered,
             Fault::QemuKilled | Fault::GuardFrozen => state.machine.is_some(),
-            Fault::WitnessAmnesia => self.witness.up && !self.witness.is_amnesiac(),
+            Fault::WitnessAmnesia => self.witness.up && !self.witness.knows_nothing(),
             Fault::BitRot => self.rot_is_survivable(node),
             _ => true,
         }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 impl World {
     pub(crate) fn vm_action(&mut self, node: usize, action: VmAction) {
-        self.tell(|| format!("node {node}: VM {action:?}"));
+        if !matches!(action, VmAction::RenewLease { .. }) {
+            self.tell(|| format!("node {node}: VM {action:?}"));
+        }
         match (self.options.planted, action) {
             (Some(Planted::KillIgnored), VmAction::Kill | VmAction::ShutDown) => {
                 return self.tell_daemon(node, Duration::from_millis(1), DaemonEvent::Vm(VmFact::Stopped));
@@ -17,9 +19,15 @@ impl World {
             (Some(Planted::PauseIgnored), VmAction::Pause) => return,
             _ => {}
         }
+        self.nodes[node].vm_may_run = match action {
+            VmAction::Run { .. } | VmAction::Resume => true,
+            VmAction::RenewLease { .. } => self.nodes[node].vm_may_run,
+            VmAction::Pause | VmAction::ShutDown | VmAction::Kill => false,
+        };
         match action {
             VmAction::Run { .. } => self.run_machine(node),
             VmAction::RenewLease { until } => {
+                self.nodes[node].lease = Some(until);
                 let Some(machine) = &mut self.nodes[node].machine else { return };
                 if machine.guard.lease_until.is_none_or(|lease| lease < until) {
                     machine.guard.lease_until = Some(until);
@@ -40,6 +48,7 @@ impl World {
                 self.wake_guest(node);
             }
             VmAction::ShutDown => {
+                self.nodes[node].lease = None;
                 // In order takes a while; the guest's last requests are part of it.
                 let delay = self.rng.duration(Duration::from_millis(1)..Duration::from_millis(300));
                 match &self.nodes[node].machine {
@@ -51,6 +60,7 @@ impl World {
                 }
             }
             VmAction::Kill => {
+                self.nodes[node].lease = None;
                 self.end_machine(node);
                 self.tell_daemon(node, Duration::from_millis(1), DaemonEvent::Vm(VmFact::Stopped));
             }
@@ -69,9 +79,12 @@ impl World {
         } else {
             self.nonces += 1;
             let workload = self.setup.workload(&mut self.rng);
-            let machine = Machine::new(self.nonces, workload);
+            let mut machine = Machine::new(self.nonces, workload);
             let nonce = machine.nonce;
+            // The daemon hands its guard the lease it has.
+            machine.guard.lease_until = self.nodes[node].lease;
             self.nodes[node].machine = Some(machine);
+            self.set_guard_timer(node);
             let delay = self.rng.duration(Duration::from_millis(20)..Duration::from_millis(150));
             self.after(delay, Event::Boot { node, nonce });
         }
@@ -134,6 +147,7 @@ impl World {
         if self.machine(node, nonce).is_some() {
             self.end_machine(node);
             self.tell_daemon(node, Duration::from_millis(1), DaemonEvent::Vm(VmFact::Stopped));
+            self.plan_start_again(node);
         }
     }
 
@@ -153,6 +167,28 @@ impl World {
             self.coverage.count(Kind::Fault, "QEMU killed");
             self.end_machine(node);
             self.tell_daemon(node, Duration::from_millis(20), DaemonEvent::Vm(VmFact::Stopped));
+            self.plan_start_again(node);
+        }
+    }
+
+    /// The permission to run holds until it is taken back: a process that died is started again.
+    fn plan_start_again(&mut self, node: usize) {
+        if let Some(daemon) = &self.nodes[node].daemon {
+            let life = daemon.life;
+            let delay = self.rng.duration(Duration::from_millis(100)..Duration::from_secs(1));
+            self.after(delay, Event::StartAgain { node, life });
+        }
+    }
+
+    pub(crate) fn start_again(&mut self, node: usize, life: u64) {
+        let state = &self.nodes[node];
+        let Some(daemon) = state.daemon.as_ref().filter(|daemon| daemon.life == life) else { return };
+        if daemon.frozen {
+            return self.after(Duration::from_millis(100), Event::StartAgain { node, life });
+        }
+        if state.vm_may_run && state.machine.is_none() {
+            self.reached("VM started again");
+            self.run_machine(node);
         }
     }
 

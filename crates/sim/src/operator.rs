@@ -78,7 +78,8 @@ impl World {
             return self.broken(Violation::new(Promise::CoreAssertion, detail));
         };
         match (name, result) {
-            ("remove peer", Ok(_)) => self.peer_removed(),
+            // Taken, not done: the peer is out when the in-sync set no longer names it.
+            ("remove peer", Ok(_)) => {}
             ("remove peer", Err(_)) => {
                 // It stays configured.
                 if let Some(removed) = self.operator.removed.take() {
@@ -105,6 +106,7 @@ impl World {
         if self.a_copy_is_rotten() {
             return;
         }
+        self.finish_removal();
         let weights = ORDERS.map(|(name, weight)| if self.faults.orders(name) { weight } else { 0 });
         let Some(choice) = self.rng.weighted(&weights) else { return };
         let leader = self.serving_node().unwrap_or_else(|| self.rng.index(self.nodes.len()));
@@ -136,10 +138,16 @@ impl World {
         }
     }
 
-    /// The replica is out: its daemon drops the group.
-    fn peer_removed(&mut self) {
-        let Some(removed) = self.operator.removed else { return };
+    /// Once the replica is out its daemon drops the group.
+    fn finish_removal(&mut self) {
+        let (Some(removed), Some(leader)) = (self.operator.removed, self.serving_node()) else { return };
         let node = self.index_of(removed);
+        let now = self.nodes[leader].clock.reading(self.now());
+        let status = self.nodes[leader].daemon.as_ref().expect("it serves").engine.status(now);
+        let named = status.in_sync.contains(removed) || self.in_sync_mask() >> node & 1 == 1;
+        if named || leader == node || self.nodes[node].stays_down {
+            return;
+        }
         self.nodes[node].stays_down = true;
         self.crash_daemon(node);
         self.end_machine(node);
@@ -152,11 +160,12 @@ impl World {
     fn put_back(&mut self) {
         let Some(removed) = self.operator.removed else { return };
         let node = self.index_of(removed);
-        if !self.nodes[node].stays_down {
-            return;
-        }
         let Some(leader) = self.serving_node() else { return };
         self.operator.removed = None;
+        if leader == node {
+            self.operator.peers.insert(removed);
+            return;
+        }
         self.operator.peers.insert(removed);
         self.nodes[node].stays_down = false;
         self.start_daemon(node);
@@ -167,7 +176,7 @@ impl World {
     fn force(&mut self, node: usize) {
         let Some(primary) = self.witness.current().map(|value| self.index_of(value.primary)) else { return };
         let target = if primary == node { (node + 1) % self.nodes.len() } else { node };
-        let reachable = self.witness.up && !self.witness.is_amnesiac() && !self.nodes[target].witness.cut;
+        let reachable = self.witness.up && !self.witness.knows_nothing() && !self.nodes[target].witness.cut;
         let leads = matches!(self.role(target), None | Some(Role::Primary | Role::PrimaryFrozen));
         if !reachable || leads || self.nodes.len() > 2 || self.operator.removed.is_some() {
             return;
@@ -229,7 +238,7 @@ impl World {
                 self.restart_if_failed(node);
             }
         }
-        if self.witness.current().is_none() && !self.witness.is_amnesiac() {
+        if self.witness.current().is_none() && !self.witness.knows_nothing() {
             self.order(0, "create", Command::Create);
         }
         let Some(leader) = self.serving_node() else { return };
@@ -275,6 +284,8 @@ impl Node {
             witness: crate::wire::WitnessPath::default(),
             stays_down: false,
             disk_failed: false,
+            vm_may_run: false,
+            lease: None,
             rotten: false,
         }
     }

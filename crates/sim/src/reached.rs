@@ -48,7 +48,8 @@ pub(crate) fn replication(report: &Report) -> &'static str {
 }
 
 /// What a campaign must have met.
-const MUST: [&str; 41] = [
+const MUST: [&str; 42] = [
+    "VM started again",
     "longer log adopted",
     "leading",
     "following",

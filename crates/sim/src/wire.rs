@@ -105,7 +105,9 @@ impl World {
         if !self.network.is_open(session, node) {
             return;
         }
-        let message = if self.rng.chance(20) { through_the_codec(&message) } else { message };
+        // What is sent in pieces is received as one.
+        let pieces = message.payload().len() > 1;
+        let message = if pieces || self.rng.chance(20) { through_the_codec(&message) } else { message };
         if let Some(mut delivery) = self.network.send(session, node, now, &mut self.rng) {
             match self.options.planted {
                 Some(Planted::MessagesReordered) if self.rng.chance(50) => {
@@ -188,7 +190,6 @@ impl World {
         if !self.witness.up {
             return;
         }
-        let amnesiac = self.witness.is_amnesiac();
         let reply = match request {
             RegisterRequest::Read { request, register } => {
                 let stale = self.options.planted == Some(Planted::StaleRegister) && self.rng.chance(300);
@@ -216,11 +217,14 @@ impl World {
                 }
                 Some(swap_reply(request, outcome))
             }
-            RegisterRequest::Inform { known, promise, .. } => {
+            RegisterRequest::Inform { register, known, promise } => {
                 let id = self.nodes[node].id;
-                self.witness.inform(id, known, promise);
-                if amnesiac && !self.witness.is_amnesiac() {
+                let amnesiac = self.witness.is_amnesiac(register);
+                self.witness.inform(id, register, known, promise);
+                if amnesiac && !self.witness.is_amnesiac(register) {
                     self.reached("amnesiac witness restored");
+                    // A change that nobody was told of is gone, and its epoch is free again.
+                    self.checker.register_restored();
                 }
                 None
             }

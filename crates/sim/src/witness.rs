@@ -6,7 +6,7 @@
 
 use rempart_cluster::{ReadOutcome, SwapOutcome};
 use rempart_types::{Epoch, NodeId, NodeSet, RegisterId, RegisterValue};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The state of the witness. Everything in it is durable before it answers.
 #[derive(Debug)]
@@ -14,19 +14,36 @@ pub struct Witness {
     pub up: bool,
     replicas: NodeSet,
     values: BTreeMap<RegisterId, RegisterValue>,
-    /// What each replica reported since the state was lost; `None` while it is sound.
-    reports: Option<BTreeMap<NodeId, (Option<RegisterValue>, Epoch)>>,
+    /// The state was lost.
+    forgot: bool,
+    /// What each replica reported since then, by register. One is served again once every replica reported.
+    reports: BTreeMap<RegisterId, BTreeMap<NodeId, (Option<RegisterValue>, Epoch)>>,
+    restored: BTreeSet<RegisterId>,
     /// Every value ever held, in order.
     pub changes: Vec<RegisterValue>,
 }
 
 impl Witness {
     pub fn new(replicas: NodeSet) -> Witness {
-        Witness { up: true, replicas, values: BTreeMap::new(), reports: None, changes: Vec::new() }
+        Witness {
+            up: true,
+            replicas,
+            values: BTreeMap::new(),
+            forgot: false,
+            reports: BTreeMap::new(),
+            restored: BTreeSet::new(),
+            changes: Vec::new(),
+        }
     }
 
-    pub fn is_amnesiac(&self) -> bool {
-        self.reports.is_some()
+    /// It lost its state and serves nobody that register's value.
+    pub fn is_amnesiac(&self, register: RegisterId) -> bool {
+        self.forgot && !self.restored.contains(&register)
+    }
+
+    /// It lost its state and has served nobody since.
+    pub fn knows_nothing(&self) -> bool {
+        self.forgot && self.restored.is_empty()
     }
 
     pub fn value(&self, register: RegisterId) -> Option<&RegisterValue> {
@@ -41,7 +58,7 @@ impl Witness {
     }
 
     pub fn read(&self, register: RegisterId) -> ReadOutcome {
-        if self.is_amnesiac() {
+        if self.is_amnesiac(register) {
             return ReadOutcome::Amnesiac;
         }
         ReadOutcome::Value(self.values.get(&register).cloned())
@@ -53,7 +70,7 @@ impl Witness {
         expected: Option<Epoch>,
         value: &RegisterValue,
     ) -> SwapOutcome {
-        if self.is_amnesiac() {
+        if self.is_amnesiac(register) {
             return SwapOutcome::Amnesiac;
         }
         let held = self.values.get(&register);
@@ -69,7 +86,9 @@ impl Witness {
     /// `unnoticed`: it does not know, which is a bug.
     pub fn lose_memory(&mut self, unnoticed: bool) {
         self.values.clear();
-        self.reports = (!unnoticed).then(BTreeMap::new);
+        self.reports.clear();
+        self.restored.clear();
+        self.forgot = !unnoticed;
     }
 
     /// A bug: it answered before its last change was durable.
@@ -90,16 +109,24 @@ impl Witness {
     }
 
     /// A replica tells what it knows. With the last one's word, service goes on.
-    pub fn inform(&mut self, from: NodeId, known: Option<RegisterValue>, promise: Epoch) {
-        let Some(reports) = &mut self.reports else { return };
+    pub fn inform(
+        &mut self,
+        from: NodeId,
+        register: RegisterId,
+        known: Option<RegisterValue>,
+        promise: Epoch,
+    ) {
+        if !self.is_amnesiac(register) {
+            return;
+        }
+        let reports = self.reports.entry(register).or_default();
         reports.insert(from, (known, promise));
         if self.replicas.iter().all(|replica| reports.contains_key(&replica)) {
-            for value in self.reports.take().into_iter().flatten().filter_map(|(_, (known, _))| known) {
-                let held = self.values.entry(value.register).or_insert_with(|| value.clone());
-                if held.epoch < value.epoch {
-                    *held = value;
-                }
+            let known = std::mem::take(reports).into_values().filter_map(|(known, _)| known);
+            if let Some(newest) = known.max_by_key(|value| value.epoch) {
+                self.values.insert(register, newest);
             }
+            self.restored.insert(register);
         }
     }
 }
@@ -129,9 +156,9 @@ mod tests {
         assert_eq!(witness.swap(RegisterId(1), None, &value(2)), SwapOutcome::Lost(Some(value(1))));
         witness.lose_memory(false);
         assert_eq!(witness.swap(RegisterId(1), Some(Epoch(1)), &value(2)), SwapOutcome::Amnesiac);
-        witness.inform(nodes[0], Some(value(1)), Epoch(1));
+        witness.inform(nodes[0], RegisterId(1), Some(value(1)), Epoch(1));
         assert_eq!(witness.read(RegisterId(1)), ReadOutcome::Amnesiac);
-        witness.inform(nodes[1], Some(value(3)), Epoch(4));
+        witness.inform(nodes[1], RegisterId(1), Some(value(3)), Epoch(4));
         assert_eq!(witness.read(RegisterId(1)), ReadOutcome::Value(Some(value(3))));
     }
 }

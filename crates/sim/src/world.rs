@@ -74,6 +74,11 @@ pub(crate) enum Event {
         node: usize,
         nonce: u64,
     },
+    /// The daemon starts a machine again whose process died.
+    StartAgain {
+        node: usize,
+        life: u64,
+    },
     /// The guest makes a few requests.
     Burst {
         node: usize,
@@ -144,6 +149,10 @@ pub(crate) struct Node {
     pub stays_down: bool,
     /// Its store reported that it cannot go on.
     pub disk_failed: bool,
+    /// The engine wants the machine to run here: its process is started again when it dies.
+    pub vm_may_run: bool,
+    /// The lease as the daemon last gave it.
+    pub lease: Option<rempart_types::MonotonicTime>,
     /// Bits of its disk flipped.
     pub rotten: bool,
 }
@@ -381,6 +390,7 @@ impl World {
             Event::Boot { node, nonce } => self.machine_boots(node, nonce),
             Event::Guard { node, nonce, timer } => self.guard_rings(node, nonce, timer),
             Event::GuardKills { node, nonce } => self.guard_kills(node, nonce),
+            Event::StartAgain { node, life } => self.start_again(node, life),
             Event::Burst { node, nonce } => self.burst(node, nonce),
             Event::Reconnect { node, nonce } => self.reconnect(node, nonce),
             Event::NextFault => self.next_fault(),
