@@ -60,6 +60,15 @@ impl Engine {
                 self.replication(ReplicationEvent::LimitResync { bytes_per_second });
                 self.command_done(id, CommandOutput::Done);
             }
+            Command::AddDisk { entry } => {
+                self.change_disks(id, |store, token, io| store.add_disk(token, entry, io));
+            }
+            Command::RemoveDisk { disk } => {
+                self.change_disks(id, |store, token, io| store.remove_disk(token, disk, io));
+            }
+            Command::ResizeDisk { disk, size } => {
+                self.change_disks(id, |store, token, io| store.resize_disk(token, disk, size, io));
+            }
             Command::Stop => self.stop(id),
         }
     }

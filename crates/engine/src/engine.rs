@@ -43,6 +43,7 @@ pub struct Engine {
     pub(crate) log_reads: VecDeque<LogRead>,
     pub(crate) next_token: u64,
     pub(crate) disk_sizes: Vec<u64>,
+    pub(crate) disk_change: crate::disks::DiskChange,
     /// Requests may be served: the term's tail is committed.
     pub(crate) serving: bool,
     /// Nothing may be acknowledged or appended.
@@ -65,7 +66,7 @@ pub(crate) struct LogRead {
     pub after: rempart_types::Lsn,
 }
 
-fn sizes(disks: &[rempart_store::DiskEntry]) -> Vec<u64> {
+pub(crate) fn sizes(disks: &[rempart_store::DiskEntry]) -> Vec<u64> {
     let mut sizes = Vec::new();
     for disk in disks {
         let index = usize::from(disk.index.0);
@@ -132,6 +133,7 @@ impl Engine {
         let mut engine = Engine {
             builder: BatchBuilder::new(store.max_batch_len()),
             disk_sizes: sizes(&recovered.disks),
+            disk_change: crate::disks::DiskChange::default(),
             configs: Configs::new(recovered.config.clone()),
             params,
             store,
@@ -370,6 +372,7 @@ impl Engine {
         self.failure = Some(what.clone());
         self.out.push(Action::Report(Report::LocalDiskFailed { what }));
         self.cluster(ClusterEvent::LocalDiskFailed);
+        self.disk_change_failed();
     }
 }
 

@@ -102,6 +102,19 @@ pub enum Command {
     LimitResync {
         bytes_per_second: Option<u64>,
     },
+    /// On this replica only, with the followers first. Its image's place is known to who executes I/O.
+    AddDisk {
+        entry: rempart_store::DiskEntry,
+    },
+    /// On this replica only, with the leader first. The image stays.
+    RemoveDisk {
+        disk: DiskIndex,
+    },
+    /// On this replica only, with the followers first: to a larger size in bytes.
+    ResizeDisk {
+        disk: DiskIndex,
+        size: u64,
+    },
     /// Finish what was accepted, apply it, mark a clean stop. The engine serves nothing afterwards.
     Stop,
 }

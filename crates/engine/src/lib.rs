@@ -14,6 +14,7 @@ mod commands;
 mod compare;
 mod configs;
 mod control;
+mod disks;
 mod engine;
 mod guest;
 mod input;

@@ -229,7 +229,7 @@ impl Engine {
             StoreEvent::Persisted(token) => self.persisted(token),
             StoreEvent::Read { token, result } => self.read_done(crate::Token(token.0), result),
             StoreEvent::LogRead { token, result } => self.log_read(token, result),
-            StoreEvent::DisksChanged(_) => {}
+            StoreEvent::DisksChanged(token) => self.disks_changed(token),
             StoreEvent::Closed => self.stopped(),
             StoreEvent::Failed(failure) => self.store_failed(&failure),
             event => self.resync_store_event(event),

@@ -256,8 +256,9 @@ impl NbdServer {
             let disk = client.disk;
             match event {
                 Event::StartTls => unreachable!("TLS is not offered on a unix socket"),
-                Event::Attached { export } => {
-                    let name = &self.exports.get(export).expect("the session attached to it").name;
+                Event::Attached { .. } => {
+                    // The session's own list: this server's may have changed since it connected.
+                    let name = &client.session.attached().expect("it just attached").name;
                     let index = name.trim_start_matches("disk").parse().expect("exports are named by disk");
                     client.disk = Some(DiskIndex(index));
                 }

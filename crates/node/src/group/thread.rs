@@ -76,6 +76,7 @@ pub fn open(params: GroupParams) -> Result<OpenedGroup, OpenGroupError> {
     let engine = Engine::open(&mut disk, engine_params(&params)?, now, &mut actions)?;
     let executor = Executor::new(disk, IO_WORKERS)?;
     poller.add(executor.wake_fd(), KEY_EXECUTOR, false)?;
+    let served_sizes = engine.disk_sizes().to_vec();
     let nbd = NbdServer::new(params.listener, engine.disk_sizes(), &poller, KEY_FIRST_NBD)?;
     let (sender, inbox) = mpsc::channel();
     let (outbox, events) = async_mpsc::unbounded_channel();
@@ -112,6 +113,7 @@ pub fn open(params: GroupParams) -> Result<OpenedGroup, OpenGroupError> {
         longest_stall: Duration::ZERO,
         primary_heard_unix_ms: None,
         config_seen: None,
+        served_sizes,
         ended: false,
     };
     let name = format!("group-{:08x}", params.group.0 as u32);
@@ -182,6 +184,7 @@ struct GroupThread {
     longest_stall: Duration,
     primary_heard_unix_ms: Option<u64>,
     config_seen: Option<rempart_engine::Bytes>,
+    served_sizes: Vec<u64>,
     ended: bool,
 }
 
@@ -293,6 +296,9 @@ impl GroupThread {
                 ToGroup::Command { command, reply } => {
                     self.next_command += 1;
                     let id = CommandId(self.next_command);
+                    if let Command::AddDisk { entry } = &command {
+                        self.executor.locate_image(entry.index, &entry.location);
+                    }
                     if let Command::Stop = command {
                         self.nbd.close_all(&mut self.engine, &self.poller);
                     }
@@ -366,6 +372,12 @@ impl GroupThread {
     }
 
     fn publish(&mut self, now: MonotonicTime) {
+        if self.engine.disk_sizes() != self.served_sizes {
+            self.served_sizes = self.engine.disk_sizes().to_vec();
+            if let Err(error) = self.nbd.refresh(&self.served_sizes) {
+                tracing::error!(%error, "the disks cannot be served in their new sizes");
+            }
+        }
         if self.engine.config() != self.config_seen.as_ref()
             && let Some(config) = self.engine.config().cloned()
         {

@@ -10,8 +10,8 @@ use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use rempart_api::{
-    ClusterCreate, Error, FailoverRequest, ImportRequest, Job, JobId, JoinRequest, Members, ProtectRequest,
-    RevokeRequest, Status, StopRequest, Token, TokenRequest, VmDetail,
+    ClusterCreate, DiskAdd, DiskResize, Error, FailoverRequest, ImportRequest, Job, JobId, JoinRequest,
+    Members, ProtectRequest, RevokeRequest, Status, StopRequest, Token, TokenRequest, VmDetail,
 };
 use serde::Deserialize;
 use std::sync::Arc;
@@ -42,6 +42,9 @@ fn router(node: Arc<Node>) -> Router {
         .route("/v1/vms/{name}/failover", post(failover))
         .route("/v1/vms/{name}/failback", post(failback))
         .route("/v1/vms/{name}/compare", post(compare))
+        .route("/v1/vms/{name}/disks", post(disk_add))
+        .route("/v1/vms/{name}/disks/{index}", axum::routing::delete(disk_remove))
+        .route("/v1/vms/{name}/disks/{index}/resize", post(disk_resize))
         .fallback(|| async { super::answer::Refused(Error::not_found("there is no such path in this API")) })
         .with_state(node)
 }
@@ -161,4 +164,33 @@ async fn compare(State(node): Shared, Path(name): Path<String>) -> Answer<Job> {
     let vm = node.vm(&name)?;
     let what = format!("compare `{name}`");
     answer(Ok(node.jobs.start(what, move |reporter| operation::compare(vm, reporter))))
+}
+
+async fn disk_add(
+    State(node): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<DiskAdd>,
+) -> Answer<Job> {
+    let (vm, shared) = (node.vm(&name)?, node.clone());
+    let what = format!("add a disk to `{name}`");
+    answer(Ok(node.jobs.start(what, move |reporter| operation::disk_add(shared, vm, request, reporter))))
+}
+
+async fn disk_remove(State(node): Shared, Path((name, index)): Path<(String, u16)>) -> Answer<Job> {
+    let (vm, shared) = (node.vm(&name)?, node.clone());
+    let what = format!("remove disk {index} of `{name}`");
+    answer(Ok(node.jobs.start(what, move |reporter| operation::disk_remove(shared, vm, index, reporter))))
+}
+
+async fn disk_resize(
+    State(node): Shared,
+    Path((name, index)): Path<(String, u16)>,
+    Body(request): Body<DiskResize>,
+) -> Answer<Job> {
+    let (vm, shared) = (node.vm(&name)?, node.clone());
+    let what = format!("resize disk {index} of `{name}`");
+    let size = request.size_bytes;
+    answer(Ok(node
+        .jobs
+        .start(what, move |reporter| operation::disk_resize(shared, vm, index, size, reporter))))
 }

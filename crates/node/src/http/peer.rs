@@ -8,7 +8,7 @@ use crate::links;
 use crate::members::Cluster;
 use crate::membership;
 use crate::node::Node;
-use crate::operation::{self, HandOver, ReplicaOffer};
+use crate::operation::{self, DiskChange, HandOver, ReplicaOffer};
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -104,6 +104,7 @@ fn router(node: Arc<Node>) -> Router {
         .route("/peer/v1/renew", post(renew))
         .route("/peer/v1/replicas", post(replica_offer))
         .route("/peer/v1/replicas/{group}", axum::routing::delete(replica_drop))
+        .route("/peer/v1/replicas/{group}/disks", post(replica_disks))
         .route("/peer/v1/vms/{group}/handover", post(handover))
         .layer(axum::middleware::from_fn(nodes_only))
         .with_state(node)
@@ -145,6 +146,18 @@ async fn replica_offer(
 async fn replica_drop(State(node): Shared, Extension(peer): From, Path(group): Path<String>) -> Answer<()> {
     let group = parse_group(&group)?;
     answer(operation::drop_replica(&node, peer.identity.id, group).await)
+}
+
+async fn replica_disks(
+    State(node): Shared,
+    Extension(peer): From,
+    Path(group): Path<String>,
+    Body(change): Body<DiskChange>,
+) -> Answer<()> {
+    let group = parse_group(&group)?;
+    let vm =
+        node.vm_of_group(group).ok_or_else(|| Error::not_found("there is no such virtual machine here"))?;
+    answer(operation::change_replica(&node, peer.identity.id, &vm, change).await)
 }
 
 async fn handover(

@@ -2,12 +2,14 @@
 
 mod compare;
 mod create;
+mod disk;
 mod failover;
 mod protect;
 mod replica;
 
 pub use compare::compare;
 pub use create::{delete, import};
+pub use disk::{DiskChange, change_replica, disk_add, disk_remove, disk_resize};
 pub use failover::{HandOver, failback, failover, hand_over};
 pub use protect::{protect, unprotect};
 pub use replica::{ReplicaOffer, accept_replica, drop_replica};

@@ -27,6 +27,24 @@ pub struct ReplicaOffer {
     pub check_only: bool,
 }
 
+impl ReplicaOffer {
+    /// Refuses what the data directory has no room for.
+    pub fn check_space(node: &Node, wanted_bytes: u64) -> Result<(), Error> {
+        match free_bytes(node) {
+            Ok(free) if free >= wanted_bytes => Ok(()),
+            Ok(free) => Err(Error::refused(format!("node `{}` has {free} bytes free", node.name()))
+                .cause(format!("{wanted_bytes} are needed"))),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn free_bytes(node: &Node) -> Result<u64, Error> {
+    rustix::fs::statvfs(node.paths.data_dir())
+        .map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize))
+        .map_err(|e| Error::failed(format!("cannot read the free space of node `{}`", node.name())).cause(e))
+}
+
 /// Checks that this node can keep and run the copy; then makes an empty one.
 pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer) -> Result<(), Error> {
     let definition = &offer.config.definition;
@@ -86,14 +104,10 @@ fn check(node: &Node, offer: &ReplicaOffer) -> Result<(), Error> {
         return Err(taken(&definition.name, node));
     }
     let wanted: u64 = offer.disks.iter().map(|(_, size)| *size).sum();
-    match rustix::fs::statvfs(node.paths.data_dir()) {
-        Ok(fs) => {
-            let free = fs.f_bavail.saturating_mul(fs.f_frsize);
-            if free < wanted {
-                problems.push(format!("the disks need {wanted} bytes and {free} are free"));
-            }
-        }
-        Err(e) => problems.push(format!("its free space cannot be read: {e}")),
+    match free_bytes(node) {
+        Ok(free) if free >= wanted => {}
+        Ok(free) => problems.push(format!("the disks need {wanted} bytes and {free} are free")),
+        Err(error) => problems.push(error.to_string()),
     }
     for nic in &definition.nics {
         if !std::path::Path::new("/sys/class/net").join(&nic.bridge).join("bridge").exists() {
