@@ -4,7 +4,7 @@
 //! written when the sync was *submitted*; at power loss every sector written since is kept or lost by itself,
 //! in any order; a failed sync forgets what it should have written.
 
-use crate::buffer::BufferMut;
+use crate::buffer::{BufferMut, Slice};
 use crate::io::{Disk, FileId, FileStat, IoCommand, IoCompletion, IoError, IoErrorKind, IoOp, IoOutput};
 use rempart_types::{DiskIndex, SECTOR_SIZE};
 use std::collections::BTreeMap;
@@ -154,7 +154,7 @@ impl SimulatedDisk {
                 (0, _) => {}
                 (1, IoOp::Write { file, offset, data }) => {
                     // A write cut short.
-                    let all: Vec<u8> = data.iter().flat_map(|slice| slice.to_vec()).collect();
+                    let all = joined(data);
                     let sectors = (all.len() as u64).div_ceil(SECTOR_SIZE);
                     let len = (random() % (sectors + 1) * SECTOR_SIZE).min(all.len() as u64) as usize;
                     let file = self.files.entry(*file).or_default();
@@ -253,7 +253,7 @@ impl SimulatedDisk {
         }
         match op {
             IoOp::Write { offset, data, .. } => {
-                let all: Vec<u8> = data.iter().flat_map(|slice| slice.to_vec()).collect();
+                let all = joined(data);
                 self.check_room(id, offset + all.len() as u64)?;
                 let file = self.files.entry(id).or_default();
                 file.change(Change::Bytes { offset: *offset as usize, data: all });
@@ -320,6 +320,14 @@ impl SimulatedDisk {
             }
         }
     }
+}
+
+fn joined(data: &[Slice]) -> Vec<u8> {
+    let mut all = Vec::with_capacity(data.iter().map(|slice| slice.len()).sum());
+    for slice in data {
+        all.extend_from_slice(slice);
+    }
+    all
 }
 
 fn error(kind: IoErrorKind, file: FileId) -> IoError {
