@@ -82,10 +82,10 @@ impl ProgressShow {
         if self.quiet || progress.phase.is_empty() {
             return;
         }
-        let due = self
-            .last_line
-            .as_ref()
-            .is_none_or(|(at, phase)| *phase != progress.phase || at.elapsed() >= Duration::from_secs(5));
+        let due = self.last_line.as_ref().is_none_or(|(at, phase)| {
+            let moved = progress.total_bytes != 0 && at.elapsed() >= Duration::from_secs(5);
+            *phase != progress.phase || moved
+        });
         if due {
             let share = if progress.total_bytes == 0 {
                 String::new()

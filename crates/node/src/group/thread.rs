@@ -394,7 +394,7 @@ impl GroupThread {
         let connected: Vec<NodeId> =
             engine.peers.iter().map(|peer| peer.node).filter(|node| self.links.connected(*node)).collect();
         if engine.role == Role::Secondary
-            && engine.primary.is_some_and(|primary| connected.contains(&primary))
+            && engine.primary.is_some_and(|primary| self.links.connected(primary))
         {
             self.primary_heard_unix_ms = Some(clock::wall().0);
         }
