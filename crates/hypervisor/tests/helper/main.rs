@@ -1,5 +1,7 @@
 //! What the tests need as processes of their own: a guard, and a daemon that starts a machine and can be killed.
 
+mod log;
+
 use rempart_hypervisor::{
     Definition, FirstState, Hypervisor, Lease, Qemu, QemuConfig, StartRequest, VmUuid, clock, guard,
 };
@@ -12,6 +14,7 @@ fn main() {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["guard", "--run-dir", run_dir] => {
+            tracing::subscriber::set_global_default(log::ToStderr).unwrap();
             std::process::exit(guard::run(guard::Args { run_dir: run_dir.into() }))
         }
         ["daemon", run_dir, lease_ms] => {

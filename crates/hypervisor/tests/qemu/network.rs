@@ -41,7 +41,13 @@ fn talker(bridge: &str) -> Definition {
 /// Waits for the guest's next datagram; false if none came in time.
 fn hears(socket: &UdpSocket, patience: Duration) -> bool {
     socket.set_read_timeout(Some(patience)).unwrap();
-    socket.recv(&mut [0; 64]).is_ok()
+    loop {
+        match socket.recv(&mut [0; 64]) {
+            // The kernel told of a stopped or ended child.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            heard => return heard.is_ok(),
+        }
+    }
 }
 
 async fn keep_renewing(machine: Arc<dyn Machine>, lease_ms: u64) {
