@@ -16,6 +16,8 @@ mod configs;
 mod control;
 mod disks;
 mod engine;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod guest;
 mod input;
 mod message;

@@ -2,6 +2,7 @@
 
 use crate::Bytes;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Metadata of one message at most.
 pub const MAX_META_BYTES: usize = 256 * 1024;
@@ -17,11 +18,23 @@ pub(crate) enum Body {
 }
 
 /// A message and the guest bytes that go with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct PeerMessage {
     pub(crate) body: Body,
     /// Sent one after the other; received as one.
     pub(crate) payload: Vec<Bytes>,
+}
+
+impl fmt::Debug for PeerMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.body {
+            Body::Cluster(message) => message.fmt(f)?,
+            Body::Replication(message) => message.fmt(f)?,
+            Body::Compare(message) => message.fmt(f)?,
+        }
+        // Guest bytes have no place in a log.
+        if self.payload_len() > 0 { write!(f, " + {} bytes", self.payload_len()) } else { Ok(()) }
+    }
 }
 
 /// Bytes that are no message.
@@ -42,6 +55,11 @@ impl PeerMessage {
     /// Guest bytes to send after the metadata, in pieces.
     pub fn payload(&self) -> &[Bytes] {
         &self.payload
+    }
+
+    /// Whether it carries extents of a resync, whose bandwidth may be limited.
+    pub fn is_resync(&self) -> bool {
+        matches!(self.body, Body::Replication(rempart_replication::Message::ResyncExtents { .. }))
     }
 
     pub fn payload_len(&self) -> usize {

@@ -12,8 +12,8 @@ pub struct Params {
 /// Why a replica cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("recover the group's store: {0:?}")]
-    Store(rempart_store::OpenError),
+    #[error("recover the group's store")]
+    Store(#[source] rempart_store::OpenError),
     /// The control state in the superblock is of another version or another program.
     #[error("the superblock's control state is unknown")]
     Control,

@@ -54,8 +54,9 @@ pub struct PeerStatus {
     pub in_sync: bool,
     pub accepted: Lsn,
     pub durable: Lsn,
-    /// Records and bytes this leader has and the peer has not.
+    /// Records this leader has and the peer has not.
     pub lag_records: u64,
+    /// Their bytes; at least, if it is far behind.
     pub lag_bytes: u64,
     pub resync: Option<ResyncStatus>,
     /// It holds records of its own and waits for `Command::ApproveOverwrite`.
@@ -95,7 +96,7 @@ impl Engine {
             accepted: peer.accepted,
             durable: peer.durable,
             lag_records: end.0.saturating_sub(peer.accepted.0),
-            lag_bytes: peer.in_flight_bytes,
+            lag_bytes: peer.lag_bytes,
             resync: match peer.progress {
                 PeerProgress::Resyncing { bytes_sent, regions_done } => Some(ResyncStatus {
                     sent_bytes: bytes_sent,

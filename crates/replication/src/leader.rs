@@ -3,6 +3,7 @@
 use crate::link::{Link, Progress, Then};
 use crate::local::Local;
 use crate::quorum::reached_by_all;
+use crate::recent::RecentBytes;
 use crate::{Action, BatchInfo, FlushId, Message, Report};
 use rempart_types::{Lsn, MonotonicTime, NodeId, NodeSet, SessionId, Term};
 use std::collections::{BTreeMap, VecDeque};
@@ -44,6 +45,7 @@ pub(crate) struct Leader {
     flushes: VecDeque<PendingFlush>,
     /// Batches not committed yet, and when they were sealed.
     uncommitted: VecDeque<(Lsn, MonotonicTime)>,
+    pub recent: RecentBytes,
     /// The highest record somebody waits for to be durable everywhere.
     sync_wanted: Lsn,
     /// Peers must learn of the stable watermark by then.
@@ -70,6 +72,7 @@ impl Leader {
             links: BTreeMap::new(),
             flushes: VecDeque::new(),
             uncommitted: VecDeque::new(),
+            recent: RecentBytes::new(local.end),
             sync_wanted: Lsn::ZERO,
             stable_news_at: None,
             blocked_quiet_until: MonotonicTime::ZERO,
@@ -104,7 +107,7 @@ impl Leader {
             link.disconnect(out);
         }
         if matches!(self.phase, Phase::Adopting { from, .. } if from == peer) {
-            self.start(out);
+            self.start(local, out);
         }
         self.advance(local, now, out);
     }
@@ -184,7 +187,7 @@ impl Leader {
             let extends = common == local.end && state.end > local.end;
             (usable && extends).then_some((state.lineage.last_term(), state.end, peer))
         });
-        let Some((_, end, peer)) = longer.max() else { return self.start(out) };
+        let Some((_, end, peer)) = longer.max() else { return self.start(local, out) };
         let link = self.links.get_mut(&peer).expect("it answered");
         link.progress = Progress::Pulling { end };
         link.asked_at = now;
@@ -193,7 +196,8 @@ impl Leader {
         self.phase = Phase::Adopting { from: peer, first, until: now + local.config.answer_deadline };
     }
 
-    fn start(&mut self, out: &mut Vec<Action>) {
+    fn start(&mut self, local: &Local, out: &mut Vec<Action>) {
+        self.recent = RecentBytes::new(local.end);
         self.phase = Phase::Starting;
         out.push(Action::StartTerm { term: self.term });
     }
@@ -220,16 +224,16 @@ impl Leader {
         if local.end >= end {
             out.push(Action::Report(Report::Adopted { from: peer, first, last: local.end }));
             link.probe(self.term, now, out);
-            self.start(out);
+            self.start(local, out);
         }
         true
     }
 
     /// The store did not take what a member sent.
-    pub fn append_refused(&mut self, out: &mut Vec<Action>) {
+    pub fn append_refused(&mut self, local: &Local, out: &mut Vec<Action>) {
         if let Phase::Adopting { from, .. } = self.phase {
             self.links[&from].close("sent records that do not fit", out);
-            self.start(out);
+            self.start(local, out);
         }
     }
 
@@ -250,6 +254,7 @@ impl Leader {
         );
         local.append(batch.term, batch.first, batch.last, out);
         self.uncommitted.push_back((batch.last, now));
+        self.recent.push(batch);
         if sync {
             self.want_durable(batch.last, local);
         }
@@ -274,9 +279,6 @@ impl Leader {
             // A peer that lags takes the log from the journal, so that what is in flight to it stays bounded.
             if link.in_flight_bytes > local.config.peer_window_bytes {
                 link.progress = Progress::CatchingUp { reading: false };
-                if !self.acknowledgers.contains(link.peer) {
-                    link.leave(out);
-                }
             } else {
                 link.append(batch, sync, 0, self.term, local, out);
             }
@@ -412,13 +414,15 @@ impl Leader {
     }
 
     /// A peer that follows closely joins: from here on nothing is committed without it, so that what is said of
-    /// it stays true until it is admitted. Only one that just acknowledged something may: it is alive.
+    /// it stays true until it is admitted, and so that a guest that writes faster than the peer takes the log does
+    /// not keep it out for ever. Only one that just acknowledged something may: it is alive.
     fn join(&mut self, peer: NodeId, local: &mut Local, now: MonotonicTime, out: &mut Vec<Action>) {
         let serving = self.phase == Phase::Serving;
         let Some(link) = self.links.get_mut(&peer) else { return };
-        let close = matches!(link.progress, Progress::Streaming)
-            && link.whole
-            && link.in_flight_bytes <= local.config.peer_window_bytes / 4;
+        let takes_log = matches!(link.progress, Progress::CatchingUp { .. } | Progress::Streaming);
+        let lag = link.accepted.and_then(|accepted| self.recent.after(accepted));
+        let close =
+            takes_log && link.whole && lag.is_some_and(|bytes| bytes <= local.config.peer_window_bytes);
         if link.joined || !serving || !close || link.held_until > now {
             return;
         }
@@ -534,17 +538,6 @@ impl Leader {
         }
     }
 
-    /// The journal behind a round of resync is gone although it was to be kept: another round follows.
-    pub fn journal_trimmed(&mut self, start: Lsn, now: MonotonicTime, out: &mut Vec<Action>) {
-        for link in self.links.values_mut() {
-            if let Progress::Resyncing(source) = &link.progress
-                && source.at.is_some_and(|at| at.lsn.next() < start)
-            {
-                link.probe(self.term, now, out);
-            }
-        }
-    }
-
     pub fn approve_overwrite(
         &mut self,
         peer: NodeId,
@@ -569,7 +562,8 @@ impl Leader {
         for (peer, link) in &mut self.links {
             let counts = link.joined || self.acknowledgers.contains(*peer);
             if counts
-                && matches!(link.progress, Progress::Streaming)
+                && matches!(link.progress, Progress::Streaming | Progress::CatchingUp { .. })
+                && link.sent >= self.sync_wanted
                 && link.sync_sent < self.sync_wanted
                 && link.durable < Some(self.sync_wanted)
             {
@@ -595,7 +589,7 @@ impl Leader {
             && now >= until
         {
             self.links[&from].close("does not send the log it promised", out);
-            self.start(out);
+            self.start(local, out);
         }
         if self.stable_news_at.is_some_and(|at| at <= now) {
             self.stable_news_at = None;

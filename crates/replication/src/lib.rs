@@ -12,6 +12,7 @@ mod link;
 mod local;
 mod message;
 mod quorum;
+mod recent;
 mod source;
 mod status;
 mod sync_queue;
@@ -155,7 +156,7 @@ impl Replication {
             Event::AppendRefused { end } => {
                 local.truncate(end, out);
                 match &mut self.role {
-                    Role::Leader(leader) => leader.append_refused(out),
+                    Role::Leader(leader) => leader.append_refused(local, out),
                     Role::Follower(follower) => follower.close("sent records that do not fit", out),
                     Role::Idle => {}
                 }
@@ -186,12 +187,8 @@ impl Replication {
                     leader.log_gone(peer, session, after, now, out);
                 }
             }
-            Event::JournalStart(start) => {
-                local.journal_start = start;
-                if let Role::Leader(leader) = &mut self.role {
-                    leader.journal_trimmed(start, now, out);
-                }
-            }
+            // A round of resync whose log is gone goes on: the next round needs only what changed since it began.
+            Event::JournalStart(start) => local.journal_start = start,
             Event::Disks(disks) => local.disks = disks,
             Event::ApproveOverwrite { peer } => {
                 if let Role::Leader(leader) = &mut self.role {

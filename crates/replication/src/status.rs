@@ -28,7 +28,8 @@ pub struct PeerStatus {
     pub accepted: Lsn,
     pub durable: Lsn,
     pub applied: Lsn,
-    pub in_flight_bytes: u64,
+    /// Bytes of the log it has not accepted. Of a peer that is far behind: at least.
+    pub lag_bytes: u64,
     pub caught_up: bool,
 }
 
@@ -76,7 +77,7 @@ impl Replication {
             accepted: link.accepted.unwrap_or_default(),
             durable: link.durable.unwrap_or_default(),
             applied: link.applied,
-            in_flight_bytes: link.in_flight_bytes,
+            lag_bytes: leader.recent.at_least_after(link.accepted.unwrap_or_default()),
             caught_up: link.caught_up,
         });
         Status {
