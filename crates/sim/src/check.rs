@@ -78,7 +78,7 @@ impl Checker {
         let bytes: &[u8] = if let [only] = &bytes[..] {
             only
         } else {
-            joined = bytes.iter().flat_map(|slice| slice.iter().copied()).collect();
+            joined = bytes.iter().map(|slice| &slice[..]).collect::<Vec<&[u8]>>().concat();
             &joined
         };
         let mut rest = bytes;

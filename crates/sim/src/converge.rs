@@ -13,7 +13,7 @@ use std::time::Duration;
 /// How long the pair may take to mirror again once everything works. Twice the longest pause of a back-off, a
 /// takeover, and a full resync of the little disks.
 const CONVERGENCE: Duration = Duration::from_secs(240);
-const QUIESCENCE: Duration = Duration::from_secs(60);
+const QUIESCENCE: Duration = Duration::from_secs(150);
 
 impl World {
     /// One seed's whole life: faults, healing, convergence.

@@ -122,7 +122,11 @@ impl World {
         state.lease = None;
         state.frozen = false;
         state.boots += 1;
-        let (mask, now) = (self.in_sync_mask(), self.now());
+        // A primary that comes back may lead from its own log when no other member is heard: with the machine that
+        // died with it went what no flush covers, as on any host.
+        let leads = self.witness.current().is_some_and(|value| value.primary == self.nodes[node].id);
+        let mask = if leads { 1 << node } else { self.in_sync_mask() };
+        let now = self.now();
         self.history.memory_wiped(node, mask, now);
     }
 

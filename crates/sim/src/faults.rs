@@ -421,6 +421,9 @@ impl World {
             Ending::ThawNode { node } => self.thaw_node(node),
             Ending::Heal { from, to } => self.heal_direction(from, to),
             Ending::Flap { a, b, times } => {
+                if self.healed {
+                    return;
+                }
                 let cut = self.network.is_cut(a, b);
                 for (from, to) in [(a, b), (b, a)] {
                     if cut { self.heal_direction(from, to) } else { self.network.cut(from, to) }
@@ -466,6 +469,7 @@ impl World {
     pub(crate) fn heal_everything(&mut self) {
         self.tell(|| "everything is healed".to_owned());
         self.faults.weights.fill(0);
+        self.healed = true;
         self.witness.up = true;
         for node in 0..self.nodes.len() {
             for other in 0..self.nodes.len() {

@@ -30,7 +30,7 @@ impl Workload {
         Workload {
             weights,
             depth: *rng.pick(&[1, 2, 4, 8, 16]),
-            pause: Duration::from_millis(*rng.pick(&[20, 100, 300, 800])),
+            pause: Duration::from_millis(*rng.pick(&[50, 200, 600, 1500])),
             burst: *rng.pick(&[1, 2, 6, 12]),
             largest_sectors: *rng.pick(&[1, 8, 16, 48, 160]),
             hot_sectors: *rng.pick(&[4, 16, 64, 256]),

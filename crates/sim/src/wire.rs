@@ -270,7 +270,10 @@ fn swap_reply(request: RequestId, outcome: SwapOutcome) -> RegisterReply {
 
 /// As it comes out at the other end of a real connection.
 fn through_the_codec(message: &PeerMessage) -> PeerMessage {
-    let payload: Vec<u8> = message.payload().iter().flat_map(|piece| piece.iter().copied()).collect();
+    let mut payload = Vec::with_capacity(message.payload_len());
+    for piece in message.payload() {
+        payload.extend_from_slice(piece);
+    }
     let decoded = PeerMessage::decode(&message.encode(), payload.into());
     decoded.expect("what is encoded can be decoded")
 }

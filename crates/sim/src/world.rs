@@ -185,6 +185,8 @@ pub struct World {
     pub(crate) operator: Operator,
     pub(crate) nonces: u64,
     pub(crate) quiet: bool,
+    /// The faults are over.
+    pub(crate) healed: bool,
     pub(crate) coverage: Coverage,
     pub(crate) trace: Trace,
     moments: BTreeMap<&'static str, Moment>,
@@ -227,6 +229,7 @@ impl World {
             nodes,
             nonces: 0,
             quiet: false,
+            healed: false,
             coverage: Coverage::default(),
             trace: Trace::new(options.verbosity),
             moments: BTreeMap::new(),
