@@ -123,6 +123,22 @@ fn a_flipped_byte_in_the_unflushed_tail_is_a_torn_tail() {
 }
 
 #[test]
+fn a_torn_tail_does_not_revive_when_the_batch_before_it_comes_again() {
+    let mut world = five_batches(0);
+    settle_process(&mut world);
+    let journal = world.disk.content(FIRST_SEGMENT).expect("exists");
+    let fourth = Batch::parse(&journal[28672..]).expect("sound so far");
+    assert_eq!(fourth.first(), Lsn(4));
+    assert!(world.disk.rot(FIRST_SEGMENT, 28672 + 4096, 1));
+    assert_eq!(reopen(&mut world).log_end.lsn, Lsn(3));
+    // As a follower gets it from its primary, whose log ends there.
+    world.store.append(&fourth, &mut world.out).expect("the very same batch");
+    world.store.sync(&mut world.out);
+    world.drain();
+    assert_eq!(reopen(&mut world).log_end.lsn, Lsn(4), "record 5 was cut off for good");
+}
+
+#[test]
 fn own_durability_is_remembered_where_no_header_claims_it() {
     let mut world = five_batches(0);
     settle_process(&mut world);
