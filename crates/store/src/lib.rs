@@ -15,6 +15,8 @@ mod disks;
 mod event;
 pub mod file;
 mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod interval;
 mod io;
 mod journal;

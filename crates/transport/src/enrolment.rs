@@ -70,11 +70,15 @@ pub struct EnrolmentToken {
 
 impl fmt::Display for EnrolmentToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut bytes = postcard::to_allocvec(self).expect("a token always serialises");
-        let checksum = Sha256::digest(&bytes);
-        bytes.extend_from_slice(&checksum[..CHECKSUM]);
-        write!(f, "{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes))
+        f.write_str(&encode(postcard::to_allocvec(self).expect("a token always serialises")))
     }
+}
+
+/// The text form of a serialised token.
+pub(crate) fn encode(mut body: Vec<u8>) -> String {
+    let checksum = Sha256::digest(&body);
+    body.extend_from_slice(&checksum[..CHECKSUM]);
+    format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&body))
 }
 
 impl FromStr for EnrolmentToken {

@@ -19,6 +19,8 @@ mod dial;
 mod enrolment;
 mod error;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod greeting;
 mod hello;
 mod identity;
