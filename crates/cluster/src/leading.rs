@@ -123,6 +123,13 @@ impl Member {
                 peer.joining = false;
             });
         }
+        // Blamed while it was about to join: it never was a member, so it did not leave, but it waits like one.
+        for (&node, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.blocking) {
+            if !named.contains(node) {
+                let pause = peer.left(&self.config.timing, now);
+                self.timers.set(Timer::Readmit(node), now + pause);
+            }
+        }
         let timers = &mut self.timers;
         self.peers.retain(|&node, peer| {
             let keep = !peer.removed || named.contains(node);
