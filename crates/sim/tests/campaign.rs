@@ -16,7 +16,7 @@ fn a_seed_tells_the_same_story_twice() {
 
 #[test]
 fn every_promise_is_kept_in_a_few_worlds() {
-    let seeds = if cfg!(debug_assertions) { 60 } else { 600 };
+    let seeds = if cfg!(debug_assertions) { 20 } else { 300 };
     let report = campaign(0..seeds, &CampaignOptions { threads: 2, ..CampaignOptions::default() });
     if let Some((seed, violation)) = report.failures.first() {
         panic!(

@@ -3,7 +3,7 @@
 use rempart_sim::scenario::{SCENARIOS, Scenario};
 use rempart_sim::trace::Verbosity;
 
-const SEEDS: u64 = 8;
+const SEEDS: u64 = if cfg!(debug_assertions) { 2 } else { 20 };
 
 fn check(scenario: &Scenario) {
     match scenario.measure(SEEDS) {
