@@ -21,5 +21,5 @@ pub use status::{
 };
 pub use vm::{
     Comparison, DiskAdd, DiskResize, DiskSource, FailoverMode, FailoverRequest, Firmware, ForcedLoss,
-    ImportRequest, Nic, ProtectRequest, StopRequest, VmDetail, VmDisk,
+    ImportRequest, Nic, ProtectRequest, RejoinRequest, StopRequest, VmDetail, VmDisk,
 };

@@ -111,6 +111,13 @@ pub struct ForcedLoss {
     pub text: String,
 }
 
+/// On a copy that a forced takeover elsewhere left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejoinRequest {
+    /// What only this copy holds may be overwritten.
+    pub confirm: bool,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskAdd {
     pub source: Option<DiskSource>,

@@ -1,6 +1,6 @@
 use crate::Output;
 use clap::Args;
-use rempart_api::{Client, Error, FailoverMode, FailoverRequest, Job};
+use rempart_api::{Client, Error, FailoverMode, FailoverRequest, Job, RejoinRequest};
 
 #[derive(Debug, Args)]
 pub struct Failover {
@@ -19,6 +19,21 @@ pub struct Failover {
 #[derive(Debug, Args)]
 pub struct Failback {
     name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Rejoin {
+    name: String,
+    /// Do it; without this it only tells what would be given up.
+    #[arg(long)]
+    yes: bool,
+}
+
+pub async fn rejoin(command: Rejoin, client: &Client, output: Output) -> Result<(), Error> {
+    let request = RejoinRequest { confirm: command.yes };
+    client.post::<_, ()>(&format!("/v1/vms/{}/rejoin", command.name), &request).await?;
+    output.tell(&format!("`{}` rejoins; follow it with `rempart status --watch`", command.name));
+    Ok(())
 }
 
 pub async fn failover(command: Failover, client: &Client, output: Output) -> Result<(), Error> {

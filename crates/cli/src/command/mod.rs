@@ -28,6 +28,8 @@ pub enum Command {
     Failover(failover::Failover),
     /// Move a virtual machine back to this node by a planned handover.
     Failback(failover::Failback),
+    /// After a forced takeover elsewhere: give up what only this copy holds, and follow.
+    Rejoin(failover::Rejoin),
     /// Check both copies of a virtual machine's disks byte for byte, while it runs.
     Compare(compare::Compare),
 }
@@ -42,6 +44,7 @@ pub async fn run(command: Command, client: &Client, output: Output) -> Result<()
         Command::Status(command) => status::run(command, client, output).await,
         Command::Failover(command) => failover::failover(command, client, output).await,
         Command::Failback(command) => failover::failback(command, client, output).await,
+        Command::Rejoin(command) => failover::rejoin(command, client, output).await,
         Command::Compare(command) => compare::run(command, client, output).await,
     }
 }

@@ -11,7 +11,8 @@ use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use rempart_api::{
     ClusterCreate, DiskAdd, DiskResize, Error, FailoverRequest, ImportRequest, Job, JobId, JoinRequest,
-    Members, ProtectRequest, RevokeRequest, Status, StopRequest, Token, TokenRequest, VmDetail,
+    Members, ProtectRequest, RejoinRequest, RevokeRequest, Status, StopRequest, Token, TokenRequest,
+    VmDetail,
 };
 use serde::Deserialize;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ fn router(node: Arc<Node>) -> Router {
         .route("/v1/vms/{name}/unprotect", post(unprotect))
         .route("/v1/vms/{name}/failover", post(failover))
         .route("/v1/vms/{name}/failback", post(failback))
+        .route("/v1/vms/{name}/rejoin", post(rejoin))
         .route("/v1/vms/{name}/compare", post(compare))
         .route("/v1/vms/{name}/disks", post(disk_add))
         .route("/v1/vms/{name}/disks/{index}", axum::routing::delete(disk_remove))
@@ -158,6 +160,15 @@ async fn failback(State(node): Shared, Path(name): Path<String>) -> Answer<Job> 
     let (vm, shared) = (node.vm(&name)?, node.clone());
     let what = format!("fail back `{name}`");
     answer(Ok(node.jobs.start(what, move |reporter| operation::failback(shared, vm, reporter))))
+}
+
+async fn rejoin(
+    State(node): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<RejoinRequest>,
+) -> Answer<()> {
+    let vm = node.vm(&name)?;
+    answer(operation::rejoin(&vm, &request).await)
 }
 
 async fn compare(State(node): Shared, Path(name): Path<String>) -> Answer<Job> {

@@ -4,7 +4,7 @@ use crate::http::PeerClient;
 use crate::jobs::Reporter;
 use crate::node::Node;
 use crate::vm::{Vm, unix_ms};
-use rempart_api::{Error, FailoverMode, FailoverRequest};
+use rempart_api::{Error, FailoverMode, FailoverRequest, RejoinRequest};
 use rempart_engine::Command;
 use rempart_types::{NodeId, RegisterId};
 use serde::{Deserialize, Serialize};
@@ -83,6 +83,24 @@ pub async fn failback(node: Arc<Node>, vm: Arc<Vm>, reporter: Reporter) -> Resul
 /// On the primary: gives the machine to `to`.
 pub async fn hand_over(vm: &Vm, to: NodeId) -> Result<(), Error> {
     vm.command("hand over", Command::Handover { to }).await.map(drop)
+}
+
+/// On a copy whose group was led on by force elsewhere: gives up what only this copy holds and follows.
+pub async fn rejoin(vm: &Vm, request: &RejoinRequest) -> Result<(), Error> {
+    let name = vm.name();
+    if !request.confirm {
+        let status = vm.group.status.borrow().clone();
+        let engine = &status.engine;
+        return Err(Error::refused(format!("rejoining gives up what only this copy of `{name}` holds"))
+            .cause(format!("this copy ends at log position {} of term {}", engine.end, engine.term))
+            .hint(format!(
+                "take what you need from its disks first, then run `rempart rejoin {name} --yes`"
+            )));
+    }
+    vm.command("rejoin", Command::Rejoin).await?;
+    let text = "rejoins the group that was led on elsewhere; what only this copy holds will be overwritten";
+    vm.events.note(&name, rempart_api::Severity::Warning, text);
+    Ok(())
 }
 
 fn grace(node: &Node) -> Duration {

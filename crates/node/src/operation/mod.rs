@@ -10,6 +10,6 @@ mod replica;
 pub use compare::compare;
 pub use create::{delete, import};
 pub use disk::{DiskChange, change_replica, disk_add, disk_remove, disk_resize};
-pub use failover::{HandOver, failback, failover, hand_over};
+pub use failover::{HandOver, failback, failover, hand_over, rejoin};
 pub use protect::{protect, unprotect};
 pub use replica::{ReplicaOffer, accept_replica, drop_replica};
