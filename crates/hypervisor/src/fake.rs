@@ -351,3 +351,61 @@ impl Machine for FakeMachine {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::definition::{Definition, VmUuid};
+
+    async fn started(lease: Lease) -> (FakeHypervisor, Arc<dyn Machine>) {
+        let hypervisor = FakeHypervisor::new();
+        let request = StartRequest {
+            definition: Definition::new("fake", VmUuid(1), 64 << 20, 1),
+            disks: Vec::new(),
+            run_dir: "/run/fake".into(),
+            nvram: None,
+            lease,
+            first_state: FirstState::Running,
+        };
+        let machine = hypervisor.start(request).await.unwrap();
+        (hypervisor, machine)
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_runs_out_pauses_until_renewed_and_resumed() {
+        let (_, machine) = started(Lease::until(boottime() + Duration::from_millis(20))).await;
+        let mut events = machine.events();
+        while events.next().await != Some(MachineEvent::Paused(PauseCause::Lease)) {}
+        assert_eq!(machine.resume().await.unwrap_err().kind(), ErrorKind::Refused);
+        machine.renew(Lease::Unlimited).await.unwrap();
+        assert_eq!(machine.status().await.unwrap().run_state, RunState::Paused);
+        machine.resume().await.unwrap();
+        assert_eq!(machine.status().await.unwrap().run_state, RunState::Running);
+    }
+
+    #[tokio::test]
+    async fn a_machine_outlives_its_handle_and_is_adopted_until_it_ends() {
+        let (hypervisor, machine) = started(Lease::Unlimited).await;
+        drop(machine);
+        let run_dir = Path::new("/run/fake");
+        let Adopted::Running(machine) = hypervisor.adopt(run_dir).await.unwrap() else {
+            panic!("it is lost")
+        };
+        hypervisor.machine(run_dir).unwrap().end(ExitCause::Crashed);
+        assert_eq!(machine.exited().await.cause, ExitCause::Crashed);
+        let Adopted::Gone(Some(record)) = hypervisor.adopt(run_dir).await.unwrap() else {
+            panic!("it is gone")
+        };
+        assert_eq!(record.cause, ExitCause::Crashed);
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_does_not_follow_is_left_running() {
+        let (hypervisor, machine) = started(Lease::Unlimited).await;
+        let fake = hypervisor.machine(Path::new("/run/fake")).unwrap();
+        fake.behave(FakeBehaviour { follows_power_down: false });
+        let error = machine.power_down(Duration::from_millis(5)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Deadline);
+        assert_eq!(machine.kill().await.unwrap().cause, ExitCause::Request);
+    }
+}

@@ -1,6 +1,5 @@
 //! A tiny Linux guest: a Debian kernel and busybox, made once and kept beside the build.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -37,6 +36,8 @@ while :; do sleep 1000; done
 pub mod run {
     /// Numbered, flushed writes; says each, or its failure.
     pub const WRITER: &str = "n=0;while%:;do%n=$((n+1));if%echo%$n|dd%of=/dev/vda%bs=512%seek=$n%conv=notrunc,fsync%2>/dev/null;then%echo%wrote%$n;else%echo%failed%$n;fi;done";
+    /// The same, and the disk's size in sectors after each.
+    pub const MEASURING_WRITER: &str = "n=0;while%:;do%n=$((n+1));if%echo%$n|dd%of=/dev/vda%bs=512%seek=$n%conv=notrunc,fsync%2>/dev/null;then%echo%wrote%$n;else%echo%failed%$n;fi;echo%sees%vda%$(cat%/sys/block/vda/size);done";
     pub const POWEROFF: &str = "poweroff%-f";
     /// Ten datagrams a second to the bridge.
     pub const TALKER: &str = "ip%link%set%eth0%up;ip%addr%add%10.99.0.2/24%dev%eth0;syslogd%-R%10.99.0.1:7000;while%:;do%logger%hello;usleep%100000;done";
@@ -79,7 +80,8 @@ impl Guest {
         }
         let kernel = only_entry(&unpacked.join("boot"), "vmlinuz-");
         let modules = only_entry(&unpacked.join("lib/modules"), "");
-        let initramfs = dir.join(format!("initramfs-{}", std::process::id()));
+        let (draft, initramfs) =
+            (dir.join(format!("initramfs-{}", std::process::id())), dir.join("initramfs"));
         let mut archive = Archive::default();
         archive.add("bin", 0o040_755, &[]);
         archive.add("bin/busybox", 0o100_755, &std::fs::read("/bin/busybox").unwrap());
@@ -90,7 +92,8 @@ impl Guest {
                 find(&modules, &format!("{module}.ko")).unwrap_or_else(|| panic!("no module {module}"));
             archive.add(&format!("{module}.ko"), 0o100_644, &std::fs::read(file).unwrap());
         }
-        std::fs::File::create(&initramfs).unwrap().write_all(&archive.finish()).unwrap();
+        std::fs::write(&draft, archive.finish()).unwrap();
+        std::fs::rename(draft, &initramfs).unwrap();
         Self { kernel, initramfs }
     }
 }

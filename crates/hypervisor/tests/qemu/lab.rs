@@ -5,6 +5,10 @@ use rempart_hypervisor::{
     Definition, DiskExport, FirstState, Hypervisor, Lease, Machine, MachineEvent, MachineEvents, Qemu,
     QemuConfig, StartRequest, VmUuid, clock,
 };
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -14,7 +18,7 @@ use tempfile::TempDir;
 pub const HELPER: &str = env!("CARGO_BIN_EXE_rempart-hypervisor-test-helper");
 
 /// Far above what anything here takes: it only ends a test that would never end.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(150);
 
 pub struct Lab {
     dir: TempDir,
@@ -30,7 +34,10 @@ impl Lab {
         let mut config = QemuConfig::new(vec![HELPER.into(), "guard".into()]);
         config.accelerator = Some(Accelerator::Tcg);
         change(&mut config);
-        Self { dir: TempDir::with_prefix_in("hv", "/tmp").unwrap(), qemu: Qemu::new(config) }
+        let dir = TempDir::with_prefix_in("hv", "/tmp").unwrap();
+        // QEMU may run as another user.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        Self { dir, qemu: Qemu::new(config) }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -149,6 +156,34 @@ impl NbdServer {
             .spawn()
             .unwrap();
         Self { child }
+    }
+
+    /// The same on a socket that outlives it, as the guard keeps the daemon's. It grows the image first.
+    pub fn on_listener(listener: &UnixListener, image: &Path, export: &str, size: u64) -> Self {
+        std::fs::OpenOptions::new().write(true).open(image).unwrap().set_len(size).unwrap();
+        let socket = listener.as_raw_fd();
+        // The process's own number is part of how such a socket is handed over (sd_listen_fds(3)).
+        let mut command = Command::new("sh");
+        command
+            .args([
+                "-c",
+                "export LISTEN_PID=$$ LISTEN_FDS=1; exec qemu-nbd -t -f raw -x \"$0\" \"$1\"",
+                export,
+            ])
+            .arg(image)
+            .stdin(Stdio::null());
+        // SAFETY: dup2 is async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                if socket == 3 {
+                    libc::fcntl(3, libc::F_SETFD, 0);
+                } else {
+                    libc::dup2(socket, 3);
+                }
+                Ok(())
+            });
+        }
+        Self { child: command.spawn().unwrap() }
     }
 
     pub fn kill(mut self) {

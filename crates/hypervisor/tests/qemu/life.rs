@@ -1,6 +1,7 @@
 //! Starting, finding again and ending.
 
 use crate::lab::{HELPER, Lab, PATIENCE, event, is_alive, lease_of, signal};
+use rempart_hypervisor::qemu::RunAs;
 use rempart_hypervisor::{
     Adopted, Definition, DiskExport, ErrorKind, ExitCause, FirstState, Hypervisor, Lease, MachineEvent,
     PauseCause, RunState, VmUuid,
@@ -180,6 +181,20 @@ async fn a_start_whose_disk_does_not_answer_ends_at_its_deadline_and_leaves_noth
     let error = lab.qemu.start(request).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Deadline);
     let Adopted::Gone(_) = lab.qemu.adopt(&lab.run_dir()).await.unwrap() else { panic!("it was given up") };
+}
+
+#[tokio::test]
+async fn a_qemu_without_privileges_still_dies_with_its_guard() {
+    const NOBODY: u32 = 65534;
+    let lab = Lab::with(|config| config.run_as = Some(RunAs { uid: NOBODY, gid: NOBODY }));
+    let machine = lab.start(Lease::Unlimited).await;
+    let status = machine.status().await.unwrap();
+    let process = std::fs::read_to_string(format!("/proc/{}/status", status.qemu_pid)).unwrap();
+    assert!(process.contains(&format!("Uid:\t{NOBODY}\t{NOBODY}\t{NOBODY}\t{NOBODY}")), "{process}");
+    assert!(machine.screenshot().await.unwrap().starts_with(b"\x89PNG"));
+    signal(status.guard_pid as i32, libc::SIGKILL);
+    assert_eq!(tokio::time::timeout(PATIENCE, machine.exited()).await.unwrap().cause, ExitCause::GuardDied);
+    assert!(!is_alive(status.qemu_pid));
 }
 
 #[tokio::test]

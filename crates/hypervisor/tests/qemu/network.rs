@@ -2,8 +2,9 @@
 
 use crate::guest::{Guest, run};
 use crate::lab::{Lab, PATIENCE, lease_of, signal};
-use rempart_hypervisor::definition::{Definition, Nic, NicModel};
+use rempart_hypervisor::definition::{BootDevice, Definition, Disk, DiskBus, Nic, NicModel};
 use rempart_hypervisor::{ErrorKind, ExitCause, Hypervisor, Lease, MacAddress, Machine, VmUuid};
+use rempart_types::DiskIndex;
 use std::net::UdpSocket;
 use std::process::Command;
 use std::sync::Arc;
@@ -123,4 +124,48 @@ fn a_missing_bridge_is_named() {
         assert_eq!(error.kind(), ErrorKind::MissingOnHost);
         assert!(error.to_string().contains("use the bridge `br7`: there is no such device"), "{error}");
     });
+}
+
+#[test]
+fn every_kind_of_device_is_taken_by_qemu() {
+    in_own_network(|| async {
+        let lab = Lab::new();
+        let image = lab.path("image");
+        std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
+        let mut definition = Definition::new("everything", VmUuid(78), 64 << 20, 2);
+        let nic =
+            |tail, model| Nic { bridge: "br0".into(), mac: MacAddress::in_qemu_range([0, 0, tail]), model };
+        definition.nics = vec![nic(1, NicModel::Virtio), nic(2, NicModel::E1000e)];
+        definition.disks = vec![Disk { bus: DiskBus::Sata, ..Disk::new(DiskIndex(5), 1 << 20) }];
+        definition.boot_order = vec![BootDevice::Nic(1), BootDevice::Disk(DiskIndex(5))];
+        let _server = crate::lab::NbdServer::start(&lab, &image, "disk-5");
+        let machine = lab.start_defined(definition.clone(), Lease::Unlimited).await;
+        assert_eq!(shell("ip -o link show master br0").lines().count(), 2);
+        machine.kill().await.unwrap();
+
+        // As many as there may be.
+        let lab = Lab::new();
+        definition.disks = (0..16).map(|index| Disk::new(DiskIndex(index), 1 << 20)).collect();
+        definition.nics.extend((3..9).map(|tail| nic(tail, NicModel::Virtio)));
+        definition.uuid = VmUuid(79);
+        let mut request = lab.request(definition, Lease::Unlimited);
+        request.disks.iter_mut().for_each(|export| export.export_name = "all".into());
+        let socket = lab.path("nbd.sock");
+        let _server = Command::new("qemu-nbd")
+            .args(["-t", "-e", "16", "-f", "raw", "-x", "all", "-k", socket.to_str().unwrap()])
+            .arg(&image)
+            .spawn()
+            .map(KillOnDrop)
+            .unwrap();
+        lab.qemu.start(request).await.unwrap().kill().await.unwrap();
+    });
+}
+
+struct KillOnDrop(std::process::Child);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
