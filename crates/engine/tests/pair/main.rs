@@ -46,7 +46,7 @@ fn a_mirrored_guest_writes_to_both_copies() {
 
 #[test]
 fn the_survivor_takes_over_with_every_acknowledged_flush() {
-    for seed in 0..10 {
+    for seed in 0..2 {
         let mut world = World::new(seed, 2);
         world.guest.depth = 4;
         world.mirrored();
@@ -99,7 +99,7 @@ fn an_image_that_came_with_content_is_compared_and_copied() {
 
 #[test]
 fn a_planned_handover_moves_the_machine() {
-    for seed in 0..10 {
+    for seed in 0..2 {
         let mut world = World::new(seed, 2);
         world.guest.depth = 4;
         world.mirrored();
@@ -191,7 +191,8 @@ fn storms_leave_one_history() {
     if let Ok(seed) = std::env::var("REMPART_SEED") {
         return storm(seed.parse().expect("a number"));
     }
-    for seed in 0..60 {
+    let seeds = std::env::var("REMPART_SEEDS").map_or(3, |seeds| seeds.parse().expect("a number"));
+    for seed in 0..seeds {
         storm(seed);
     }
 }

@@ -659,7 +659,7 @@ impl World {
 
     /// The guest does something again after a while.
     pub fn guest_thinks(&mut self, node: usize) {
-        let delay = self.rng.random_range(100_000..8_000_000);
+        let delay = self.rng.random_range(200_000..30_000_000);
         self.at(delay, Event::GuestThinks { node });
     }
 
