@@ -97,9 +97,10 @@ pub enum Action {
     PauseVm,
     /// Undo `PauseVm`. If its process died meanwhile, start it.
     ResumeVm,
-    /// Shut it down in order, by force if it does not obey; then `Event::VmStopped`. May no longer run here.
+    /// Shut it down in order, by force if it does not obey; then `Event::VmStopped`, also when there was none. May no
+    /// longer run here.
     ShutDownVm,
-    /// End it now; then `Event::VmStopped`. May no longer run here.
+    /// End it now; then `Event::VmStopped`, also when there was none. May no longer run here.
     KillVm,
 
     /// Something an operator should learn.

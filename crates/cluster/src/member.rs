@@ -433,6 +433,10 @@ impl Member {
         }
     }
 
+    pub fn finds_register(&self) -> bool {
+        self.desk.reachable()
+    }
+
     pub fn awaits(&self) -> Option<RequestId> {
         self.desk.awaits()
     }

@@ -106,26 +106,32 @@ pub struct Status {
 }
 
 impl Member {
+    pub fn role(&self) -> Role {
+        match &self.state {
+            State::Idle => Role::Idle,
+            State::Booting => Role::Booting,
+            State::Following(following) if following.suspecting => Role::Suspecting,
+            State::Following(_) => Role::Following,
+            State::Claiming(_) => Role::TakingOver,
+            State::Leading(leading) if leading.handover.is_some() => Role::HandingOver,
+            State::Leading(_) => Role::Leading,
+            State::Forcing(_) => Role::Forcing,
+            State::Superseded { .. } => Role::Superseded,
+            State::Stopped => Role::Stopped,
+            State::Failed { .. } => Role::Failed,
+        }
+    }
+
     pub fn status(&self) -> Status {
         let state = self.ledger.wanted();
         let me = self.config.me;
-        let (role, term, primary) = match &self.state {
-            State::Idle => (Role::Idle, None, None),
-            State::Booting => (Role::Booting, None, None),
+        let (term, primary) = match &self.state {
             State::Following(following) => {
-                let role = if following.suspecting { Role::Suspecting } else { Role::Following };
                 let heard = following.leader;
-                (role, heard.map(|(_, term)| term), heard.map(|(node, _)| node).or(following.primary))
+                (heard.map(|(_, term)| term), heard.map(|(node, _)| node).or(following.primary))
             }
-            State::Claiming(_) => (Role::TakingOver, None, None),
-            State::Leading(leading) => {
-                let role = if leading.handover.is_some() { Role::HandingOver } else { Role::Leading };
-                (role, leading.opened, Some(me))
-            }
-            State::Forcing(_) => (Role::Forcing, None, None),
-            State::Superseded { .. } => (Role::Superseded, None, None),
-            State::Stopped => (Role::Stopped, None, None),
-            State::Failed { .. } => (Role::Failed, None, None),
+            State::Leading(leading) => (leading.opened, Some(me)),
+            _ => (None, None),
         };
         let known_in_sync = state.known.as_ref().map(|known| known.in_sync.clone()).unwrap_or_default();
         let (acknowledgers, frozen, in_sync) = match &self.state {
@@ -136,7 +142,7 @@ impl Member {
             _ => (NodeSet::default(), None, known_in_sync),
         };
         Status {
-            role,
+            role: self.role(),
             register: state.register,
             term,
             primary,

@@ -13,7 +13,7 @@ impl World {
     /// Restarts, connects, answers and delivers everything, fairly, until all is well.
     pub(super) fn heal(mut self) -> Result<(), Violation> {
         self.last_epoch = Epoch(u64::MAX);
-        self.left = Bounds { nodes: self.left.nodes, ..NOTHING };
+        self.left = Bounds { nodes: self.left.nodes, ..Bounds::NOTHING };
         for round in 0..ROUNDS {
             if self.is_well() {
                 return Ok(());
@@ -181,20 +181,6 @@ impl super::world::Node {
     }
 
     fn is_fit(&self) -> bool {
-        self.usable && self.member.as_ref().is_none_or(|member| member.status().role != crate::Role::Failed)
+        self.usable && self.member.as_ref().is_none_or(|member| member.role() != crate::Role::Failed)
     }
 }
-
-const NOTHING: Bounds = Bounds {
-    nodes: 0,
-    epochs: 0,
-    writes: 0,
-    crashes: 0,
-    power_cuts: 0,
-    silences: 0,
-    disconnects: 0,
-    handovers: 0,
-    deadlines: 0,
-    disk_failures: 0,
-    spoilt_copies: 0,
-};

@@ -12,6 +12,7 @@
 
 mod check;
 mod heal;
+mod scenes;
 mod search;
 mod step;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod tests;
 mod world;
 
 pub use check::Violation;
+pub use scenes::{SCENES, Scene};
 pub use search::{Explored, Found, Order, explore, tell};
 pub use step::Step;
 pub use world::{Bounds, Start, World};

@@ -166,7 +166,7 @@ impl World {
                 }
                 Timer::Beacon if !self.beacon_matters(me) => {}
                 // With the register in reach nobody is impatient.
-                Timer::Patience if member.status().register_reachable => {}
+                Timer::Patience if member.finds_register() => {}
                 Timer::Beacon | Timer::RegisterRetry | Timer::Patience | Timer::Readmit(_) => {
                     steps.push(Step::Timer { node: me, timer });
                 }
@@ -213,7 +213,7 @@ impl World {
         let tells = |peer: u8| {
             let other = &self.nodes[usize::from(peer)];
             let heard = other.follow == Some((me, lead.term));
-            let calm = other.member.as_ref().is_some_and(|m| m.status().role == crate::Role::Following);
+            let calm = other.member.as_ref().is_some_and(|m| m.role() == crate::Role::Following);
             let fresh = node.last_ack.get(&peer) == Some(&0);
             let under_way = self.wires[&(me, peer)]
                 .iter()

@@ -41,6 +41,23 @@ pub struct Bounds {
     pub spoilt_copies: u8,
 }
 
+impl Bounds {
+    /// Two replicas, three changes of the register, and nothing goes wrong.
+    pub const NOTHING: Bounds = Bounds {
+        nodes: 2,
+        epochs: 3,
+        writes: 0,
+        crashes: 0,
+        power_cuts: 0,
+        silences: 0,
+        disconnects: 0,
+        handovers: 0,
+        deadlines: 0,
+        disk_failures: 0,
+        spoilt_copies: 0,
+    };
+}
+
 /// Where an exploration begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Start {
