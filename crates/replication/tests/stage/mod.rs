@@ -46,6 +46,9 @@ pub struct Stage {
     sessions: BTreeMap<(NodeId, NodeId), SessionId>,
     next_session: u64,
     post: VecDeque<Letter>,
+    /// Facts not handed in yet, and the batches beside them.
+    facts: VecDeque<(NodeId, Event, Vec<BatchInfo>)>,
+    busy: bool,
     told: Vec<String>,
 }
 
@@ -305,18 +308,33 @@ impl Stage {
     }
 
     fn feed_with(&mut self, who: NodeId, event: Event, batches: &[BatchInfo]) {
-        let now = self.now;
-        let mut actions = Vec::new();
-        let bytes = match &event {
-            Event::RegionRead { bytes, .. } => *bytes,
-            _ => 0,
-        };
-        let core = &mut self.at(who).core;
-        core.handle(event, now, &mut actions);
-        core.end_turn(now, &mut actions);
-        for action in actions {
-            self.perform(who, action, batches, bytes);
+        self.facts.push_back((who, event, batches.to_vec()));
+        if std::mem::replace(&mut self.busy, true) {
+            return;
         }
+        while let Some((who, event, batches)) = self.facts.pop_front() {
+            let now = self.now;
+            let mut actions = Vec::new();
+            let bytes = match &event {
+                Event::RegionRead { bytes, .. } => *bytes,
+                _ => 0,
+            };
+            self.at(who).core.handle(event, now, &mut actions);
+            for action in actions.drain(..) {
+                self.perform(who, action, &batches, bytes);
+            }
+            // A turn ends when nothing more is ready.
+            if self.facts.is_empty() {
+                let everyone: Vec<NodeId> = self.replicas.keys().copied().collect();
+                for who in everyone {
+                    self.at(who).core.end_turn(now, &mut actions);
+                    for action in actions.drain(..) {
+                        self.perform(who, action, &[], 0);
+                    }
+                }
+            }
+        }
+        self.busy = false;
     }
 
     fn perform(&mut self, who: NodeId, action: Action, batches: &[BatchInfo], bytes: u64) {
