@@ -102,7 +102,9 @@ pub async fn run(
     if let Some(listener) = metrics_listener {
         tokio::spawn(metrics::serve(node.clone(), listener));
     }
-    let report = &node.host_report;
+    // Only now: it starts a guest to see whether KVM runs one, and machines that an earlier daemon left behind have
+    // leases that end meanwhile.
+    let report = node.host_report().await?;
     tracing::info!(
         node = node.name(),
         id = %node.id(),

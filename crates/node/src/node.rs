@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
 
 /// A member heard of within this time counts as reachable.
 const REACHABLE_FOR: Duration = Duration::from_secs(10);
@@ -28,7 +28,8 @@ pub struct Node {
     pub config: Arc<NodeConfig>,
     pub paths: Paths,
     pub jobs: Jobs,
-    pub host_report: HostReport,
+    /// Found out while machines run already: it takes longer than a lease should wait.
+    host_report: OnceCell<HostReport>,
     pub started: Instant,
     pub host: Host,
     identity: Identity,
@@ -86,7 +87,6 @@ impl Node {
         let tokens = TokenBook::open(paths.tokens()).map_err(|e| failed("read the tokens")(&e))?;
         let local = rempart_register::FileRegister::open(paths.registers())
             .map_err(|e| failed("open the local registers")(&e))?;
-        let host_report = hypervisor.host().await.map_err(|e| failed("look at the hypervisor")(&e))?;
         let (links, links_wanted) = mpsc::unbounded_channel();
         let config = Arc::new(config);
         let host = Host {
@@ -101,7 +101,7 @@ impl Node {
             config,
             paths,
             jobs: Jobs::default(),
-            host_report,
+            host_report: OnceCell::new(),
             started: Instant::now(),
             host,
             identity,
@@ -116,6 +116,20 @@ impl Node {
 
     pub fn id(&self) -> NodeId {
         self.identity.id
+    }
+
+    /// What this host offers its guests.
+    pub async fn host_report(&self) -> Result<&HostReport, Error> {
+        let look = || async { self.host.hypervisor.host().await };
+        self.host_report
+            .get_or_try_init(look)
+            .await
+            .map_err(|e| Error::failed("cannot look at the hypervisor").cause(e))
+    }
+
+    /// The same, if it was found out already.
+    pub fn known_host_report(&self) -> Option<&HostReport> {
+        self.host_report.get()
     }
 
     pub fn name(&self) -> &str {
@@ -281,5 +295,49 @@ impl Node {
 
     pub fn now(&self) -> rempart_types::WallTime {
         clock::wall()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rempart_hypervisor::fake::FakeHypervisor;
+    use rempart_hypervisor::{Adopted, Machine, Pending, StartRequest};
+    use std::path::Path;
+
+    /// Looking around takes for ever.
+    #[derive(Debug)]
+    struct SlowToLookAround(FakeHypervisor);
+
+    impl Hypervisor for SlowToLookAround {
+        fn start(&self, request: StartRequest) -> Pending<'_, rempart_hypervisor::Result<Arc<dyn Machine>>> {
+            self.0.start(request)
+        }
+
+        fn adopt<'a>(&'a self, run_dir: &'a Path) -> Pending<'a, rempart_hypervisor::Result<Adopted>> {
+            self.0.adopt(run_dir)
+        }
+
+        fn host(&self) -> Pending<'_, rempart_hypervisor::Result<HostReport>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    /// A lease ran out once because a restarted daemon first tried KVM, and then looked after its machines.
+    #[tokio::test]
+    async fn machines_are_opened_before_the_host_is_looked_at() {
+        let home = tempfile::tempdir().unwrap();
+        let (data, run) = (home.path().join("data"), home.path().join("run"));
+        let config = home.path().join("rempart.toml");
+        crate::init(&config, "node-a", "127.0.0.1:0".parse().unwrap(), &data, &run).unwrap();
+        let config = NodeConfig::load(&config).unwrap();
+        let hypervisor = Arc::new(SlowToLookAround(FakeHypervisor::new()));
+        let opened = tokio::time::timeout(Duration::from_secs(20), async {
+            let (node, _links) = Node::open(config, hypervisor).await.unwrap();
+            (node.open_vms().await, node)
+        });
+        let (failures, node) = opened.await.expect("it waits for nothing that takes long");
+        assert!(failures.is_empty());
+        assert!(node.known_host_report().is_none());
     }
 }

@@ -11,7 +11,8 @@ use rempart_hypervisor::RunState;
 use rempart_hypervisor::definition::{CpuModel, Firmware};
 
 pub fn of_node(node: &Node) -> Status {
-    let report = &node.host_report;
+    let report = node.known_host_report();
+    let not_known = || "not known yet".to_owned();
     let mut conditions = Vec::new();
     if node.cluster().is_some_and(|cluster| cluster.witness().is_some())
         && !node.host.registers.witness().is_some_and(|witness| witness.is_reachable())
@@ -24,8 +25,8 @@ pub fn of_node(node: &Node) -> Status {
             name: node.name().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster: node.cluster().map(|cluster| cluster.name),
-            accelerator: report.accelerator.clone(),
-            accelerator_reason: report.accelerator_reason.clone(),
+            accelerator: report.map_or_else(not_known, |report| report.accelerator.clone()),
+            accelerator_reason: report.map_or_else(not_known, |report| report.accelerator_reason.clone()),
             uptime_s: node.uptime().as_secs(),
             conditions,
         },

@@ -199,6 +199,8 @@ impl NbdServer {
 
     /// Receives and parses until the socket is empty, the client has had its turn, or requests may not be taken in.
     fn receive(&mut self, key: u64, engine: &mut Engine, poller: &Poller) {
+        // What it waits for may change here, and the poller is told by whoever sends.
+        self.dirty.push(key);
         for _ in 0..MAX_RECEIVES {
             if !self.parse(key, engine, poller) {
                 return;

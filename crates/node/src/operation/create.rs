@@ -7,6 +7,7 @@ use crate::vm::Vm;
 use crate::vm::import::{self, Image};
 use crate::vm::record::{DiskFile, RegisterPlace, VmConfig, VmRecord};
 use rempart_api::{Error, ErrorKind, ImportRequest};
+use rempart_hypervisor::HostReport;
 use rempart_hypervisor::definition::{CpuModel, Disk, Firmware, Nic, NicModel};
 use rempart_hypervisor::{Definition, MacAddress, VmUuid};
 use rempart_store::file::FileDisk;
@@ -34,7 +35,7 @@ pub async fn import(
         images.push(import::inspect(disk.clone()).await?);
     }
     refuse_shared_images(&node, &images)?;
-    let definition = definition(&node, &request, &images)?;
+    let definition = definition(&node, node.host_report().await?, &request, &images)?;
     let nvram = match &request.nvram {
         Some(path) => Some(tokio::fs::read(path).await.map_err(|e| {
             Error::invalid(format!("cannot read the UEFI variables `{}`", path.display())).cause(e)
@@ -164,7 +165,12 @@ fn refuse_shared_images(node: &Node, images: &[Image]) -> Result<(), Error> {
     Ok(())
 }
 
-fn definition(node: &Node, request: &ImportRequest, images: &[Image]) -> Result<Definition, Error> {
+fn definition(
+    node: &Node,
+    report: &HostReport,
+    request: &ImportRequest,
+    images: &[Image],
+) -> Result<Definition, Error> {
     let refuse = |why: String| Error::invalid(format!("cannot import `{}`: {why}", request.name));
     let uuid = crate::identity::random_u128().map_err(|e| Error::failed("cannot draw an id").cause(e))?;
     let mut definition = Definition::new(&request.name, VmUuid(uuid), request.memory_bytes, request.cpus);
@@ -201,7 +207,7 @@ fn definition(node: &Node, request: &ImportRequest, images: &[Image]) -> Result<
         definition.nics.push(Nic { bridge: nic.bridge.clone(), mac, model: NicModel::Virtio });
     }
     definition.validate().map_err(|e| refuse(e.to_string()))?;
-    if definition.firmware == Firmware::Uefi && !node.host_report.uefi {
+    if definition.firmware == Firmware::Uefi && !report.uefi {
         return Err(refuse("this node has no UEFI firmware".into()).hint("install the package ovmf"));
     }
     Ok(definition)

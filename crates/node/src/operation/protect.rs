@@ -8,6 +8,7 @@ use crate::vm::Vm;
 use crate::vm::record::RegisterPlace;
 use rempart_api::{Error, MemberRole, ProtectRequest};
 use rempart_engine::Command;
+use rempart_hypervisor::HostReport;
 use std::sync::Arc;
 
 pub async fn protect(
@@ -51,7 +52,7 @@ pub async fn protect(
     }
     reporter.phase(format!("checking `{}`", peer.name));
     let client = PeerClient::new(&node, peer.id)?;
-    let mut offer = offer(&node, &vm);
+    let mut offer = offer(node.host_report().await?, &vm);
     offer.config.replicas.push(peer.id);
     offer.check_only = true;
     client.post::<_, ()>("/peer/v1/replicas", &offer).await?;
@@ -64,7 +65,7 @@ pub async fn protect(
     Ok(serde_json::json!({ "name": name, "peer": peer.name }))
 }
 
-fn offer(node: &Node, vm: &Vm) -> ReplicaOffer {
+fn offer(report: &HostReport, vm: &Vm) -> ReplicaOffer {
     let register = vm.group.register().unwrap_or_else(|| vm.with_record(|r| r.register));
     vm.with_record(|record| ReplicaOffer {
         group: record.group,
@@ -72,8 +73,8 @@ fn offer(node: &Node, vm: &Vm) -> ReplicaOffer {
         config: record.config.clone(),
         disks: record.disks.iter().map(|disk| (disk.index, disk.size_bytes)).collect(),
         product_version: env!("CARGO_PKG_VERSION").to_owned(),
-        qemu_version: node.host_report.qemu_version.clone(),
-        accelerator: node.host_report.accelerator.clone(),
+        qemu_version: report.qemu_version.clone(),
+        accelerator: report.accelerator.clone(),
         check_only: false,
     })
 }

@@ -6,6 +6,7 @@ use crate::node::Node;
 use crate::vm::Vm;
 use crate::vm::record::{DiskFile, RegisterPlace, VmConfig, VmRecord};
 use rempart_api::Error;
+use rempart_hypervisor::HostReport;
 use rempart_store::DiskEntry;
 use rempart_types::{DiskIndex, GroupId, NodeId, RegisterId};
 use serde::{Deserialize, Serialize};
@@ -57,7 +58,7 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
         // The same offer again, after an answer that was lost.
         return if vm.peers().contains(&from) { Ok(()) } else { Err(taken(&name, node)) };
     }
-    check(node, &offer)?;
+    check(node, node.host_report().await?, &offer)?;
     if offer.check_only {
         return Ok(());
     }
@@ -97,7 +98,7 @@ fn taken(name: &str, node: &Node) -> Error {
 }
 
 /// Everything that would keep the machine from running here, in one list.
-fn check(node: &Node, offer: &ReplicaOffer) -> Result<(), Error> {
+fn check(node: &Node, report: &HostReport, offer: &ReplicaOffer) -> Result<(), Error> {
     let definition = &offer.config.definition;
     let mut problems: Vec<String> = Vec::new();
     if node.vm(&definition.name).is_ok() {
@@ -117,7 +118,6 @@ fn check(node: &Node, offer: &ReplicaOffer) -> Result<(), Error> {
             problems.push(format!("its virtual machine `{owner}` has the address {}", nic.mac));
         }
     }
-    let report = &node.host_report;
     if !report.machine_types.is_empty() && !report.machine_types.contains(&definition.machine_type) {
         problems.push(format!(
             "its QEMU {} has no machine type `{}`",
