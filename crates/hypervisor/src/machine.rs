@@ -23,7 +23,7 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     fn start(&self, request: StartRequest) -> Pending<'_, Result<Arc<dyn Machine>>>;
 
     /// Finds the machine that an earlier life of this daemon started in `run_dir`. One that is found without its
-    /// guard is killed, and reported gone.
+    /// guard, or with one that does not answer, is killed, and reported gone. Its disks need not be served yet.
     fn adopt<'a>(&'a self, run_dir: &'a Path) -> Pending<'a, Result<Adopted>>;
 
     /// What this host offers: for the preflight of `protect`, and for `doctor`.

@@ -41,7 +41,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 impl Gate {
     /// Closes the interfaces until the first [`Gate::renew`].
     pub(crate) fn set_up(name: &str, interfaces: Vec<String>, guard_stop: Duration) -> Result<Self> {
-        let table = format!("rempart-{name}");
+        let table = table_name(name);
         let mut script =
             format!("add table netdev {table}\ndelete table netdev {table}\nadd table netdev {table}\n");
         let _ = writeln!(script, "add set netdev {table} live {{ type ifname; flags timeout; }}");
@@ -145,6 +145,20 @@ impl Gate {
         let _ = self.nft.kill();
         let _ = self.nft.wait();
         run("nft", &["delete", "table", "netdev", &self.table], None).map(drop)
+    }
+}
+
+fn table_name(machine: &str) -> String {
+    format!("rempart-{machine}")
+}
+
+/// Takes a machine's table away without knowing whether there is one.
+pub(crate) fn remove(machine: &str) {
+    let table = table_name(machine);
+    let script = format!("add table netdev {table}\ndelete table netdev {table}\n");
+    if let Err(error) = run("nft", &["-f", "-"], Some(script.as_bytes())) {
+        // Without nft there was no gate.
+        tracing::debug!(%error, machine, "no network gate is removed");
     }
 }
 

@@ -16,6 +16,7 @@ use rempart_types::DiskIndex;
 use rustix::process::Signal;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -63,6 +64,8 @@ struct Shared {
     events: broadcast::Sender<MachineEvent>,
     exit: watch::Sender<Option<ExitRecord>>,
     reconnect_delay: Duration,
+    /// This process wants it gone.
+    kill_asked: AtomicBool,
 }
 
 impl QemuMachine {
@@ -92,6 +95,7 @@ impl QemuMachine {
             events: broadcast::channel(EVENT_QUEUE).0,
             exit: watch::channel(None).0,
             reconnect_delay,
+            kill_asked: AtomicBool::new(false),
         });
         let tasks = [
             tokio::spawn(shared.clone().follow_guard(guard_events)),
@@ -101,9 +105,9 @@ impl QemuMachine {
         Ok(Some(Arc::new(Self { shared, tasks })))
     }
 
-    /// Waits until the monitor is connected, or a deadline.
-    pub(super) async fn monitor_connected(&self) -> Result<()> {
-        self.shared.monitor("start").await.map(drop)
+    /// Waits a moment for the monitor, so that no event of the machine's first second is missed. It goes without.
+    pub(super) async fn monitor_connected(&self) {
+        let _ = tokio::time::timeout(FOLLOW_PATIENCE, self.shared.monitor("start")).await;
     }
 }
 
@@ -127,7 +131,12 @@ impl Shared {
         self.exit.borrow().clone()
     }
 
-    fn finish(&self, record: ExitRecord) {
+    fn finish(&self, mut record: ExitRecord) {
+        if record.cause == ExitCause::Crashed && self.kill_asked.load(Ordering::Relaxed) {
+            // All that its guard saw was a signal.
+            record.cause = ExitCause::Request;
+            record.detail.clear();
+        }
         let first = self.exit.send_if_modified(|exit| {
             let first = exit.is_none();
             if first {
@@ -181,7 +190,10 @@ impl Shared {
     async fn follow_guard(self: Arc<Self>, mut events: mpsc::Receiver<GuardEvent>) {
         loop {
             match events.recv().await {
-                Some(GuardEvent::Exited(record)) => return self.finish(record),
+                Some(GuardEvent::Exited(record)) => {
+                    self.guard_left().await;
+                    return self.finish(record);
+                }
                 Some(GuardEvent::Paused(cause)) => self.emit(MachineEvent::Paused(cause)),
                 Some(GuardEvent::Resumed) => self.emit(MachineEvent::Resumed),
                 Some(GuardEvent::LeaseExpired) => self.emit(MachineEvent::LeaseExpired),
@@ -194,6 +206,14 @@ impl Shared {
                     None => return self.finish(self.orphan_record().await),
                 },
             }
+        }
+    }
+
+    /// The guard told of QEMU's end and has only to put its things away. Whoever hears that the machine is gone may
+    /// start it again at once, and is refused while the old guard still holds the directory.
+    async fn guard_left(&self) {
+        if let Ok(Some(guard)) = self.guard.open() {
+            let _ = tokio::time::timeout(FOLLOW_PATIENCE, process::ended(&guard)).await;
         }
     }
 
@@ -221,6 +241,7 @@ impl Shared {
             tracing::error!(machine = self.name, "QEMU outlived its guard: killing it");
             self.kill_directly().await;
         }
+        remove_gate(&self.name).await;
         match self.run_dir.read_exit() {
             Ok(Some(record)) => record,
             _ => ExitRecord {
@@ -246,20 +267,23 @@ impl Shared {
         if let Some(record) = self.gone() {
             return record;
         }
-        let by_guard = async {
-            // Not answering is an answer.
-            let _ = self.guard("kill", Command::Kill, KILL_PATIENCE).await;
-            self.exited().await
-        };
-        if let Ok(record) = tokio::time::timeout(KILL_PATIENCE, by_guard).await {
+        self.kill_asked.store(true, Ordering::Relaxed);
+        // Not answering is an answer.
+        let _ = self.guard("kill", Command::Kill, KILL_PATIENCE).await;
+        if let Ok(record) = tokio::time::timeout(KILL_PATIENCE, self.exited()).await {
             return record;
         }
         tracing::warn!(machine = self.name, "the guard does not kill QEMU: doing it without");
         self.kill_directly().await;
-        // A guard that did not answer would only come back to an empty house.
+        if let Ok(record) = tokio::time::timeout(FOLLOW_PATIENCE, self.exited()).await {
+            return record;
+        }
+        // A guard that is frozen would only come back to an empty house.
         if let Ok(Some(guard)) = self.guard.open() {
             let _ = process::signal(&guard, Signal::KILL);
+            let _ = process::ended(&guard).await;
         }
+        remove_gate(&self.name).await;
         self.finish(ExitRecord {
             cause: ExitCause::Request,
             code: None,
@@ -369,6 +393,13 @@ impl Shared {
             Ok(Some(())) => monitor.blockdev_del(&disk_node(disk)).await,
         }
     }
+}
+
+/// What a guard that was killed could not take away. Its TAPs went with QEMU.
+pub(super) async fn remove_gate(machine: &str) {
+    let machine = machine.to_owned();
+    // It runs a program, and waits for it.
+    let _ = tokio::task::spawn_blocking(move || crate::guard::remove_gate(&machine)).await;
 }
 
 impl Machine for QemuMachine {

@@ -8,8 +8,8 @@ use crate::definition::{CpuModel, Firmware, Nic, NicModel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guard::protocol::StartReport;
 use crate::machine::{Adopted, FirstState, HostReport, Hypervisor, Machine, Pending, StartRequest};
-use crate::process::{self, ProcessIdentity};
-use crate::run_dir::{FILES_VERSION, Launch, RunDir, TapLaunch};
+use crate::process;
+use crate::run_dir::{FILES_VERSION, Launch, RunDir, State, TapLaunch};
 use crate::tap;
 use machine::QemuMachine;
 use std::ffi::OsString;
@@ -147,10 +147,18 @@ impl Qemu {
             Error::new(ErrorKind::NotRunning, action(), detail)
         };
         let state = state.ok_or_else(gone)?;
-        let machine = QemuMachine::connect(run_dir.clone(), state, self.config.reconnect_delay).await?;
-        let machine = machine.ok_or_else(gone)?;
-        machine.monitor_connected().await?;
-        Ok(machine)
+        match QemuMachine::connect(run_dir.clone(), state.clone(), self.config.reconnect_delay).await {
+            Ok(machine) => {
+                let machine = machine.ok_or_else(gone)?;
+                machine.monitor_connected().await;
+                Ok(machine)
+            }
+            Err(error) => {
+                // Not a machine that the caller does not know of.
+                end_leftovers(&state).await?;
+                Err(error)
+            }
+        }
     }
 
     /// Puts the UEFI variables where QEMU finds them.
@@ -285,20 +293,17 @@ impl Qemu {
     async fn adopt_machine(&self, path: &Path) -> Result<Adopted> {
         let run_dir = RunDir::new(path)?;
         let Some(state) = run_dir.read_state()? else { return Ok(Adopted::Gone(run_dir.read_exit()?)) };
-        let connected =
-            QemuMachine::connect(run_dir.clone(), state.clone(), self.config.reconnect_delay).await?;
-        if let Some(machine) = connected {
-            return Ok(Adopted::Running(machine));
-        }
-        // Without its guard it should be dead; nobody would watch its lease.
-        let open = |identity: &ProcessIdentity| {
-            identity.open().map_err(|error| Error::io("look for a process of the machine", error))
-        };
-        for leftover in [Some(&state.guard), state.qemu.as_ref()].into_iter().flatten() {
-            if let Some(pidfd) = open(leftover)? {
-                end_process(&pidfd).await?;
+        match QemuMachine::connect(run_dir.clone(), state.clone(), self.config.reconnect_delay).await {
+            Ok(Some(machine)) => return Ok(Adopted::Running(machine)),
+            Ok(None) => {}
+            // A guard that does not answer does not watch the lease either.
+            Err(error) if error.kind() == ErrorKind::Deadline => {
+                tracing::error!(machine = state.machine, %error, "its guard is frozen: ending it");
             }
+            Err(error) => return Err(error),
         }
+        // Without its guard QEMU should be dead; nobody would watch its lease.
+        end_leftovers(&state).await?;
         Ok(Adopted::Gone(run_dir.read_exit()?))
     }
 
@@ -337,6 +342,19 @@ impl Qemu {
             network_gate: guard_gate_works().await,
         })
     }
+}
+
+/// Ends what is left of a machine that has no working guard.
+async fn end_leftovers(state: &State) -> Result<()> {
+    for leftover in [Some(&state.guard), state.qemu.as_ref()].into_iter().flatten() {
+        let opened =
+            leftover.open().map_err(|error| Error::io("look for a process of the machine", error))?;
+        if let Some(pidfd) = opened {
+            end_process(&pidfd).await?;
+        }
+    }
+    machine::remove_gate(&state.machine).await;
+    Ok(())
 }
 
 /// Waits for a process that should end by itself, and ends it if it does not.

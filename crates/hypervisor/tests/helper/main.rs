@@ -13,15 +13,23 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["guard", "--run-dir", run_dir] => {
-            tracing::subscriber::set_global_default(log::ToStderr).unwrap();
-            std::process::exit(guard::run(guard::Args { run_dir: run_dir.into() }))
+        // Ends with the thread of its test, even if that is killed.
+        ["leashed-guard", "--run-dir", run_dir] => {
+            // SAFETY: prctl takes plain numbers here.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            run_guard(run_dir)
         }
+        ["guard", "--run-dir", run_dir] => run_guard(run_dir),
         ["daemon", run_dir, lease_ms] => {
             daemon(run_dir.into(), Duration::from_millis(lease_ms.parse().unwrap()))
         }
         _ => panic!("unknown arguments {words:?}"),
     }
+}
+
+fn run_guard(run_dir: &str) {
+    tracing::subscriber::set_global_default(log::ToStderr).unwrap();
+    std::process::exit(guard::run(guard::Args { run_dir: run_dir.into() }))
 }
 
 /// Starts a machine without disks, leaves a socket with its guard, says so, and waits to be killed.

@@ -31,7 +31,7 @@ impl Lab {
     }
 
     pub fn with(change: impl FnOnce(&mut QemuConfig)) -> Self {
-        let mut config = QemuConfig::new(vec![HELPER.into(), "guard".into()]);
+        let mut config = QemuConfig::new(vec![HELPER.into(), "leashed-guard".into()]);
         config.accelerator = Some(Accelerator::Tcg);
         change(&mut config);
         let dir = TempDir::with_prefix_in("hv", "/tmp").unwrap();
