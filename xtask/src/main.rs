@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod guest;
 mod interrupt;
 mod lab;
@@ -35,6 +36,8 @@ enum Task {
     /// Measure against the peers
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Feed the parsers what nobody meant them to read
+    Fuzz(fuzz::Options),
     /// Check who depends on whom against docs/architecture.md
     Layers,
     /// Try the lab itself: the guest under plain QEMU, cuts, a power failure
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suites::run_all(&options),
         Task::Bench(bench) => bench::run(&bench),
+        Task::Fuzz(options) => fuzz::run_targets(&options),
         Task::Layers => layers::check(),
         Task::Lab => setup::ensure().and_then(|kernel| lab_check::run(&kernel)),
     };

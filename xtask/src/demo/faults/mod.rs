@@ -192,4 +192,12 @@ mod tests {
             assert!(used_up.is_none_or(|at| at + 1 == group.len()), "{group:?}");
         }
     }
+
+    #[test]
+    fn every_row_is_explained_to_operators() {
+        let page = std::fs::read_to_string(crate::workspace::root().join("docs/failures.md")).unwrap();
+        for row in Fault::rows() {
+            assert!(page.contains(&format!("`{}`", row.name())), "docs/failures.md lacks `{}`", row.name());
+        }
+    }
 }
