@@ -197,11 +197,11 @@ impl World {
         match op {
             Op::Write { block, count, fua } => {
                 let (disk, offset) = place(block);
-                let bytes: Vec<u8> = (block..block + count)
-                    .flat_map(|block| {
-                        content(*self.guest.blocks[&block].tags.last().expect("written"), block)
-                    })
-                    .collect();
+                let mut bytes = Vec::new();
+                for block in block..block + count {
+                    let tag = *self.guest.blocks[&block].tags.last().expect("written");
+                    bytes.extend_from_slice(&content(tag, block));
+                }
                 if large {
                     let mut buffer = engine.reserve(bytes.len()).expect("not too large");
                     buffer.payload_mut().copy_from_slice(&bytes);

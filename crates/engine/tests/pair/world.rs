@@ -403,8 +403,7 @@ impl World {
                     format!("{node} -> {peer}: {}", &text[..text.len().min(240)])
                 });
                 let meta = message.encode();
-                let payload: Vec<u8> =
-                    message.payload().iter().flat_map(|part| part.iter().copied()).collect();
+                let payload = message.payload().concat();
                 if message.is_resync() {
                     self.extent_bytes += payload.len() as u64;
                 }
