@@ -157,6 +157,10 @@ impl World {
         (0..self.nodes.len()).find(|&node| self.role(node) == Some(Role::Primary))
     }
 
+    pub(crate) fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
     pub(crate) fn role(&self, node: usize) -> Option<Role> {
         let now = self.nodes[node].clock.reading(self.now());
         self.nodes[node].daemon.as_ref().map(|daemon| daemon.engine.status(now).role)

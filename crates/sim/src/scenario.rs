@@ -11,6 +11,7 @@ use crate::setup::Setup;
 use crate::trace::Verbosity;
 use crate::violation::{Promise, Violation};
 use crate::world::{Options, World};
+use rempart_engine::Role;
 use rempart_types::SECTOR_SIZE;
 use std::fmt;
 use std::time::Duration;
@@ -161,7 +162,9 @@ impl Stage {
     /// The peer takes over and serves: measures suspicion, start, and service.
     fn taken_over(&mut self, begin: Moment, lost: usize, bounds: [Duration; 2]) -> Result<(), Violation> {
         self.until("taken over", S(30), |world| {
-            world.serving_node().is_some_and(|node| node != lost && world.machine_runs(node))
+            // The lost one may still think that it leads.
+            let mut others = (0..world.node_count()).filter(|&node| node != lost);
+            others.any(|node| world.role(node) == Some(Role::Primary) && world.machine_runs(node))
         })?;
         let suspected = self.since(begin, "primary suspected")?;
         let booted = self.since(begin, "VM booted")?;

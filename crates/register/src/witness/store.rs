@@ -390,16 +390,24 @@ impl Store {
     }
 
     fn commit(&self, transaction: WriteTransaction) -> Result<(), Failure> {
-        let changes = self.changes() + 1;
-        let written: Result<(), Failure> = (|| {
-            transaction.open_table(FACTS)?.insert(CHANGES, changes.to_string().as_str())?;
-            Ok(transaction.commit()?)
+        let written: Result<u64, Failure> = (|| {
+            let mut facts = transaction.open_table(FACTS)?;
+            // Counted in the transaction: the next one may begin before this one is told of below.
+            let before = facts.get(CHANGES)?.and_then(|text| text.value().parse::<u64>().ok()).unwrap_or(0);
+            let changes = before + 1;
+            facts.insert(CHANGES, changes.to_string().as_str())?;
+            drop(facts);
+            transaction.commit()?;
+            Ok(changes)
         })();
-        match written {
-            Ok(()) => self.changes.store(changes, Ordering::Release),
+        match &written {
+            // A later one may have been told of already.
+            Ok(changes) => {
+                self.changes.fetch_max(*changes, Ordering::AcqRel);
+            }
             Err(_) => self.broken.store(true, Ordering::Release),
         }
-        written
+        written.map(drop)
     }
 }
 
