@@ -3,9 +3,21 @@
 use crate::lab::{Lab, PATIENCE, event, is_alive, lease_of, signal};
 use rempart_hypervisor::qmp;
 use rempart_hypervisor::{
-    Adopted, ErrorKind, ExitCause, Hypervisor, Lease, MachineEvent, PauseCause, RunState, clock,
+    Adopted, ErrorKind, ExitCause, Hypervisor, Lease, Machine, MachineEvent, MachineEvents, PauseCause,
+    RunState, clock,
 };
+use std::sync::Arc;
 use std::time::Duration;
+
+/// A machine whose lease is counted from when it runs, however long it took to come up.
+async fn started(lab: &Lab, lease_ms: u64) -> (Arc<dyn Machine>, MachineEvents, u64) {
+    let machine = lab.start(Lease::Unlimited).await;
+    let events = machine.events();
+    let lease = lease_of(lease_ms);
+    machine.renew(lease).await.unwrap();
+    let Lease::UntilBoottimeNs(until) = lease else { unreachable!() };
+    (machine, events, until)
+}
 
 fn paused(event: &MachineEvent) -> Option<PauseCause> {
     if let MachineEvent::Paused(cause) = event { Some(*cause) } else { None }
@@ -14,11 +26,8 @@ fn paused(event: &MachineEvent) -> Option<PauseCause> {
 #[tokio::test]
 async fn a_lease_that_runs_out_pauses_and_a_renewal_with_resume_goes_on() {
     let lab = Lab::new();
-    let lease = lease_of(3000);
-    let machine = lab.start(lease).await;
-    let mut events = machine.events();
+    let (machine, mut events, until) = started(&lab, 3000).await;
     assert_eq!(event(&mut events, paused).await, PauseCause::Lease);
-    let Lease::UntilBoottimeNs(until) = lease else { unreachable!() };
     let late = Duration::from_nanos(clock::boottime().0 - until);
     assert!(late < Duration::from_secs(1), "paused {late:?} after the end of the lease");
     assert_eq!(machine.status().await.unwrap().run_state, RunState::Paused);
@@ -33,12 +42,11 @@ async fn a_lease_that_runs_out_pauses_and_a_renewal_with_resume_goes_on() {
 #[tokio::test]
 async fn renewals_keep_a_machine_running() {
     let lab = Lab::new();
-    let machine = lab.start(lease_of(3000)).await;
-    let mut events = machine.events();
+    let (machine, mut events, _) = started(&lab, 3000).await;
     let mut ticks = tokio::time::interval(Duration::from_millis(250));
-    for _ in 0..16 {
+    for _ in 0..20 {
         ticks.tick().await;
-        machine.renew(lease_of(1000)).await.unwrap();
+        machine.renew(lease_of(3000)).await.unwrap();
     }
     assert_eq!(machine.status().await.unwrap().run_state, RunState::Running);
     // And it was the renewals that did.
@@ -49,12 +57,10 @@ async fn renewals_keep_a_machine_running() {
 #[tokio::test]
 async fn a_frozen_qemu_is_killed_within_the_time_to_stop() {
     let lab = Lab::new();
-    let lease = lease_of(3000);
-    let machine = lab.start(lease).await;
+    let (machine, _, until) = started(&lab, 3000).await;
     let pid = machine.status().await.unwrap().qemu_pid;
     signal(pid as i32, libc::SIGSTOP);
     let record = tokio::time::timeout(PATIENCE, machine.exited()).await.unwrap();
-    let Lease::UntilBoottimeNs(until) = lease else { unreachable!() };
     let late = Duration::from_nanos(clock::boottime().0 - until);
     assert_eq!((record.cause, record.signal), (ExitCause::Lease, Some(libc::SIGKILL)));
     assert!((Duration::from_secs(1)..Duration::from_secs(3)).contains(&late), "killed {late:?} after");
@@ -64,11 +70,9 @@ async fn a_frozen_qemu_is_killed_within_the_time_to_stop() {
 #[tokio::test]
 async fn a_guard_that_was_frozen_past_the_lease_kills_as_soon_as_it_goes_on() {
     let lab = Lab::new();
-    let lease = lease_of(3000);
-    let machine = lab.start(lease).await;
+    let (machine, _, until) = started(&lab, 3000).await;
     let status = machine.status().await.unwrap();
     signal(status.guard_pid as i32, libc::SIGSTOP);
-    let Lease::UntilBoottimeNs(until) = lease else { unreachable!() };
     let left = Duration::from_nanos(until.saturating_sub(clock::boottime().0));
     // No event tells that time has passed while everything stands still.
     tokio::time::sleep(left + Duration::from_millis(1200)).await;
@@ -84,8 +88,8 @@ async fn a_guard_that_was_frozen_past_the_lease_kills_as_soon_as_it_goes_on() {
 #[tokio::test]
 async fn a_machine_found_after_its_lease_ran_out_is_paused_and_can_go_on() {
     let lab = Lab::new();
-    let machine = lab.start(lease_of(2000)).await;
-    event(&mut machine.events(), paused).await;
+    let (machine, mut events, _) = started(&lab, 1000).await;
+    event(&mut events, paused).await;
     drop(machine);
     let Adopted::Running(machine) = lab.qemu.adopt(&lab.run_dir()).await.unwrap() else {
         panic!("it is lost")
@@ -100,8 +104,8 @@ async fn a_machine_found_after_its_lease_ran_out_is_paused_and_can_go_on() {
 #[tokio::test]
 async fn a_machine_resumed_behind_the_guards_back_is_killed() {
     let lab = Lab::new();
-    let machine = lab.start(lease_of(2000)).await;
-    event(&mut machine.events(), paused).await;
+    let (machine, mut events, _) = started(&lab, 1000).await;
+    event(&mut events, paused).await;
     // Past the time to stop as well.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let run_dir = lab.run_dir();

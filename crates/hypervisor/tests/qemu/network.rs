@@ -64,7 +64,7 @@ fn the_gate_closes_by_itself_when_everything_stands_still() {
     in_own_network(|| async {
         let lab = Lab::with(|config| config.network_gate = true);
         let heard = UdpSocket::bind("10.99.0.1:7000").unwrap();
-        let machine = lab.start_defined(talker("br0"), lease_of(3000)).await;
+        let machine = lab.start_defined(talker("br0"), Lease::Unlimited).await;
         assert_eq!(machine.status().await.unwrap().gate_works, Some(true));
         // Longer than one lease, so that only renewals can have kept the gate open.
         let renewing = tokio::spawn(keep_renewing(machine.clone(), 3000));
