@@ -204,21 +204,25 @@ impl GroupThread {
                     self.carry_out(action, now, &mut ended_links);
                 }
                 self.executor.completions(&mut completions);
+                // What follows from a completion may be held back until the turn ends (an acknowledgement to the
+                // primary, say), and nothing else would wake this loop for it.
+                let completed = !completions.is_empty();
                 for completion in completions.drain(..) {
                     self.engine.handle(Input::Io(completion), now, &mut actions);
                 }
                 let resumed = self.nbd.resume(&mut self.engine, &self.poller);
-                if !any && !resumed && actions.is_empty() {
+                if !any && !completed && !resumed && actions.is_empty() {
                     break;
                 }
             }
             self.nbd.send(&mut self.engine, &self.poller);
             self.links.flush(now, &self.poller, &mut ended_links);
+            let ended = !ended_links.is_empty();
             self.tell_ended_links(&mut ended_links, now, &mut actions);
             self.executor.after_replies();
             self.publish(now);
             // Sending makes room for requests that no socket will tell of again.
-            if !actions.is_empty() || self.nbd.resume(&mut self.engine, &self.poller) {
+            if ended || !actions.is_empty() || self.nbd.resume(&mut self.engine, &self.poller) {
                 continue;
             }
 
