@@ -10,7 +10,7 @@ mod voice;
 mod writer;
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use voice::Voice;
 
@@ -32,8 +32,9 @@ fn main() -> ExitCode {
     println!("lab-guest: boot nonce {:016x}", voice.boot_nonce());
     voice::spawn_beat(voice.clone());
     voice::spawn_echo(voice.clone());
-    power::spawn_button_watcher(voice.clone());
-    let error = writer::run(&settings, &voice);
+    let writing = Arc::new(Mutex::new(()));
+    power::spawn_button_watcher(voice.clone(), writing.clone());
+    let error = writer::run(&settings, &voice, &writing);
     println!("lab-guest: {error}");
     // Without records there is nothing to observe: say so until somebody looks.
     voice.broken_for_ever(&error)

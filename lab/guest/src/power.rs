@@ -1,12 +1,12 @@
 //! The power button: a graceful stop asked for from outside.
 //!
-//! Records are durable when acknowledged, so there is nothing to save: the machine goes off at once, as a real one
-//! does after its services have stopped.
+//! As on any machine its services stop first: a record under way is completed and reported, and no other is begun. A
+//! kernel that goes off takes its disks away, and a write it meets then fails although no disk did.
 
 use std::fs::File;
 use std::io::Read;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use crate::voice::Voice;
@@ -16,7 +16,7 @@ const EVENT_BYTES: usize = 24;
 const EV_KEY: u16 = 1;
 const KEY_POWER: u16 = 116;
 
-pub fn spawn_button_watcher(voice: Arc<Voice>) {
+pub fn spawn_button_watcher(voice: Arc<Voice>, writing: Arc<Mutex<()>>) {
     let Ok(devices) = std::fs::read_dir("/dev/input") else {
         println!("lab-guest: no input devices, the power button is not heard");
         return;
@@ -24,7 +24,7 @@ pub fn spawn_button_watcher(voice: Arc<Voice>) {
     for device in devices.flatten().filter(|device| device.file_name().to_string_lossy().starts_with("event"))
     {
         let Ok(mut events) = File::open(device.path()) else { continue };
-        let voice = voice.clone();
+        let (voice, writing) = (voice.clone(), writing.clone());
         thread::spawn(move || {
             let mut event = [0; EVENT_BYTES];
             while events.read_exact(&mut event).is_ok() {
@@ -32,6 +32,7 @@ pub fn spawn_button_watcher(voice: Arc<Voice>) {
                     (u16::from_le_bytes([event[16], event[17]]), u16::from_le_bytes([event[18], event[19]]));
                 if kind == EV_KEY && code == KEY_POWER && event[20] == 1 {
                     println!("lab-guest: power button after {} ms", voice.uptime_ms());
+                    let _stopped = writing.lock().unwrap_or_else(PoisonError::into_inner);
                     let _ = Command::new("/bin/busybox").args(["poweroff", "-f"]).status();
                 }
             }

@@ -1,6 +1,7 @@
 //! The writer: finds where the machine's last life stopped, mends the one record that may be on disk 1 only, goes on.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lab_guest::record::{self, RECORD_BYTES, Record, Slot};
@@ -16,12 +17,12 @@ const CHECKED_AT_BOOT: u64 = 256;
 /// Pause after a disk error before the same record is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// Writes for ever; returns only what makes writing impossible.
-pub fn run(settings: &Settings, voice: &Voice) -> String {
+/// Writes for ever; returns only what makes writing impossible. `writing` is held over each record.
+pub fn run(settings: &Settings, voice: &Voice, writing: &Mutex<()>) -> String {
     match prepare(settings, voice) {
         Ok(writer) => {
             let pace = Duration::from_secs(1).checked_div(settings.records_per_second);
-            writer.write_for_ever(pace.unwrap_or_default(), voice)
+            writer.write_for_ever(pace.unwrap_or_default(), voice, writing)
         }
         Err(what) => what,
     }
@@ -104,12 +105,13 @@ impl Writer {
         self.disks[1].write(slot, &self.buffer)
     }
 
-    fn write_for_ever(mut self, pace: Duration, voice: &Voice) -> ! {
+    fn write_for_ever(mut self, pace: Duration, voice: &Voice, writing: &Mutex<()>) -> ! {
         let mut due = Instant::now();
         loop {
             // After a stall it goes on at its pace and does not catch up.
             due = (due + pace).max(Instant::now());
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let _writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
             let sequence = self.last + 1;
             self.last_checksum = record::encode(
                 &mut self.buffer,
