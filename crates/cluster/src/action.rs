@@ -133,7 +133,7 @@ pub enum HandoverFailure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RefusedWhy {
     NotPrimary,
-    /// Only a replica that does not lead can be forced.
+    /// Only a replica that does not lead, or is cut off from whoever could let it go on, can be forced.
     AlreadyPrimary,
     /// The named peer is not in sync, not connected or not known.
     PeerNotInSync,

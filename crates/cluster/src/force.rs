@@ -34,7 +34,7 @@ impl Member {
     ) {
         let why = match &self.state {
             _ if !confirmed_fenced => RefusedWhy::NotConfirmed,
-            State::Leading(_) => RefusedWhy::AlreadyPrimary,
+            State::Leading(leading) if !leading.is_cut_off() => RefusedWhy::AlreadyPrimary,
             State::Claiming(_) | State::Forcing(_) => RefusedWhy::Busy,
             _ if !self.can_lead() || matches!(self.state, State::Stopped) => RefusedWhy::CopyUnusable,
             _ if self.ledger.wanted().register == Some(new_register) => RefusedWhy::Busy,

@@ -40,6 +40,12 @@ impl Leading {
             check: false,
         }
     }
+
+    /// Frozen because neither a member nor the register can tell it that it still leads.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        use FrozenWhy::{LeaseExpired, Refused, RegisterOutOfReach};
+        matches!(self.frozen_why, Some(RegisterOutOfReach | Refused | LeaseExpired))
+    }
 }
 
 impl Member {

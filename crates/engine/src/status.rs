@@ -1,6 +1,7 @@
 //! Figures for people and for metrics.
 
 use crate::Engine;
+use rempart_cluster::FrozenWhy;
 use rempart_replication::{PeerProgress, REGION_EXTENTS};
 use rempart_types::{EXTENT_SIZE, Epoch, Lsn, MonotonicTime, NodeId, NodeSet, RegisterId, Term};
 use std::time::Duration;
@@ -43,6 +44,8 @@ pub struct Status {
     pub stall: Duration,
     pub stalled_on: Option<NodeId>,
     pub serving: bool,
+    /// Why the guest's writes are not acknowledged.
+    pub frozen: Option<FrozenWhy>,
     pub disk_failed: bool,
     pub peers: Vec<PeerStatus>,
 }
@@ -127,6 +130,7 @@ impl Engine {
             stall: replication.stall,
             stalled_on: replication.stalled_on,
             serving: serves,
+            frozen: cluster.frozen,
             disk_failed: self.failure.is_some(),
             peers: peers.collect(),
         }

@@ -1,7 +1,7 @@
 //! What the operator sees.
 
 use crate::node::Node;
-use crate::vm::{Allowed, Vm};
+use crate::vm::{self, Allowed, Vm};
 use rempart_api::{
     Condition, Nic, NodeStatus, PeerStatus, ReplicaRole, ResyncStatus, Severity, Status, VmDetail, VmDisk,
     VmState, VmStatus,
@@ -47,7 +47,7 @@ pub fn of_vm(node: &Node, vm: &Vm) -> VmStatus {
     let primary = matches!(engine.role, Role::Primary | Role::PrimaryFrozen);
     let others: Vec<_> = replicas.iter().filter(|id| **id != node.id()).collect();
     let mirrored = primary && !others.is_empty() && engine.in_sync.len() == replicas.len();
-    let frozen = primary && !engine.serving;
+    let frozen = primary && (!engine.serving || engine.frozen.is_some());
     let mut conditions = Vec::new();
     if let Some(failed) = &shown.failed {
         conditions.push(condition(Severity::Critical, format!("it is not kept running: {failed}")));
@@ -59,7 +59,8 @@ pub fn of_vm(node: &Node, vm: &Vm) -> VmStatus {
         conditions.push(condition(Severity::Critical, failure));
     }
     if frozen {
-        conditions.push(condition(Severity::Critical, "the guest's writes wait"));
+        let why = engine.frozen.map(|why| format!(": {}", vm::why_frozen(why))).unwrap_or_default();
+        conditions.push(condition(Severity::Critical, format!("the guest's writes wait{why}")));
     } else if primary && !others.is_empty() && !mirrored {
         conditions.push(condition(
             Severity::Warning,

@@ -77,6 +77,9 @@ pub struct World {
     pub register_cut: Vec<usize>,
     /// In thousandths: answers of the register that get lost, whether the swap landed or not.
     pub register_unknown: u32,
+    /// In thousandths: messages that are lost, or come twice, although their session lives. No TCP does that; an
+    /// engine must survive it all the same.
+    pub unfaithful: u32,
     pub registers: BTreeMap<RegisterId, RegisterValue>,
     pub guest: Guest,
     pub results: BTreeMap<CommandId, Result<CommandOutput, CommandError>>,
@@ -119,6 +122,7 @@ impl World {
             cut: Vec::new(),
             register_cut: Vec::new(),
             register_unknown: 0,
+            unfaithful: 0,
             registers: BTreeMap::new(),
             guest: Guest::default(),
             results: BTreeMap::new(),
@@ -280,6 +284,11 @@ impl World {
         self.cut.clear();
         self.register_cut.clear();
         self.register_unknown = 0;
+        if std::mem::take(&mut self.unfaithful) > 0 {
+            for session in self.sessions.clone() {
+                self.end_session(session.id);
+            }
+        }
     }
 
     fn is_cut(&self, a: usize, b: usize) -> bool {
@@ -604,6 +613,14 @@ impl World {
                         self.at(200_000_000, Event::Deliver { node, peer, session, meta, payload });
                     }
                     return;
+                }
+                if self.unfaithful > 0 && self.rng.random_ratio(self.unfaithful, 1000) {
+                    if self.rng.random() {
+                        self.tell(|| format!("lost on the way to {node}"));
+                        return;
+                    }
+                    let (meta, payload) = (meta.clone(), payload.clone());
+                    self.at(self.now % 3_000_000, Event::Deliver { node, peer, session, meta, payload });
                 }
                 let message = PeerMessage::decode(&meta, Bytes::from(payload)).expect("what was encoded");
                 self.feed(node, Input::Message { peer: node_id(peer), session, message });

@@ -5,6 +5,7 @@ use crate::jobs::Reporter;
 use crate::node::Node;
 use crate::vm::{Vm, unix_ms};
 use rempart_api::{Error, FailoverMode, FailoverRequest, RejoinRequest};
+use rempart_cluster::FrozenWhy;
 use rempart_engine::Command;
 use rempart_types::{NodeId, RegisterId};
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,8 @@ pub async fn failover(
     reporter: Reporter,
 ) -> Result<serde_json::Value, Error> {
     let name = vm.name();
-    if vm.is_primary() {
+    let leads = vm.is_primary();
+    if leads && (request.mode == FailoverMode::Planned || !is_cut_off(&vm)) {
         return Err(Error::conflict(format!("this node leads `{name}` already")));
     }
     match request.mode {
@@ -42,7 +44,7 @@ pub async fn failover(
             client.post::<_, ()>(&path, &HandOver { to: node.id() }).await?;
         }
         FailoverMode::Force => {
-            let loss = loss(&node, &vm);
+            let loss = if leads { loss_of_primary(&node, &vm) } else { loss(&node, &vm) };
             if !request.confirm_fenced {
                 return Err(Error::refused(format!("a forced takeover of `{name}` may lose data")).cause(loss).hint(
                     "make sure that the other side cannot run it (power it off), then add --confirm-fenced",
@@ -123,6 +125,23 @@ fn loss(node: &Node, vm: &Vm) -> String {
         node.name(),
         engine.end,
         engine.epoch
+    )
+}
+
+/// Whether neither a peer nor the witness can tell this primary that it still leads.
+fn is_cut_off(vm: &Vm) -> bool {
+    use FrozenWhy::{LeaseExpired, Refused, RegisterOutOfReach};
+    matches!(vm.group.status.borrow().engine.frozen, Some(LeaseExpired | Refused | RegisterOutOfReach))
+}
+
+/// The same on a primary that is frozen because nobody can tell it whether a peer took over.
+fn loss_of_primary(node: &Node, vm: &Vm) -> String {
+    let peers: Vec<String> = vm.peers().into_iter().map(|peer| format!("`{}`", node.name_of(peer))).collect();
+    let peers = peers.join(" or ");
+    format!(
+        "`{}` was cut off from {peers} and the witness while it led; if {peers} took over since, whatever was \
+         acknowledged there is lost",
+        node.name(),
     )
 }
 

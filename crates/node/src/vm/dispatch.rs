@@ -12,6 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+/// The log takes a stopped machine's UEFI variables in within this time, or goes on without.
+const NVRAM_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What the replica wants from the world around it.
 pub async fn group_events(vm: Arc<Vm>, mut events: mpsc::UnboundedReceiver<FromGroup>) {
     while let Some(event) = events.recv().await {
@@ -78,20 +81,33 @@ fn vm_action(vm: &Vm, action: VmAction) {
         VmAction::Pause => vm.control(|control| control.allowed = Allowed::Paused),
         VmAction::ShutDown => {
             let grace = Duration::from_secs(vm.host.config.vm.shutdown_timeout_s);
-            vm.control(|control| control.allowed = Allowed::ShutDown { grace });
+            vm.control(|control| {
+                control.allowed = Allowed::ShutDown { grace };
+                control.ends += 1;
+            });
         }
-        VmAction::Kill => vm.control(|control| control.allowed = Allowed::No),
+        VmAction::Kill => vm.control(|control| {
+            control.allowed = Allowed::No;
+            control.ends += 1;
+        }),
     }
 }
 
-/// What became of the machine here.
+/// What became of the machine here. Orders to the replica may wait for the very facts that follow here, so none is
+/// waited for.
 pub async fn told(vm: Arc<Vm>, mut told: mpsc::UnboundedReceiver<Told>) {
     while let Some(news) = told.recv().await {
         let name = vm.name();
         match news {
             Told::Fact(fact) => {
-                if fact == VmFact::Stopped {
-                    keep_nvram(&vm).await;
+                if fact == VmFact::Stopped
+                    && tokio::time::timeout(NVRAM_PATIENCE, keep_nvram(&vm)).await.is_err()
+                {
+                    vm.events.note(
+                        &name,
+                        Severity::Warning,
+                        "UEFI variables were not kept: the log takes nothing in",
+                    );
                 }
                 vm.group.send(ToGroup::Vm(fact));
             }
@@ -102,9 +118,12 @@ pub async fn told(vm: Arc<Vm>, mut told: mpsc::UnboundedReceiver<Told>) {
                     "the guest shut itself down; it stays off until it is started",
                 );
                 vm.control(|control| control.wanted = Wanted::Stopped { grace: Duration::ZERO });
-                if let Err(error) = vm.put_config(|config| config.should_run = false).await {
-                    vm.events.note(&name, Severity::Warning, error.to_string());
-                }
+                let vm = vm.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = vm.put_config(|config| config.should_run = false).await {
+                        vm.events.note(&vm.name(), Severity::Warning, error.to_string());
+                    }
+                });
             }
             Told::Restarted { why, attempt } => {
                 let text = format!("QEMU ended ({why}); restarting it here, attempt {attempt}");
@@ -112,7 +131,8 @@ pub async fn told(vm: Arc<Vm>, mut told: mpsc::UnboundedReceiver<Told>) {
             }
             Told::GaveUp { why } => {
                 vm.events.note(&name, Severity::Critical, format!("QEMU cannot be kept running here: {why}"));
-                give_away(&vm).await;
+                let vm = vm.clone();
+                tokio::spawn(async move { give_away(&vm).await });
             }
             Told::StartFailed { why } => {
                 vm.events.note(&name, Severity::Warning, format!("the machine did not start: {why}"));

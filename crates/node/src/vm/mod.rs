@@ -9,6 +9,7 @@ mod report;
 mod runner;
 
 pub use events::{EventLog, unix_ms};
+pub use report::why_frozen;
 pub use runner::{Allowed, Wanted};
 
 use crate::config::NodeConfig;
@@ -131,7 +132,7 @@ impl Vm {
 
         let wanted = wanted(&record.config, &host);
         let (control, control_receiver) =
-            watch::channel(Control { allowed: Allowed::Undecided, wanted, attempt: 0 });
+            watch::channel(Control { allowed: Allowed::Undecided, wanted, attempt: 0, ends: 0 });
         let (lease, lease_receiver) = watch::channel(Lease::UntilBoottimeNs(0));
         let (shown_sender, shown) = watch::channel(Shown::default());
         let (tell, told) = mpsc::unbounded_channel();

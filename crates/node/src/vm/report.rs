@@ -40,19 +40,7 @@ fn cluster(condition: &Condition, name: impl Fn(&NodeId) -> String) -> (Severity
             Info,
             format!("{} is ready, but left too lately or too often; it joins a little later", name(node)),
         ),
-        Condition::Frozen { why } => (
-            Critical,
-            format!(
-                "frozen: {}",
-                match why {
-                    FrozenWhy::RegisterOutOfReach => "a member is lost and the register does not answer",
-                    FrozenWhy::Refused => "a peer promised a newer epoch and the register does not answer",
-                    FrozenWhy::LeaseExpired => "the lease ran out; the machine is paused",
-                    FrozenWhy::HandingOver => "handing over",
-                    FrozenWhy::DiskFailed => "the disk failed",
-                }
-            ),
-        ),
+        Condition::Frozen { why } => (Critical, format!("frozen: {}", why_frozen(*why))),
         Condition::Thawed => (Info, "no longer frozen".into()),
         Condition::RegisterOutOfReach => (Warning, "the register does not answer".into()),
         Condition::RegisterBack => (Info, "the register answers again".into()),
@@ -134,5 +122,16 @@ fn replication(report: &rempart_replication::Report, name: impl Fn(&NodeId) -> S
             (Severity::Info, format!("took the records {first} to {last} that {} still had", name(from)))
         }
         Report::InStep { peer } => (Severity::Info, format!("{} is in step", name(peer))),
+    }
+}
+
+/// Completes "frozen: …".
+pub fn why_frozen(why: FrozenWhy) -> &'static str {
+    match why {
+        FrozenWhy::RegisterOutOfReach => "a member is lost and the register does not answer",
+        FrozenWhy::Refused => "a peer promised a newer epoch and the register does not answer",
+        FrozenWhy::LeaseExpired => "the lease ran out; the machine is paused",
+        FrozenWhy::HandingOver => "handing over",
+        FrozenWhy::DiskFailed => "the disk failed",
     }
 }

@@ -25,6 +25,9 @@ use tokio::sync::{mpsc, watch};
 /// A machine that ran this long is forgiven its earlier failures.
 const GOOD_RUN: Duration = Duration::from_secs(300);
 
+/// Between its second failure and the next start; twice as long each time. What failed once is tried again at once.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
 /// What the cluster core allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allowed {
@@ -57,6 +60,8 @@ pub struct Control {
     pub wanted: Wanted,
     /// Raised to have failed starts tried again.
     pub attempt: u64,
+    /// How many times the machine was ordered to end. Each order is answered by `VmFact::Stopped`.
+    pub ends: u64,
 }
 
 /// What the runner tells.
@@ -116,7 +121,10 @@ pub trait StartSource: Send + Sync + std::fmt::Debug {
 struct Tries {
     failures: u32,
     last_start: Option<Instant>,
+    not_before: Option<Instant>,
     given_up: Option<u64>,
+    /// `Control::ends` as of the last end that was told.
+    ends_answered: u64,
 }
 
 impl Runner {
@@ -150,6 +158,12 @@ impl Runner {
             shown.run_state = None;
             shown.qemu_pid = None;
         });
+        if tries.ends_answered < control.ends {
+            // Who ordered an end waits to hear of it, also when there was nothing to end. What may run again later
+            // starts with new tries.
+            self.say(Told::Fact(VmFact::Stopped));
+            *tries = Tries { ends_answered: control.ends, ..Tries::default() };
+        }
         let given_up = tries.given_up == Some(control.attempt);
         let start = control.allowed == Allowed::Run && control.wanted == Wanted::Running && !given_up;
         if !start {
@@ -157,6 +171,15 @@ impl Runner {
         }
         if tries.given_up.take().is_some() {
             tries.failures = 0;
+        }
+        if let Some(at) = tries.not_before.take_if(|at| *at > Instant::now()) {
+            tokio::select! {
+                () = tokio::time::sleep_until(at.into()) => {}
+                changed = self.control.changed() => {
+                    tries.not_before = Some(at);
+                    return changed.is_ok().then_some(None);
+                }
+            }
         }
         self.shown.send_modify(|shown| {
             shown.starting = true;
@@ -204,6 +227,10 @@ impl Runner {
             self.shown.send_modify(|shown| shown.failed = Some(why.clone()));
             self.say(Told::GaveUp { why });
         } else {
+            tries.not_before = match tries.failures {
+                0 | 1 => None,
+                more => Some(Instant::now() + RETRY_PAUSE * 2_u32.saturating_pow(more - 2)),
+            };
             self.say(Told::Restarted { why, attempt: tries.failures });
         }
     }
@@ -310,9 +337,12 @@ impl Runner {
             shown.qemu_pid = None;
         });
         tracing::info!(machine = machine.name(), %record, "the machine is gone");
+        let control = self.control.borrow().clone();
+        if tries.ends_answered < control.ends {
+            *tries = Tries { ends_answered: control.ends, ..Tries::default() };
+        }
         self.say(Told::Fact(VmFact::Stopped));
         self.say(Told::Machine(MachineEvent::Exited(record.clone())));
-        let control = self.control.borrow().clone();
         let unexpected = control.allowed == Allowed::Run && control.wanted == Wanted::Running;
         match record.cause {
             ExitCause::GuestShutdown if unexpected => self.say(Told::GuestShutDown),
