@@ -97,6 +97,8 @@ pub struct VmStatus {
     pub peers: Vec<PeerStatus>,
     pub lag_bytes: u64,
     pub journal_bytes: u64,
+    /// Log that this node's images do not have yet.
+    pub unapplied_bytes: u64,
     pub resync: Option<ResyncStatus>,
     pub longest_stall_ms: u64,
     pub qemu_pid: Option<u32>,

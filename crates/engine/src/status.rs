@@ -78,6 +78,11 @@ pub struct ResyncStatus {
 }
 
 impl Engine {
+    /// Bytes of log not yet in the image.
+    pub fn unapplied_bytes(&self) -> u64 {
+        self.store.unapplied_bytes()
+    }
+
     pub fn status(&self, now: MonotonicTime) -> Status {
         let cluster = self.member.status();
         let replication = self.replication.status(now);

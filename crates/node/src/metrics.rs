@@ -52,6 +52,9 @@ pub fn render(node: &Node) -> String {
         number(vm.lag_bytes)
     });
     per_vm("vm_journal", "Journal in use", Some(Unit::Bytes), &|vm| number(vm.journal_bytes));
+    per_vm("vm_unapplied", "Log that this node's images do not have yet", Some(Unit::Bytes), &|vm| {
+        number(vm.unapplied_bytes)
+    });
     per_vm("vm_longest_stall_ms", "Longest wait of a guest's write since the daemon started", None, &|vm| {
         number(vm.longest_stall_ms)
     });

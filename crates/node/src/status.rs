@@ -113,6 +113,7 @@ pub fn of_vm(node: &Node, vm: &Vm) -> VmStatus {
         lag_bytes: peers.iter().map(|peer| peer.lag_bytes).max().unwrap_or(0),
         peers,
         journal_bytes: engine.journal_used_bytes,
+        unapplied_bytes: engine.unapplied_bytes,
         resync,
         longest_stall_ms: u64::try_from(group.longest_stall.as_millis()).unwrap_or(u64::MAX),
         qemu_pid: shown.qemu_pid,

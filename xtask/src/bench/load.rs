@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::client::Client;
+use super::disk;
 use super::server::Server;
 
-/// Part of the disk that is written.
-const SPAN: u64 = 1 << 30;
 /// Three times the log bytes our server holds in memory before the image must follow: a load that fits into the window
 /// would measure half the work. The same for everybody.
 const LEAST_BYTES: u64 = 3 * (64 << 20);
@@ -57,13 +56,12 @@ impl Load {
         },
     ];
 
-    /// Runs for the time given and at least [`LEAST_BYTES`] (write+flush: the time only, each flush drains); ends with a
-    /// flush, which counts.
+    /// Runs for the time given and at least [`LEAST_BYTES`] (write+flush: the time only). It ends when everything is
+    /// flushed and every image of the server has it, on the disk.
     pub fn run(&self, server: &Server, seconds: u64) -> Result<Measured> {
-        super::must_exist(&server.socket)?;
         let mut client = Client::connect(&server.socket, server.export)?;
-        let blocks = client.size.min(SPAN) / self.block as u64;
-        let mut random = Random(0x9E37_79B9_7F4A_7C15 ^ u64::from(std::process::id()));
+        let blocks = client.size.min(disk::BYTES) / self.block as u64;
+        let mut random = Random::new(u64::from(std::process::id()));
         let mut data = vec![0; self.block];
         random.fill(&mut data);
         let least = if self.flush_each { 0 } else { LEAST_BYTES / self.block as u64 };
@@ -103,6 +101,7 @@ impl Load {
         }
         client.send_flush(0)?;
         client.receive()?;
+        server.drain()?;
         let elapsed = started.elapsed().as_secs_f64();
         let processor = server.processor_seconds()? - processor_before;
         took.sort_unstable();
@@ -119,9 +118,13 @@ impl Load {
 
 /// xorshift64
 #[derive(Debug)]
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(0x9E37_79B9_7F4A_7C15 ^ seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -129,7 +132,7 @@ impl Random {
         self.0
     }
 
-    fn fill(&mut self, bytes: &mut [u8]) {
+    pub fn fill(&mut self, bytes: &mut [u8]) {
         for word in bytes.chunks_exact_mut(8) {
             word.copy_from_slice(&self.next().to_le_bytes());
         }

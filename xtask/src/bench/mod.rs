@@ -1,24 +1,27 @@
 //! `cargo xtask bench mirror`: our mirror against QEMU's, the same loads, in one run.
 //!
-//! All servers speak NBD on a unix socket to the same client. Loads are interleaved round by round, so that a machine
-//! that slows down slows everybody; what counts are ratios of medians.
+//! All servers speak NBD on a unix socket to the same client, and send to their second copies over the same link. Loads
+//! are interleaved, so that a machine that slows down slows everybody; what counts are ratios of medians.
 
 mod client;
+mod disk;
 mod load;
+mod ours;
 mod peers;
 mod server;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde_json::json;
 
 use crate::interrupt;
-use crate::lab::remove_stale_folders;
+use crate::lab::Lab;
 use crate::setup;
-use crate::workspace::lab_dir;
+use crate::workspace::{self, Profile};
 
 use load::{Load, Measured};
+use ours::Ours;
 use peers::Peers;
 use server::Server;
 
@@ -39,64 +42,70 @@ pub struct Options {
     /// Seconds a load runs at least
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// Unix socket of our NBD export of a mirrored, idle disk of at least 1 GiB; its contents are overwritten
+    /// Only loads whose name contains this, and neither idle nodes nor resynchronisation
     #[arg(long)]
-    ours: Option<PathBuf>,
-    /// Unix socket of our NBD export of a disk with one copy
+    only: Option<String>,
+    /// Measure this build of the program instead of building it
     #[arg(long)]
-    ours_single: Option<PathBuf>,
+    program: Option<PathBuf>,
 }
 
-/// Everything one server did in all rounds.
+/// Megabits per second of the line that a resynchronisation has to fill.
+const LINE: u64 = 1000;
+
+/// Everything one server did in all rounds, by load.
 #[derive(Debug)]
 struct Contestant {
     server: Server,
-    rounds: Vec<Vec<Measured>>,
+    measured: Vec<Vec<Measured>>,
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
     let Bench::Mirror(options) = bench;
     setup::ensure()?;
-    let benches = lab_dir().join("bench");
-    remove_stale_folders(&benches);
-    let folder = benches.join(std::process::id().to_string());
-    let result = mirror(options, &folder);
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder)?;
-    }
-    result
-}
-
-fn mirror(options: &Options, folder: &std::path::Path) -> Result<()> {
-    let peers = Peers::start(folder)?;
-    let mut contestants = vec![contestant(peers.single()), contestant(peers.quorum())];
-    contestants.extend(options.ours.clone().map(|socket| contestant(Server::at(OURS, socket))));
-    contestants.extend(options.ours_single.clone().map(|socket| contestant(Server::at(OURS_SINGLE, socket))));
+    let program = match &options.program {
+        Some(program) => std::path::absolute(program)?,
+        None => workspace::build_rempart(Profile::Release)?,
+    };
+    let ours = Ours::start(Lab::build(false)?, &program)?;
+    let peers = Peers::start(ours.lab())?;
+    let loads: Vec<Load> = Load::ALL
+        .into_iter()
+        .filter(|load| options.only.as_ref().is_none_or(|only| load.name.contains(only)))
+        .collect();
+    let servers = [ours.two_copies(), peers.quorum(), ours.one_copy(), peers.single()];
+    let mut contestants =
+        servers.map(|server| Contestant { server, measured: vec![Vec::new(); loads.len()] });
     for round in 1..=options.rounds {
-        for contestant in &mut contestants {
-            let mut measured = Vec::new();
-            for load in Load::ALL {
+        for (index, load) in loads.iter().enumerate() {
+            for contestant in &mut contestants {
                 interrupt::check()?;
-                measured.push(load.run(&contestant.server, options.seconds)?);
+                contestant.measured[index].push(load.run(&contestant.server, options.seconds)?);
             }
-            eprintln!("round {round} of {}: {}", options.rounds, contestant.server.name);
-            contestant.rounds.push(measured);
+            ours.must_be_mirrored()?;
+            eprintln!("round {round} of {}: {}", options.rounds, load.name);
         }
     }
-    report(&contestants, options.json);
+    let mut report = Report { json: options.json };
+    let [two_copies, quorum, one_copy, single] = &contestants;
+    report.loads(&loads, two_copies, quorum);
+    report.loads(&loads, one_copy, single);
+    if options.only.is_none() {
+        drop(peers);
+        let idle = ours.idle()?;
+        let mib = idle.memory_per_group as f64 / f64::from(1 << 20);
+        report.figure("memory of an idle group", "MiB", mib, None);
+        report.figure("processor of both idle nodes", "s/s", idle.processor_share, None);
+        let resync = ours.resync(LINE)?;
+        let line = ("the line", resync.line_bytes_per_second / 1e6);
+        report.figure("resynchronisation", "MB/s", resync.bytes_per_second / 1e6, Some(line));
+    }
     Ok(())
-}
-
-const OURS: &str = "rempart, two copies";
-const OURS_SINGLE: &str = "rempart, one copy";
-
-fn contestant(server: Server) -> Contestant {
-    Contestant { server, rounds: Vec::new() }
 }
 
 impl Contestant {
     fn median(&self, load: usize, pick: impl Fn(&Measured) -> f64) -> f64 {
-        let mut values: Vec<_> = self.rounds.iter().map(|round| pick(&round[load])).collect();
+        let mut values: Vec<_> = self.measured[load].iter().map(pick).collect();
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
     }
@@ -112,46 +121,41 @@ const COLUMNS: &[Column] = &[
     ("processor", "s/GiB", |measured| measured.processor_s_per_gib),
 ];
 
-/// One line a figure: each of ours against its peer, or the peers alone.
-fn report(contestants: &[Contestant], json: bool) {
-    let by_name = |name: &str| contestants.iter().find(|contestant| contestant.server.name == name);
-    for (ours, theirs) in [(OURS, peers::QUORUM), (OURS_SINGLE, peers::SINGLE)] {
-        let Some(theirs) = by_name(theirs) else { continue };
-        let ours = by_name(ours);
-        for (index, load) in Load::ALL.iter().enumerate() {
+/// One line a figure.
+#[derive(Debug)]
+struct Report {
+    json: bool,
+}
+
+impl Report {
+    fn loads(&mut self, loads: &[Load], ours: &Contestant, theirs: &Contestant) {
+        for (index, load) in loads.iter().enumerate() {
             for (column, unit, pick) in COLUMNS {
-                let their_value = theirs.median(index, pick);
-                let our_value = ours.map(|ours| ours.median(index, pick));
-                let ratio = our_value.map(|ours| ours / their_value);
-                let figure = format!("{} {column}", load.name);
-                if json {
-                    let line = json!({
-                        "figure": figure, "unit": unit, "ours": our_value.map(rounded),
-                        "peer": theirs.server.name, "theirs": rounded(their_value), "ratio": ratio.map(rounded),
-                    });
-                    println!("{line}");
-                } else {
-                    let shown = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.2}"));
-                    println!(
-                        "{figure:34} {:>12} {unit:6} {:24} {their_value:>12.2}  ratio {}",
-                        shown(our_value),
-                        theirs.server.name,
-                        shown(ratio)
-                    );
-                }
+                let figure = format!("{}, {} {column}", ours.server.name, load.name);
+                let theirs = (theirs.server.name, theirs.median(index, pick));
+                self.figure(&figure, unit, ours.median(index, pick), Some(theirs));
             }
         }
+    }
+
+    fn figure(&mut self, figure: &str, unit: &str, ours: f64, theirs: Option<(&str, f64)>) {
+        let ratio = theirs.map(|(_, theirs)| ours / theirs);
+        if self.json {
+            let (peer, theirs) = theirs.unzip();
+            let line = json!({
+                "figure": figure, "unit": unit, "ours": rounded(ours),
+                "peer": peer, "theirs": theirs.map(rounded), "ratio": ratio.map(rounded),
+            });
+            println!("{line}");
+            return;
+        }
+        let compared = theirs.zip(ratio).map_or(String::new(), |((peer, theirs), ratio)| {
+            format!("{peer:20} {theirs:>10.2}  ratio {ratio:.2}")
+        });
+        println!("{figure:58} {ours:>10.2} {unit:6} {compared}");
     }
 }
 
 fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
-}
-
-/// Fails early on a socket that nobody made.
-fn must_exist(socket: &std::path::Path) -> Result<()> {
-    if !socket.exists() {
-        bail!("there is no socket `{}`", socket.display());
-    }
-    Ok(())
 }

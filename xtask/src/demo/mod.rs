@@ -7,7 +7,7 @@
 
 mod faults;
 mod play;
-mod rack;
+pub mod rack;
 mod status;
 mod story;
 

@@ -96,6 +96,14 @@ impl Rack {
         &self.server(side.host()).data
     }
 
+    pub fn run_folder(&self, side: Side) -> &Path {
+        &self.server(side.host()).run
+    }
+
+    pub fn daemon_id(&self, host: Host) -> Option<i32> {
+        self.server(host).daemon.as_ref().map(Process::id)
+    }
+
     pub fn log(&self, host: Host) -> &Path {
         &self.server(host).log
     }

@@ -33,7 +33,6 @@ pub use host::{Host, Side};
 pub use link::Link;
 pub use namespace::Namespace;
 pub use process::Process;
-pub use stale::remove_stale_folders;
 pub use volume::Volume;
 
 /// The lab; dropping it ends everything that runs in it.

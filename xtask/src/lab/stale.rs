@@ -38,7 +38,7 @@ pub fn clean_up() -> Result<()> {
 }
 
 /// Removes the folders in `folder` that are named after processes that are gone.
-pub fn remove_stale_folders(folder: &Path) {
+fn remove_stale_folders(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if let Ok(run) = entry.file_name().to_string_lossy().parse()
             && !is_running(run)

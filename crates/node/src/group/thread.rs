@@ -388,7 +388,9 @@ impl GroupThread {
             self.config_seen = Some(config.clone());
             self.tell(FromGroup::Config(config));
         }
-        let stale = std::mem::take(&mut self.status_stale) || !self.done.is_empty();
+        // Who waits for the image to have everything shall not wait for the next figures as well.
+        let drained = self.engine.unapplied_bytes() == 0 && self.status.borrow().engine.unapplied_bytes > 0;
+        let stale = std::mem::take(&mut self.status_stale) || !self.done.is_empty() || drained;
         if now < self.status_at + STATUS_EVERY && !stale {
             return;
         }
