@@ -619,6 +619,10 @@ impl Leader {
                 self.join(peer, local, now, out);
             }
         }
+        // Noticed: it must not wake anybody again.
+        for link in self.links.values_mut().filter(|link| link.held_until <= now) {
+            link.held_until = MonotonicTime::ZERO;
+        }
         self.report_blocked(local, now, out);
         self.advance(local, now, out);
     }
@@ -673,8 +677,9 @@ impl Leader {
                 Progress::Resyncing(source) => source.next_wake(local, now),
                 _ => None,
             };
-            let held = (matches!(link.progress, Progress::Streaming) && link.held_until > now)
-                .then_some(link.held_until);
+            // Also when it is past already: nobody may have looked in between.
+            let waits = matches!(link.progress, Progress::Streaming) && !link.joined;
+            let held = (waits && link.held_until > MonotonicTime::ZERO).then_some(link.held_until);
             [answer, resync, held].into_iter().flatten().min()
         });
         links.chain(start).chain(blocked).chain(self.stable_news_at).min()

@@ -71,6 +71,22 @@ fn a_lost_peer_is_left_behind_and_brought_up_from_the_log() {
     settle(&mut world);
 }
 
+/// With nothing to acknowledge, only the passing of time can let a peer in that was held back.
+#[test]
+fn a_held_back_peer_is_let_in_although_the_guest_is_idle() {
+    for seed in 0..4 {
+        let mut world = World::new(seed, 2);
+        world.mirrored();
+        world.guest.depth = 0;
+        world.run_until("the guest is idle", SECONDS(60), |w| w.guest.is_idle());
+        world.run_for(SECONDS(5));
+        world.crash(1);
+        world.run_until("solo", SECONDS(10), |w| w.in_sync() == 1);
+        world.start(1);
+        world.run_until("mirrored again", SECONDS(10), |w| w.in_sync() == 2);
+    }
+}
+
 #[test]
 fn a_peer_behind_the_journal_gets_only_the_extents_that_changed() {
     let mut world = World::new(4, 2);
