@@ -79,9 +79,9 @@ pub struct StopRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProtectRequest {
     pub peer: String,
-    /// Compare with the copy that is already there and move only differences.
+    /// The job ends only when every write is on both nodes.
     #[serde(default)]
-    pub seed: bool,
+    pub wait: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -27,7 +27,7 @@ pub enum Action {
         expected: Option<Epoch>,
         value: RegisterValue,
     },
-    /// Tell an amnesiac register what this replica knows (rule 21). No answer is awaited; reads go on.
+    /// Tell a register that lost its state, or holds too little, what this replica knows (rule 21). No answer is awaited; reads go on.
     InformRegister {
         register: RegisterId,
         known: Option<RegisterValue>,
@@ -148,6 +148,10 @@ pub enum RefusedWhy {
     RegisterOutOfReach,
     /// Nothing to rejoin.
     NotSuperseded,
+    /// Only a primary without peers can move its register.
+    NotAlone,
+    /// The register to move to holds somebody else's value.
+    RegisterTaken,
 }
 
 /// What an operator sees. States, not log lines: each is reported once when it begins.
@@ -214,6 +218,11 @@ pub enum Condition {
     },
     /// A forced takeover happened here.
     Forced {
+        epoch: Epoch,
+        register: RegisterId,
+    },
+    /// The group lives in `register` now. That is durable: the old one is not asked any more.
+    RegisterMoved {
         epoch: Epoch,
         register: RegisterId,
     },

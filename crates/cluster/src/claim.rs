@@ -5,7 +5,7 @@
 //! | out of reach; known: me, and everyone who could matter is here and promised no more | – | lead with incarnation + 1 |
 //! | out of reach | – | ask again; follow whoever beacons |
 //! | nothing, and nothing is known | – | idle until `Lead` or a beacon |
-//! | nothing, or older than known | – | reported, ask again: never recreate by oneself |
+//! | nothing, or older than known | – | reported, to it too: it serves again when every replica told what it knows |
 //! | tombstone | mine | finish the forced takeover |
 //! | tombstone | other | superseded |
 //! | primary = me, epoch never opened here | usable | open it, once (a handover, or an own swap of an earlier life) |
@@ -67,14 +67,16 @@ impl Member {
         if self.forcing_into() == Some(value.register) {
             return self.forced(value, now, out);
         }
+        if self.moving_into() == Some(value.register) {
+            return self.saw_target(value, out);
+        }
         // An answer about a register this replica has left.
         if value.register != self.register_id() {
             return;
         }
         let known = self.ledger.wanted().known_epoch();
         if value.epoch < known {
-            out.push(Action::Report(Condition::RegisterWentBack { known, found: Some(value.epoch) }));
-            return self.register_away(now, out);
+            return self.register_went_back(value.register, Some(value.epoch), now, out);
         }
         if let Intent::Tombstone { successor } = value.intent {
             return self.saw_tombstone(value, successor, out);
@@ -89,13 +91,15 @@ impl Member {
 
     /// The register holds nothing.
     pub(crate) fn saw_nothing(&mut self, register: RegisterId, now: MonotonicTime, out: &mut Vec<Action>) {
+        if self.moving_into() == Some(register) {
+            return self.give_up_move(RefusedWhy::RegisterOutOfReach, out);
+        }
         if register != self.register_id() {
             return;
         }
         let known = self.ledger.wanted().known_epoch();
         if known > Epoch::ZERO {
-            out.push(Action::Report(Condition::RegisterWentBack { known, found: None }));
-            return self.register_away(now, out);
+            return self.register_went_back(register, None, now, out);
         }
         match self.state {
             State::Booting => self.state = State::Idle,
@@ -312,8 +316,10 @@ impl Member {
         let state = self.ledger.wanted();
         let expected = state.known.as_ref().map(|known| known.epoch);
         let epoch = state.known_epoch().next().max(state.promise).max(change.at_least);
+        let register = self.register_id();
         let same = state.attempts.iter().rev().find(|attempt| {
             attempt.expected == expected
+                && attempt.value.register == register
                 && attempt.value.primary == change.primary
                 && attempt.value.in_sync == change.in_sync
                 && attempt.value.intent == change.intent

@@ -130,6 +130,9 @@ pub enum Command {
         /// Go on even if the old register cannot be reached, and leave no tombstone in it.
         old_register_lost: bool,
     },
+    /// Live in `to` from here on, a register of its own that holds nothing, or what an earlier try left there. Only a
+    /// primary without peers may: nobody else looks at the old register. It goes on serving.
+    MoveRegister { to: RegisterId },
     /// Answers `Condition::Superseded`: follow the group into the register that replaced ours. What only this
     /// replica holds was saved aside or given up.
     Rejoin,

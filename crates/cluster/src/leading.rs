@@ -3,6 +3,7 @@
 use crate::bug::Bug;
 use crate::handover::Handover;
 use crate::member::{Member, State};
+use crate::moving::Moving;
 use crate::peer::Peer;
 use crate::timers::Timer;
 use crate::{Action, Condition, FrozenWhy, Message};
@@ -20,6 +21,7 @@ pub(crate) struct Leading {
     /// The in-sync set as last reported.
     pub(crate) in_sync: NodeSet,
     pub(crate) handover: Option<Handover>,
+    pub(crate) moving: Option<Moving>,
     /// `Freeze` or `Drain` was given.
     pub(crate) frozen: bool,
     pub(crate) frozen_why: Option<FrozenWhy>,
@@ -35,6 +37,7 @@ impl Leading {
             told: NodeSet::default(),
             in_sync,
             handover: None,
+            moving: None,
             frozen: false,
             frozen_why: None,
             check: false,
@@ -101,6 +104,7 @@ impl Member {
             }
         }
         out.push(Action::Report(Condition::Leading { term }));
+        self.tell_moved(out);
         self.watch_peers(now);
         self.beacon_due(now, out);
     }

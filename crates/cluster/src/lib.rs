@@ -28,6 +28,7 @@ mod member;
 mod message;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
+mod moving;
 mod peer;
 mod persistent;
 mod reconcile;

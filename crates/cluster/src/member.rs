@@ -14,7 +14,7 @@ use crate::{
     Action, Command, Condition, Config, Event, Message, PersistentState, ReadOutcome, RefusedWhy, RequestId,
     SwapOutcome,
 };
-use rempart_types::{Lineage, MonotonicTime, NodeId, Nonce, RegisterId, SessionId, Term};
+use rempart_types::{Epoch, Lineage, MonotonicTime, NodeId, Nonce, RegisterId, SessionId, Term};
 use std::collections::BTreeMap;
 
 /// One replica of one group: who leads, who must acknowledge, may the machine run.
@@ -164,6 +164,7 @@ impl Member {
             Timer::RegisterDeadline => {
                 if self.desk.give_up(&mut self.timers).is_some() {
                     self.desk.failed(&self.config.timing, &mut self.timers, now, out);
+                    self.give_up_move(RefusedWhy::RegisterOutOfReach, out);
                 }
             }
             Timer::Handover => self.handover_too_late(out),
@@ -251,6 +252,7 @@ impl Member {
 
     pub(crate) fn register_away(&mut self, now: MonotonicTime, out: &mut Vec<Action>) {
         self.desk.failed(&self.config.timing, &mut self.timers, now, out);
+        self.give_up_move(RefusedWhy::RegisterOutOfReach, out);
         self.force_without_old_register(out);
     }
 
@@ -258,13 +260,37 @@ impl Member {
         if self.desk.reachable() {
             out.push(Action::Report(Condition::RegisterAmnesiac));
         }
-        let state = self.ledger.wanted();
+        if self.moving_into() == Some(register) {
+            // What we know is another register's.
+            return self.register_away(now, out);
+        }
+        self.inform(register, out);
+        self.register_away(now, out);
+    }
+
+    /// It holds less than this replica acted on: it was reset, or another took its place. A replica never recreates
+    /// it by itself, but what all of them know makes it whole again (rule 21).
+    pub(crate) fn register_went_back(
+        &mut self,
+        register: RegisterId,
+        found: Option<Epoch>,
+        now: MonotonicTime,
+        out: &mut Vec<Action>,
+    ) {
+        if self.desk.reachable() {
+            let known = self.ledger.wanted().known_epoch();
+            out.push(Action::Report(Condition::RegisterWentBack { known, found }));
+        }
+        self.inform(register, out);
+        self.register_away(now, out);
+    }
+
+    fn inform(&self, register: RegisterId, out: &mut Vec<Action>) {
         out.push(Action::InformRegister {
             register,
-            known: state.known.clone(),
+            known: self.ledger.wanted().known.clone(),
             promise: self.ledger.told_promise(),
         });
-        self.register_away(now, out);
     }
 
     fn connected(&mut self, node: NodeId, session: SessionId, now: MonotonicTime, out: &mut Vec<Action>) {
@@ -314,6 +340,7 @@ impl Member {
             Command::Force { confirmed_fenced, new_register, old_register_lost } => {
                 self.force(confirmed_fenced, new_register, old_register_lost, out);
             }
+            Command::MoveRegister { to } => self.move_register(to, out),
             Command::Rejoin => self.rejoin(out),
             Command::AddPeer { node } => {
                 if node != self.config.me {

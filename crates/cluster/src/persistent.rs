@@ -59,6 +59,8 @@ impl PersistentState {
             self.known = Some(value.clone());
         }
         self.outdate(value.epoch);
+        // What was meant for another register was part of a move that came to nothing.
+        self.attempts.retain(|attempt| attempt.value.register == value.register);
         if value.primary != me {
             self.machine_is_ours = false;
         }

@@ -23,7 +23,7 @@ impl Member {
                 peer.joining &= named.contains(node);
             }
         }
-        if !self.desk.free(&self.timers) {
+        if !self.desk.free(&self.timers) || self.move_on(now, out) {
             return;
         }
         let change = self.wanted_value();

@@ -67,6 +67,16 @@ pub enum RegisterRequest {
     },
 }
 
+impl RegisterRequest {
+    pub fn register(&self) -> RegisterId {
+        match self {
+            RegisterRequest::Read { register, .. }
+            | RegisterRequest::Swap { register, .. }
+            | RegisterRequest::Inform { register, .. } => *register,
+        }
+    }
+}
+
 /// What is to happen to the virtual machine here. `Input::Vm` tells what became of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VmAction {

@@ -17,6 +17,7 @@ enum Until {
     Leading,
     Forced,
     HandedOver,
+    Moved,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +42,9 @@ impl Engine {
             Command::Force { confirmed_fenced, new_register, old_register_lost } => {
                 let order = ClusterCommand::Force { confirmed_fenced, new_register, old_register_lost };
                 self.order(id, order, Until::Forced);
+            }
+            Command::MoveRegister { to } => {
+                self.order(id, ClusterCommand::MoveRegister { to }, Until::Moved);
             }
             Command::Rejoin => {
                 self.control.may_overwrite = true;
@@ -110,7 +114,8 @@ impl Engine {
             }
             (Condition::Leading { .. }, Until::Leading)
             | (Condition::Forced { .. }, Until::Forced)
-            | (Condition::HandedOver { .. }, Until::HandedOver) => Ok(CommandOutput::Done),
+            | (Condition::HandedOver { .. }, Until::HandedOver)
+            | (Condition::RegisterMoved { .. }, Until::Moved) => Ok(CommandOutput::Done),
             _ => return,
         };
         self.commands.order = None;
@@ -190,6 +195,10 @@ fn refused(why: RefusedWhy) -> CommandError {
             CommandError::Refused("this copy is unfinished, damaged, or its disk failed")
         }
         RefusedWhy::RegisterOutOfReach => CommandError::Refused("the register is out of reach"),
+        RefusedWhy::NotAlone => CommandError::Refused("it has peers"),
+        RefusedWhy::RegisterTaken => {
+            CommandError::Refused("the register to move to holds somebody else's value")
+        }
         RefusedWhy::NotSuperseded => CommandError::Refused("the group has not moved to another register"),
     }
 }

@@ -79,6 +79,10 @@ pub enum Command {
         new_register: RegisterId,
         old_register_lost: bool,
     },
+    /// On a primary without peers: live in another register from here on, and go on serving.
+    MoveRegister {
+        to: RegisterId,
+    },
     /// After `Condition::Superseded`: follow the group into its new register. What only this replica holds may
     /// be overwritten; it is kept as a snapshot until the copy is whole again.
     Rejoin,

@@ -177,7 +177,12 @@ async fn probe_witness(node: Arc<Node>) {
     loop {
         ticks.tick().await;
         if let Some(witness) = node.host.registers.witness() {
-            witness.probe().await;
+            match node.registers_on_witness() {
+                Ok(registers) => witness.probe(&registers).await,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot tell which registers this node has on the witness")
+                }
+            }
         }
     }
 }

@@ -6,14 +6,16 @@ use crate::identity::Identity;
 use crate::jobs::Jobs;
 use crate::links;
 use crate::members::Cluster;
+use crate::operation;
 use crate::paths::Paths;
 use crate::registers::{Registers, Witness};
-use crate::vm::{Host, LinkWanted, Names, Vm, record::VmRecord};
+use crate::vm::record::{RegisterPlace, VmRecord};
+use crate::vm::{Host, LinkWanted, Names, Vm};
 use rempart_api::{Error, MemberRole};
 use rempart_hypervisor::{HostReport, Hypervisor};
 use rempart_transport::pki::{Authority, Credentials};
 use rempart_transport::{TlsContext, TokenBook};
-use rempart_types::{GroupId, NodeId};
+use rempart_types::{GroupId, NodeId, RegisterId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -269,7 +271,13 @@ impl Node {
         }
         while let Some(result) = opening.join_next().await {
             match result {
-                Ok((_, Ok(vm))) => self.insert_vm(vm),
+                Ok((_, Ok(vm))) => {
+                    // A move of its register that an earlier daemon did not finish.
+                    if let Err(error) = operation::finish_move(&vm).await {
+                        tracing::warn!(vm = vm.name(), %error, "the old register is not closed");
+                    }
+                    self.insert_vm(vm);
+                }
                 Ok((name, Err(error))) => failures.push((name, error)),
                 Err(panic) => {
                     failures.push(("?".into(), Error::failed("a defect of the program").cause(panic)))
@@ -277,6 +285,27 @@ impl Node {
             }
         }
         failures
+    }
+
+    /// The registers that this node's machines have on the witness, also those of machines that could not be opened.
+    pub fn registers_on_witness(&self) -> std::io::Result<Vec<RegisterId>> {
+        let mut registers = Vec::new();
+        let entries = match std::fs::read_dir(self.paths.vms()) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(registers),
+            Err(e) => return Err(e),
+        };
+        for entry in entries {
+            let Ok(name) = entry?.file_name().into_string() else { continue };
+            let Some(record) = VmRecord::load(&self.paths.vm(&name).record())? else { continue };
+            // A group that was led on by force has another register than it began with.
+            let register =
+                self.vm_of_group(record.group).and_then(|vm| vm.group.register()).unwrap_or(record.register);
+            if record.place_of(register) == RegisterPlace::Witness {
+                registers.push(register);
+            }
+        }
+        Ok(registers)
     }
 
     pub fn members(&self) -> Result<rempart_api::Members, Error> {

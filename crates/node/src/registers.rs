@@ -3,14 +3,14 @@
 
 use crate::durable;
 use crate::links;
-use crate::members::MemberRecord;
+use crate::members::{Cluster, MemberRecord};
 use crate::vm::record::RegisterPlace;
 use rempart_cluster::{ReadOutcome, SwapOutcome};
 use rempart_engine::{RegisterReply, RegisterRequest};
 use rempart_register::witness::{ConnectFailed, Connector, WitnessClient, WitnessClientConfig};
 use rempart_register::{FileRegister, Refusal, Register, RegisterError};
 use rempart_transport::{Deadlines, ErrorKind, Identity, Role, TlsContext, dial_http};
-use rempart_types::{InstanceId, NodeId, NodeSet, RegisterId, RegisterValue};
+use rempart_types::{InstanceId, Intent, NodeId, NodeSet, RegisterId, RegisterValue};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
@@ -21,6 +21,15 @@ pub struct Registers {
     local: FileRegister,
     /// Present once the cluster has a witness.
     witness: RwLock<Option<Arc<Witness>>>,
+}
+
+/// What a node tells a witness that does not know better.
+#[derive(Debug)]
+pub struct Knowledge {
+    pub me: NodeId,
+    pub replicas: NodeSet,
+    /// Who may still report.
+    pub cluster: Option<Cluster>,
 }
 
 /// The cluster's witness, as one node sees it.
@@ -67,10 +76,31 @@ impl Witness {
         self.reachable.load(Ordering::Relaxed)
     }
 
-    /// Looks whether it answers, for people.
-    pub async fn probe(&self) {
+    /// Looks whether it answers, for people. `registers` are all that this node has there: once each was reported to
+    /// a witness that lost its state, this node trusts its new state for others, too.
+    pub async fn probe(&self, registers: &[RegisterId]) {
         let health = self.client.health().await;
         self.reachable.store(health.is_ok(), Ordering::Relaxed);
+        let Ok(health) = health else { return };
+        if self.client.instance() == Some(health.instance) {
+            return;
+        }
+        let waiting =
+            registers.iter().find(|&&register| self.client.reported(register) != Some(health.instance));
+        if let Some(register) = waiting {
+            tracing::info!(%register, "the witness has other state than before, and was not told of this register yet");
+            return;
+        }
+        // On disk first: a restart must not find the old one when registers were made on the new.
+        match durable::write_json(&self.instance_path, &health.instance) {
+            Ok(()) => {
+                self.client.adopt(health.instance);
+                tracing::warn!(instance = %health.instance, "trusts the witness's new state: it was told all registers");
+            }
+            Err(error) => {
+                tracing::error!(%error, "which witness state this node trusts cannot be written down")
+            }
+        }
     }
 
     /// Remembers the first instance that answered, before anything relies on it.
@@ -116,17 +146,32 @@ impl Registers {
         *self.witness.write().expect("held for a moment only") = witness.map(Arc::new);
     }
 
+    /// Closes a register on this machine whose group lives on in `successor`.
+    pub async fn close_local(
+        &self,
+        register: RegisterId,
+        successor: RegisterId,
+    ) -> Result<(), RegisterError> {
+        let Some(last) = self.local.read(register).await? else { return Ok(()) };
+        if matches!(last.intent, Intent::Tombstone { .. }) {
+            return Ok(());
+        }
+        let expected = Some(last.epoch);
+        let tombstone =
+            RegisterValue { epoch: last.epoch.next(), intent: Intent::Tombstone { successor }, ..last };
+        self.local.swap(register, expected, tombstone).await.map(drop)
+    }
+
     pub fn witness(&self) -> Option<Arc<Witness>> {
         self.witness.read().expect("held for a moment only").clone()
     }
 
-    /// The answer, or none where none is awaited. `me` and `replicas` are told to a witness that lost its state.
+    /// The answer, or none where none is awaited. `knowledge` is told to a witness that lost its state.
     pub async fn carry_out(
         &self,
         place: RegisterPlace,
         request: RegisterRequest,
-        me: NodeId,
-        replicas: NodeSet,
+        knowledge: Knowledge,
     ) -> Option<RegisterReply> {
         let witness = self.witness();
         match request {
@@ -172,7 +217,7 @@ impl Registers {
             }
             RegisterRequest::Inform { register, known, .. } => {
                 if let (RegisterPlace::Witness, Some(witness)) = (place, witness) {
-                    inform(&witness, register, known, me, replicas).await;
+                    inform(&witness, register, known, knowledge).await;
                 }
                 None
             }
@@ -180,17 +225,30 @@ impl Registers {
     }
 }
 
-async fn inform(
-    witness: &Witness,
-    register: RegisterId,
-    known: Option<RegisterValue>,
-    me: NodeId,
-    replicas: NodeSet,
-) {
-    match witness.client.report(me, register, known, replicas).await {
-        Ok(outcome) if outcome.serving => tracing::info!(%register, "the witness serves the register again"),
-        Ok(outcome) => tracing::info!(%register, missing = ?outcome.missing, "reported to the witness"),
-        Err(error) => tracing::warn!(%register, %error, "the witness does not take this node's report"),
+async fn inform(witness: &Witness, register: RegisterId, known: Option<RegisterValue>, knowledge: Knowledge) {
+    let Knowledge { me, replicas, cluster } = knowledge;
+    let mut outcome = match witness.client.report(me, register, known, replicas).await {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            return tracing::warn!(%register, %error, "the witness does not take this node's report");
+        }
+    };
+    // Who was removed from the cluster was given up by the operator, and can never report.
+    let gone: Vec<NodeId> = outcome
+        .missing
+        .iter()
+        .filter(|&node| cluster.as_ref().is_some_and(|cluster| cluster.by_id(node).is_none()))
+        .collect();
+    for node in gone {
+        match witness.client.excuse(node, register).await {
+            Ok(excused) => outcome = excused,
+            Err(error) => tracing::warn!(%register, %node, %error, "the witness goes on waiting for it"),
+        }
+    }
+    if outcome.serving {
+        tracing::info!(%register, "the witness serves the register again");
+    } else {
+        tracing::info!(%register, missing = ?outcome.missing, "reported to the witness");
     }
 }
 

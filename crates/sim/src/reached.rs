@@ -29,6 +29,7 @@ pub(crate) fn condition(condition: &Condition) -> &'static str {
         Condition::LocalDiskFailed => "cluster: local disk failed",
         Condition::Superseded { .. } => "superseded",
         Condition::Forced { .. } => "forced",
+        Condition::RegisterMoved { .. } => "register moved",
         Condition::HandedOver { .. } => "handed over",
         Condition::HandoverFailed { .. } => "handover failed",
         Condition::Refused { .. } => "command refused",

@@ -1,8 +1,7 @@
 use super::status::find;
 use crate::Output;
 use clap::Args;
-use rempart_api::{Client, Error, Job, Progress, ProtectRequest};
-use std::time::Duration;
+use rempart_api::{Client, Error, Job, ProtectRequest};
 
 #[derive(Debug, Args)]
 pub struct Protect {
@@ -10,9 +9,12 @@ pub struct Protect {
     /// The node that keeps the second copy.
     #[arg(long)]
     peer: String,
-    /// Wait until every write is on both nodes.
-    #[arg(long)]
+    /// Wait until every write is on both nodes. This is the default.
+    #[arg(long, overrides_with = "no_wait")]
     wait: bool,
+    /// Return as soon as the copying goes on by itself.
+    #[arg(long, overrides_with = "wait")]
+    no_wait: bool,
 }
 
 #[derive(Debug, Args)]
@@ -22,42 +24,21 @@ pub struct Unprotect {
 
 pub async fn protect(command: Protect, client: &Client, output: Output) -> Result<(), Error> {
     let name = &command.name;
-    let request = ProtectRequest { peer: command.peer.clone(), seed: false };
+    let wait = command.wait || !command.no_wait;
+    let request = ProtectRequest { peer: command.peer.clone(), wait };
     let job: Job = client.post(&format!("/v1/vms/{name}/protect"), &request).await?;
     let mut show = output.progress();
     let done = client.wait(job.id, |progress| show.show(progress)).await;
-    if done.is_err() || !command.wait {
-        show.finish();
-    }
+    show.finish();
     done?;
-    if command.wait {
-        loop {
-            let status = find(client, name).await?;
-            if status.mirrored {
-                break;
-            }
-            if let Some(resync) = &status.resync {
-                show.show(&Progress {
-                    phase: format!("copying to `{}`", command.peer),
-                    done_bytes: resync.bytes_sent,
-                    total_bytes: resync.bytes_changed,
-                });
-            }
-            tokio::time::sleep(Duration::from_millis(250)).await;
-        }
-        show.finish();
-    }
     if output.json {
         return output.print_json(&find(client, name).await?);
     }
-    if command.wait {
-        output.tell(&format!("`{name}` is mirrored to `{}`", command.peer));
-    } else {
-        output.tell(&format!(
-            "`{name}` is being copied to `{}`; follow it with `rempart status --watch`",
-            command.peer
-        ));
-    }
+    let peer = &command.peer;
+    output.tell(&match wait {
+        true => format!("`{name}` is mirrored to `{peer}`"),
+        false => format!("`{name}` is being copied to `{peer}`; follow it with `rempart status --watch`"),
+    });
     Ok(())
 }
 

@@ -166,7 +166,7 @@ impl World {
     }
 
     fn check_next_leaders(&self) -> Result<(), Violation> {
-        let in_sync = self.register.as_ref().map(|value| value.in_sync.clone()).unwrap_or_default();
+        let in_sync = self.present_register().as_ref().map(|value| value.in_sync.clone()).unwrap_or_default();
         for (index, node) in self.nodes.iter().enumerate() {
             let me = id(u8::try_from(index).expect("few nodes"));
             if in_sync.contains(me) && !node.log[..node.durable].starts_with(&self.ghost.flushed) {

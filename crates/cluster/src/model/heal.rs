@@ -13,7 +13,9 @@ impl World {
     /// Restarts, connects, answers and delivers everything, fairly, until all is well.
     pub(super) fn heal(mut self) -> Result<(), Violation> {
         self.last_epoch = Epoch(u64::MAX);
-        self.left = Bounds { nodes: self.left.nodes, ..Bounds::NOTHING };
+        // Unless it moved already, it may still be told to.
+        let moves = if self.replicas < self.left.nodes { u8::MAX } else { 0 };
+        self.left = Bounds { nodes: self.left.nodes, moves, ..Bounds::NOTHING };
         for round in 0..ROUNDS {
             if self.is_well() {
                 return Ok(());
@@ -25,7 +27,7 @@ impl World {
 
     fn heal_round(&mut self, round: usize) -> Result<(), Violation> {
         let count = self.nodes.len() as u8;
-        for node in 0..count {
+        for node in 0..self.replicas {
             if self.nodes[usize::from(node)].member.is_none() {
                 self.take(Step::Restart { node })?;
             }
@@ -73,7 +75,7 @@ impl World {
         match step {
             Step::Deliver { .. } | Step::Read { .. } | Step::Answer { .. } => true,
             Step::Persisted { .. } | Step::Sync { .. } | Step::Connect { .. } => true,
-            Step::MachineGone { .. } => true,
+            Step::MachineGone { .. } | Step::MoveRegister { .. } | Step::Protect => true,
             // Swaps nobody waits for need not land.
             Step::Land { place } => self.swaps[usize::from(*place)].awaited,
             Step::Timer { timer, .. } => {
@@ -97,7 +99,7 @@ impl World {
     fn is_well(&self) -> bool {
         let usable = (0u8..).zip(&self.nodes).filter(|(_, node)| node.is_fit()).map(|(index, _)| id(index));
         let usable: rempart_types::NodeSet = usable.collect();
-        let Some(register) = &self.register else { return false };
+        let Some(register) = self.present_register() else { return false };
         let led = self.nodes.iter().any(|node| {
             node.vm == Vm::Running
                 && node.lead.as_ref().is_some_and(|lead| {
@@ -119,7 +121,7 @@ impl World {
     pub(super) fn in_short(&self) -> String {
         use std::fmt::Write;
         let mut text = String::new();
-        if let Some(value) = &self.register {
+        if let Some(value) = self.present_register() {
             let in_sync: Vec<u128> = value.in_sync.iter().map(|node| node.0 - 1).collect();
             let (epoch, primary) = (value.epoch, value.primary.0 - 1);
             write!(text, "    register {epoch} primary {primary} in sync {in_sync:?} {:?}", value.intent)
@@ -140,7 +142,7 @@ impl World {
                 text,
                 " pending {:?}",
                 node.pending.as_ref().map(|pending| match pending {
-                    super::world::Pending::Read => "read",
+                    super::world::Pending::Read(_) => "read",
                     super::world::Pending::Swap => "swap",
                     _ => "answered",
                 })

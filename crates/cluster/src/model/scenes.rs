@@ -22,6 +22,7 @@ const fn small(name: &'static str, start: Start, bounds: Bounds) -> Scene {
 
 const MIRRORED: Start = Start::Mirrored;
 const ALONE: Start = Start::Alone;
+const UNPROTECTED: Start = Start::Unprotected;
 const B: Bounds = Bounds::NOTHING;
 
 /// Two replicas unless said otherwise, and three changes of the register, two where one says so: with the creation and
@@ -36,6 +37,10 @@ pub const SCENES: &[Scene] = &[
     small("a handover and a crash", MIRRORED, Bounds { handovers: 1, crashes: 1, ..B }),
     small("a disk fails", MIRRORED, Bounds { disk_failures: 1, writes: 1, ..B }),
     small("an admission whose answer is lost", ALONE, Bounds { silences: 1, writes: 2, ..B }),
+    small("a register moves", UNPROTECTED, Bounds { moves: 1, writes: 1, ..B }),
+    small("a register moves, a crash", UNPROTECTED, Bounds { moves: 2, crashes: 1, ..B }),
+    small("a register moves, power fails", UNPROTECTED, Bounds { moves: 2, power_cuts: 1, ..B }),
+    small("a register moves, answers are lost", UNPROTECTED, Bounds { moves: 2, silences: 1, ..B }),
     small("three replicas, admission", ALONE, Bounds { nodes: 3, epochs: 2, ..B }),
     scene("a deadline passes, a write", MIRRORED, Bounds { epochs: 2, deadlines: 1, writes: 1, ..B }),
     scene("the register is silent", MIRRORED, Bounds { epochs: 2, deadlines: 1, silences: 1, ..B }),
@@ -50,5 +55,10 @@ pub const SCENES: &[Scene] = &[
     scene("an admission and a crash", ALONE, Bounds { epochs: 2, crashes: 1, writes: 1, ..B }),
     scene("an admission and a power cut", ALONE, Bounds { epochs: 2, power_cuts: 1, writes: 1, ..B }),
     scene("an admission, everything late", ALONE, Bounds { silences: 1, deadlines: 1, writes: 1, ..B }),
+    scene(
+        "a move, everything late",
+        UNPROTECTED,
+        Bounds { moves: 2, silences: 2, crashes: 1, deadlines: 1, ..B },
+    ),
     scene("three replicas", MIRRORED, Bounds { nodes: 3, epochs: 2, deadlines: 1, ..B }),
 ];

@@ -42,7 +42,8 @@ impl World {
     /// A group that was created and works, ready to be explored within `bounds`.
     pub fn started(start: Start, bounds: Bounds) -> World {
         let mut world = World::empty(Bounds { deadlines: 100, ..bounds });
-        let count = bounds.nodes;
+        let count = if start == Start::Unprotected { 1 } else { bounds.nodes };
+        world.replicas = count;
         let calm = "nothing goes wrong before the start";
         for node in 0..count {
             world.start(node).expect(calm);

@@ -1,7 +1,7 @@
 //! What may happen next, and what happens then.
 
 use crate::model::check::Violation;
-use crate::model::world::{Cause, Flow, Pending, Vm, Wire, World, id};
+use crate::model::world::{Cause, Flow, Pending, TARGET, Vm, Wire, World, id};
 use crate::timers::Timer;
 use crate::{Command, Event, Message, ReadOutcome, RequestId, SwapOutcome};
 
@@ -84,6 +84,11 @@ pub enum Step {
     DiskFails {
         node: u8,
     },
+    MoveRegister {
+        node: u8,
+    },
+    /// The others become replicas.
+    Protect,
 }
 
 impl World {
@@ -101,11 +106,14 @@ impl World {
                 steps.push(Step::Land { place });
             }
         }
-        for node in 0..count {
+        for node in 0..self.replicas {
             self.steps_of(node, &mut steps);
         }
-        for a in 0..count {
-            for b in a + 1..count {
+        if self.replicas < count && self.has_moved() && self.nodes[0].lead.is_some() {
+            steps.push(Step::Protect);
+        }
+        for a in 0..self.replicas {
+            for b in a + 1..self.replicas {
                 let up = |node: u8| self.nodes[usize::from(node)].member.is_some();
                 if self.wires.contains_key(&(a, b)) {
                     if self.left.disconnects > 0 {
@@ -138,7 +146,7 @@ impl World {
             return;
         };
         match &node.pending {
-            Some(Pending::Read) => steps.push(Step::Read { node: me }),
+            Some(Pending::Read(_)) => steps.push(Step::Read { node: me }),
             Some(Pending::ReadDone(_) | Pending::SwapDone(_)) => steps.push(Step::Answer { node: me }),
             Some(Pending::Swap) | None => {}
         }
@@ -175,6 +183,14 @@ impl World {
         // A lease that ends for no reason is a deadline like others.
         if lease && (node.lease != Some(0) || self.left.deadlines > 0) {
             steps.push(Step::LeaseEnds { node: me });
+        }
+        if node.lead.is_some() && self.left.moves > 0 && self.replicas < self.nodes.len() as u8 {
+            let wanted = member.wanted();
+            let moves = wanted.register == Some(TARGET)
+                || wanted.attempts.iter().any(|attempt| attempt.value.register == TARGET);
+            if !moves {
+                steps.push(Step::MoveRegister { node: me });
+            }
         }
         if let Some(lead) = &node.lead {
             if lead.flow == Flow::Open && lead.serving && node.vm == Vm::Running && self.left.writes > 0 {
@@ -240,7 +256,11 @@ impl World {
         match step {
             Step::Deliver { from, to } => self.deliver(from, to),
             Step::Read { node } => {
-                self.node(node).pending = Some(Pending::ReadDone(self.register.clone()));
+                let Some(Pending::Read(register)) = self.nodes[usize::from(node)].pending else {
+                    unreachable!("enabled")
+                };
+                let value = self.register_of(register).clone();
+                self.node(node).pending = Some(Pending::ReadDone(value));
                 Ok(())
             }
             Step::Answer { node } => self.answer(node),
@@ -323,6 +343,19 @@ impl World {
                 self.left.disk_failures -= 1;
                 self.give(node, Event::LocalDiskFailed, Cause::Other)
             }
+            Step::MoveRegister { node } => {
+                self.left.moves -= 1;
+                self.give(node, Event::Command(Command::MoveRegister { to: TARGET }), Cause::Other)
+            }
+            Step::Protect => {
+                let count = self.nodes.len() as u8;
+                self.replicas = count;
+                for node in 1..count {
+                    self.give(0, Event::Command(Command::AddPeer { node: id(node) }), Cause::Other)?;
+                    self.start(node)?;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -356,14 +389,14 @@ impl World {
                 Event::RegisterRead { request: RequestId(1), outcome: ReadOutcome::Value(value) }
             }
             Pending::SwapDone(outcome) => Event::RegisterSwapped { request: RequestId(1), outcome },
-            Pending::Read | Pending::Swap => unreachable!("not answered yet"),
+            Pending::Read(_) | Pending::Swap => unreachable!("not answered yet"),
         };
         self.give(me, event, Cause::Other)
     }
 
     fn silence(&mut self, me: u8) -> Result<(), Violation> {
         let event = match self.node(me).pending.take().expect("enabled") {
-            Pending::Read | Pending::ReadDone(_) => {
+            Pending::Read(_) | Pending::ReadDone(_) => {
                 Event::RegisterRead { request: RequestId(1), outcome: ReadOutcome::Unreachable }
             }
             Pending::Swap | Pending::SwapDone(_) => {
@@ -378,19 +411,19 @@ impl World {
 
     pub(super) fn land(&mut self, place: usize) -> Result<(), Violation> {
         let swap = self.swaps.remove(place);
-        let outcome = if self.register.as_ref().map(|value| value.epoch) == swap.expected {
-            let before = self.register.replace(swap.value.0.clone());
+        let register = if swap.value.0.register == TARGET { &mut self.target } else { &mut self.register };
+        let outcome = if register.as_ref().map(|value| value.epoch) == swap.expected {
+            let before = register.replace(swap.value.0.clone());
             self.ghost.landed(before.as_ref(), &swap.value.0)?;
             SwapOutcome::Won
         } else {
-            SwapOutcome::Lost(self.register.clone())
+            SwapOutcome::Lost(register.clone())
         };
         let node = self.node(swap.node);
         if swap.awaited && node.pending == Some(Pending::Swap) {
             node.pending = Some(Pending::SwapDone(outcome));
         }
-        let reached = self.register.as_ref().map(|value| value.epoch);
-        self.swaps.retain(|swap| swap.awaited || swap.expected == reached);
+        self.forget_lost_swaps();
         Ok(())
     }
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 /// The moment it always is.
 pub(super) const NOW: MonotonicTime = MonotonicTime(1_000_000_000_000);
 pub(super) const REGISTER: RegisterId = RegisterId(1);
+/// Where the group may move.
+pub(super) const TARGET: RegisterId = RegisterId(2);
 const SESSION: SessionId = SessionId(1);
 /// Messages under way in one direction at most; what does not fit is held back by its sender, which repeats it.
 const QUEUE: usize = 4;
@@ -39,6 +41,8 @@ pub struct Bounds {
     pub disk_failures: u8,
     /// Copies that turn out unusable at a restart.
     pub spoilt_copies: u8,
+    /// Orders to move to another register.
+    pub moves: u8,
 }
 
 impl Bounds {
@@ -55,6 +59,7 @@ impl Bounds {
         deadlines: 0,
         disk_failures: 0,
         spoilt_copies: 0,
+        moves: 0,
     };
 }
 
@@ -65,6 +70,8 @@ pub enum Start {
     Mirrored,
     /// The first node leads alone, the others are connected and catching up.
     Alone,
+    /// The first node leads, and there are no others until the register has moved.
+    Unprotected,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -76,7 +83,7 @@ pub(super) struct Wire {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Pending {
-    Read,
+    Read(RegisterId),
     Swap,
     ReadDone(Option<RegisterValue>),
     SwapDone(SwapOutcome),
@@ -172,6 +179,10 @@ impl Ord for OrdValue {
 pub struct World {
     pub(super) nodes: Vec<Node>,
     pub(super) register: Option<RegisterValue>,
+    /// The register to move to.
+    pub(super) target: Option<RegisterValue>,
+    /// Nodes that are replicas: all, or only the first.
+    pub(super) replicas: u8,
     pub(super) swaps: Vec<Swap>,
     /// Open connections, and what is under way on each, by (from, to).
     pub(super) wires: BTreeMap<(u8, u8), VecDeque<Wire>>,
@@ -219,6 +230,8 @@ impl World {
         World {
             nodes: (0..bounds.nodes).map(|_| node()).collect(),
             register: None,
+            target: None,
+            replicas: bounds.nodes,
             swaps: Vec::new(),
             wires: BTreeMap::new(),
             left: bounds,
@@ -240,12 +253,12 @@ impl World {
             readmit_most: second,
             ..Timing::default()
         };
-        let peers = (0..self.nodes.len() as u8).filter(|&other| other != me).map(id).collect();
+        let peers = (0..self.replicas).filter(|&other| other != me).map(id).collect();
         Config {
             me: id(me),
             group: GroupId(1),
             peers,
-            register: REGISTER,
+            register: if self.has_moved() { TARGET } else { REGISTER },
             timing,
             nonce_seed: self.free_nonce(me),
         }
@@ -262,7 +275,7 @@ impl World {
             used.extend(state.known.iter().map(|known| known.nonce.0));
             used.extend(state.attempts.iter().map(|attempt| attempt.value.nonce.0));
         }
-        used.extend(self.register.iter().map(|value| value.nonce.0));
+        used.extend(self.register.iter().chain(&self.target).map(|value| value.nonce.0));
         for pending in self.nodes.iter().filter_map(|node| node.pending.as_ref()) {
             if let Pending::ReadDone(Some(value)) | Pending::SwapDone(SwapOutcome::Lost(Some(value))) =
                 pending
@@ -272,6 +285,30 @@ impl World {
         }
         let base = (u128::from(me) + 1) * 1000;
         (base..).find(|nonce| !used.contains(nonce)).expect("there are many")
+    }
+
+    /// The target counts once its replica has that on disk.
+    pub(super) fn has_moved(&self) -> bool {
+        self.nodes.iter().any(|node| node.persisted.register == Some(TARGET))
+    }
+
+    /// The register that counts.
+    pub(super) fn present_register(&self) -> &Option<RegisterValue> {
+        if self.has_moved() { &self.target } else { &self.register }
+    }
+
+    pub(super) fn register_of(&self, register: RegisterId) -> &Option<RegisterValue> {
+        if register == TARGET { &self.target } else { &self.register }
+    }
+
+    /// Nobody waits for swaps that lost already.
+    pub(super) fn forget_lost_swaps(&mut self) {
+        let reached = |value: &Option<RegisterValue>| value.as_ref().map(|value| value.epoch);
+        let (first, target) = (reached(&self.register), reached(&self.target));
+        self.swaps.retain(|swap| {
+            let reached = if swap.value.0.register == TARGET { target } else { first };
+            swap.awaited || swap.expected == reached
+        });
     }
 
     pub(super) fn node(&mut self, index: u8) -> &mut Node {
@@ -454,8 +491,7 @@ impl World {
                 *receipt = Receipt(1);
             }
         }
-        let reached = self.register.as_ref().map(|value| value.epoch);
-        self.swaps.retain(|swap| swap.awaited || swap.expected == reached);
+        self.forget_lost_swaps();
         self.swaps.sort();
         self.swaps.dedup();
     }
@@ -463,7 +499,7 @@ impl World {
     fn perform(&mut self, me: u8, action: Action, cause: Cause) -> Result<(), Violation> {
         let node = self.node(me);
         match action {
-            Action::ReadRegister { .. } => node.pending = Some(Pending::Read),
+            Action::ReadRegister { register, .. } => node.pending = Some(Pending::Read(register)),
             Action::SwapRegister { expected, value, .. } => {
                 node.pending = Some(Pending::Swap);
                 let persisted = node.persisted.clone();

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
+const FIRST_REGISTER: RegisterId = RegisterId(0xf1);
+const SECOND_REGISTER: RegisterId = RegisterId(0xf2);
 const START: MonotonicTime = MonotonicTime(1_000_000_000_000);
 
 fn millis(count: u64) -> Duration {
@@ -38,6 +40,10 @@ fn value_in_words(value: &RegisterValue) -> String {
         Intent::Tombstone { successor } => format!(", closed for register {:x}", successor.0),
     };
     format!("epoch {}: {} leads {}{intent}", epoch(value.epoch), name(value.primary), names(&value.in_sync))
+}
+
+fn register_in_words(register: RegisterId) -> String {
+    if register == FIRST_REGISTER { "register".to_owned() } else { format!("register {:x}", register.0) }
 }
 
 fn epoch(epoch: Epoch) -> String {
@@ -121,6 +127,8 @@ pub(super) struct Stage {
     last_cue: u64,
     show_beacons: bool,
     last_no: String,
+    /// Where a new member looks for its group.
+    register: RegisterId,
     told: String,
 }
 
@@ -135,6 +143,7 @@ impl Stage {
             held: None,
             lost: NodeSet::default(),
             last_no: String::new(),
+            register: FIRST_REGISTER,
             sessions: BTreeMap::new(),
             last_session: 0,
             cues: BTreeMap::new(),
@@ -190,12 +199,20 @@ impl Stage {
             "run" => self.run(millis(words[1].parse().expect("milliseconds"))),
             "lead" => order(self, node(1), Command::Lead),
             "hand-over" => order(self, node(1), Command::Handover { to: node(2) }),
+            "move-register" => order(self, node(1), Command::MoveRegister { to: SECOND_REGISTER }),
+            // A new copy, told where its group lives now.
+            "protect" => {
+                self.register = SECOND_REGISTER;
+                self.add(node(2));
+                self.start(node(2), NodeSet::only(node(1)));
+                order(self, node(1), Command::AddPeer { node: node(2) });
+            }
             "rejoin" => order(self, node(1), Command::Rejoin),
             "remove" => order(self, node(1), Command::RemovePeer { node: node(2) }),
             "force" => {
                 let command = Command::Force {
                     confirmed_fenced: words.contains(&"fenced"),
-                    new_register: RegisterId(0xf2),
+                    new_register: SECOND_REGISTER,
                     old_register_lost: words.contains(&"register-lost"),
                 };
                 order(self, node(1), command);
@@ -251,7 +268,7 @@ impl Stage {
             me: node,
             group: GroupId(1),
             peers,
-            register: RegisterId(0xf1),
+            register: self.register,
             timing: Timing::default(),
             nonce_seed: node.0 * 1000 + u128::from(player.life) * 100,
         };
@@ -370,7 +387,7 @@ impl Stage {
                 }
                 let current = self.registers.get(&register).map(|value| value.epoch);
                 let outcome = if current == expected {
-                    self.say(&format!("register: {}", value_in_words(&value)));
+                    self.say(&format!("{}: {}", register_in_words(register), value_in_words(&value)));
                     self.registers.insert(register, value);
                     SwapOutcome::Won
                 } else {
@@ -483,9 +500,14 @@ impl Stage {
     fn in_words(&self, action: &Action) -> Option<String> {
         Some(match action {
             Action::ReadRegister { .. } => "reads the register".to_owned(),
-            Action::SwapRegister { expected, value, .. } => {
+            Action::SwapRegister { register, expected, value, .. } => {
                 let expected = expected.map_or("nothing".to_owned(), epoch);
-                format!("swaps {expected} for {}", value_in_words(value))
+                let of = if *register == FIRST_REGISTER {
+                    String::new()
+                } else {
+                    format!(" of {}", register_in_words(*register))
+                };
+                format!("swaps {expected}{of} for {}", value_in_words(value))
             }
             Action::InformRegister { .. } => "tells the register what it knows".to_owned(),
             Action::Persist { state, .. } => format!(

@@ -5,6 +5,7 @@ mod create;
 mod disk;
 mod failover;
 mod protect;
+mod register;
 mod replica;
 
 pub use compare::compare;
@@ -12,4 +13,5 @@ pub use create::{delete, import};
 pub use disk::{DiskChange, change_replica, disk_add, disk_remove, disk_resize};
 pub use failover::{HandOver, failback, failover, hand_over, rejoin};
 pub use protect::{protect, unprotect};
+pub use register::{finish_move, move_to_witness};
 pub use replica::{ReplicaOffer, accept_replica, drop_replica};

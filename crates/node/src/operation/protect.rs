@@ -5,11 +5,17 @@ use crate::http::PeerClient;
 use crate::jobs::Reporter;
 use crate::node::Node;
 use crate::vm::Vm;
-use crate::vm::record::RegisterPlace;
 use rempart_api::{Error, MemberRole, ProtectRequest};
 use rempart_engine::Command;
 use rempart_hypervisor::HostReport;
+use rempart_types::NodeId;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// A peer that gets nothing for so long will hardly be in sync soon: the operator should look.
+const COPY_PATIENCE: Duration = Duration::from_secs(60);
+/// The register is asked again and again to let a peer go, for this long.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(30);
 
 pub async fn protect(
     node: Arc<Node>,
@@ -43,26 +49,70 @@ pub async fn protect(
         return Err(refuse("the cluster has no witness, and two copies need a third party to decide who leads".into())
             .hint("on a third machine: `rempart witness init`, with a token of `rempart cluster token --role witness`"));
     }
-    if vm.place() == RegisterPlace::Local {
-        return Err(refuse(
-            "its register is a file on this node, since the cluster had no witness when it was imported"
-                .into(),
-        )
-        .hint("stop it, import it again from its disk files, and protect that"));
-    }
     reporter.phase(format!("checking `{}`", peer.name));
     let client = PeerClient::new(&node, peer.id)?;
+    let mut check = offer(node.host_report().await?, &vm);
+    check.config.replicas.push(peer.id);
+    check.check_only = true;
+    client.post::<_, ()>("/peer/v1/replicas", &check).await?;
+    // It may have been imported before the cluster had a witness.
+    super::move_to_witness(&node, &vm).await?;
+    reporter.phase(format!("preparing the copy on `{}`", peer.name));
     let mut offer = offer(node.host_report().await?, &vm);
     offer.config.replicas.push(peer.id);
-    offer.check_only = true;
-    client.post::<_, ()>("/peer/v1/replicas", &offer).await?;
-    reporter.phase(format!("preparing the copy on `{}`", peer.name));
-    offer.check_only = false;
     client.post::<_, ()>("/peer/v1/replicas", &offer).await?;
     vm.put_config(|config| config.replicas.push(peer.id)).await?;
     vm.command("protect", Command::AddPeer { peer: peer.id }).await?;
     vm.want_link(peer.id);
-    Ok(serde_json::json!({ "name": name, "peer": peer.name }))
+    if request.wait {
+        wait_until_in_sync(&vm, peer.id, &peer.name, &reporter).await?;
+    }
+    Ok(serde_json::json!({ "name": name, "peer": peer.name, "mirrored": request.wait }))
+}
+
+/// Waits until the register names `peer` among those that hold everything. The copying goes on whatever this returns.
+async fn wait_until_in_sync(
+    vm: &Vm,
+    peer: NodeId,
+    peer_name: &str,
+    reporter: &Reporter,
+) -> Result<(), Error> {
+    let name = vm.name();
+    let not_yet = |cause: String| {
+        Error::failed(format!("`{name}` is not mirrored to `{peer_name}` yet"))
+            .cause(cause)
+            .hint("the copy is made and goes on by itself; `rempart status --watch` follows it")
+    };
+    let mut status = vm.group.status.clone();
+    let mut before = None;
+    let mut since = tokio::time::Instant::now();
+    loop {
+        let now = status.borrow_and_update().clone();
+        if now.engine.in_sync.contains(peer) {
+            return Ok(());
+        }
+        if !vm.is_primary() {
+            return Err(not_yet("this node no longer leads it".into()));
+        }
+        let connected = now.connected.contains(&peer);
+        let resync = now.engine.peers.iter().find(|other| other.node == peer).and_then(|other| other.resync);
+        let reached = now.engine.peers.iter().find(|other| other.node == peer).map(|other| other.accepted);
+        let progress = (connected, resync, reached);
+        if before != Some(progress) {
+            before = Some(progress);
+            since = tokio::time::Instant::now();
+            let (done, total) = resync.map_or((0, 0), |resync| (resync.examined_bytes, resync.total_bytes));
+            reporter.progress(format!("copying to `{peer_name}`"), done, total);
+        }
+        match tokio::time::timeout_at(since + COPY_PATIENCE, status.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(not_yet("this copy is out of service".into())),
+            Err(_) => {
+                let what = if connected { "made no progress" } else { "did not answer" };
+                return Err(not_yet(format!("`{peer_name}` {what} for {} s", COPY_PATIENCE.as_secs())));
+            }
+        }
+    }
 }
 
 fn offer(report: &HostReport, vm: &Vm) -> ReplicaOffer {
@@ -94,6 +144,8 @@ pub async fn unprotect(node: Arc<Node>, vm: Arc<Vm>, reporter: Reporter) -> Resu
     for peer in peers {
         reporter.phase(format!("leaving `{}`", node.name_of(peer)));
         vm.command("unprotect", Command::RemovePeer { peer }).await?;
+        // Before the register let it go, its copy may be the one that must not be lost.
+        wait_until_left(&node, &vm, peer).await?;
         vm.put_config(|config| config.replicas.retain(|replica| *replica != peer)).await?;
         vm.drop_link(peer);
         let path = format!("/peer/v1/replicas/{}", vm.group_id());
@@ -110,4 +162,25 @@ pub async fn unprotect(node: Arc<Node>, vm: Arc<Vm>, reporter: Reporter) -> Resu
         vm.events.note(&name, rempart_api::Severity::Warning, text);
     }
     Ok(serde_json::json!({ "name": name, "copies_left": left }))
+}
+
+async fn wait_until_left(node: &Node, vm: &Vm, peer: NodeId) -> Result<(), Error> {
+    let (name, peer_name) = (vm.name(), node.name_of(peer));
+    let mut status = vm.group.status.clone();
+    let left = status.wait_for(|status| !status.engine.in_sync.contains(peer));
+    match tokio::time::timeout(LEAVE_DEADLINE, left).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) => Err(Error::failed(format!("cannot unprotect `{name}`: this copy is out of service"))),
+        Err(_) => {
+            let reachable = node.host.registers.witness().is_some_and(|witness| witness.is_reachable());
+            let cause =
+                if reachable { "the register was not changed" } else { "the witness does not answer" };
+            Err(Error::unreachable(format!(
+                "`{peer_name}` has not left the in-sync set of `{name}` within {} s; its copy is kept",
+                LEAVE_DEADLINE.as_secs()
+            ))
+            .cause(cause)
+            .hint(format!("bring the witness back, then run `rempart unprotect {name}` again")))
+        }
+    }
 }

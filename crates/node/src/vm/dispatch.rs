@@ -4,6 +4,7 @@ use super::record::VmConfig;
 use super::runner::{Allowed, Told, Wanted};
 use super::{LinkWanted, Vm, report};
 use crate::group::{FromGroup, ToGroup};
+use crate::registers::Knowledge;
 use rempart_api::Severity;
 use rempart_engine::{Command, VmAction, VmFact};
 use rempart_hypervisor::{Lease, MachineEvent};
@@ -24,9 +25,12 @@ pub async fn group_events(vm: Arc<Vm>, mut events: mpsc::UnboundedReceiver<FromG
                 // Beside everything else: an unreachable witness must not delay a lease.
                 let vm = vm.clone();
                 tokio::spawn(async move {
-                    let (place, replicas) =
-                        vm.with_record(|r| (r.place, r.config.replicas.iter().copied().collect()));
-                    let answer = vm.host.registers.carry_out(place, request, vm.host.me, replicas).await;
+                    let (place, replicas) = vm.with_record(|record| {
+                        let replicas = record.config.replicas.iter().copied().collect();
+                        (record.place_of(request.register()), replicas)
+                    });
+                    let knowledge = Knowledge { me: vm.host.me, replicas, cluster: vm.host.names.cluster() };
+                    let answer = vm.host.registers.carry_out(place, request, knowledge).await;
                     if let Some(reply) = answer {
                         vm.group.send(ToGroup::Register(reply));
                     }

@@ -71,6 +71,9 @@ pub struct VmRecord {
     pub group: GroupId,
     pub register: RegisterId,
     pub place: RegisterPlace,
+    /// The register on the witness that the group is moving to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving_to: Option<RegisterId>,
     pub disks: Vec<DiskFile>,
     /// The latest config record this node saw.
     pub config: VmConfig,
@@ -84,11 +87,16 @@ impl VmRecord {
         disks: Vec<DiskFile>,
         config: VmConfig,
     ) -> VmRecord {
-        VmRecord { format: FORMAT, group, register, place, disks, config }
+        VmRecord { format: FORMAT, group, register, place, moving_to: None, disks, config }
     }
 
     pub fn name(&self) -> &str {
         &self.config.definition.name
+    }
+
+    /// Where `register` is kept.
+    pub fn place_of(&self, register: RegisterId) -> RegisterPlace {
+        if self.moving_to == Some(register) { RegisterPlace::Witness } else { self.place }
     }
 
     pub fn load(path: &Path) -> io::Result<Option<VmRecord>> {

@@ -68,6 +68,9 @@ fn cluster(condition: &Condition, name: impl Fn(&NodeId) -> String) -> (Severity
             ),
         ),
         Condition::Forced { epoch, .. } => (Critical, format!("forced to lead at epoch {epoch}")),
+        Condition::RegisterMoved { epoch, register } => {
+            (Info, format!("its register is on the witness now: {register}, epoch {epoch}"))
+        }
         Condition::HandedOver { to, epoch } => {
             (Info, format!("handed over to {} at epoch {epoch}", name(to)))
         }
@@ -96,6 +99,8 @@ pub fn refused(why: RefusedWhy) -> &'static str {
         RefusedWhy::NotConfirmed => "nobody confirmed that the other side is fenced",
         RefusedWhy::CopyUnusable => "this copy is not whole",
         RefusedWhy::RegisterOutOfReach => "the register does not answer",
+        RefusedWhy::NotAlone => "it has peers",
+        RefusedWhy::RegisterTaken => "the new register holds somebody else's value",
         RefusedWhy::NotSuperseded => "there is nothing to rejoin",
     }
 }

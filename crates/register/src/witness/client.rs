@@ -102,6 +102,11 @@ impl WitnessClient {
         known.reported.clear();
     }
 
+    /// The instance that `register` was reported to, if it is not the trusted one.
+    pub fn reported(&self, register: RegisterId) -> Option<InstanceId> {
+        self.known().reported.get(&register).copied()
+    }
+
     pub async fn health(&self) -> Result<Health, RegisterError> {
         self.request(Method::GET, "/v1/health".to_owned(), &(), None, Effect::None).await
     }

@@ -1,0 +1,7 @@
+//! The program as its users meet it: real daemons on loopback, with files of their own, told what to do by its own
+//! command line. No machine runs in them, but for where one is needed; disks are written through the NBD export.
+//! Needs root, QEMU's and libnbd's programs.
+
+mod protection;
+mod rack;
+mod witnesses;
