@@ -10,15 +10,22 @@ use crate::demo::{self, Fault};
 use crate::workspace::{cargo, run};
 use crate::{lab_check, layers, setup};
 
-/// The row of the failure table played each time; `--all-faults` plays them all, for half an hour.
-const SLICE: &[Fault] = &[Fault::NodeSilent];
+/// The rows of the failure table played each time; `--all-faults` plays them all, for twenty minutes.
+const SLICE: &[Fault] = &[
+    Fault::NodeSilent,
+    Fault::QemuKilled,
+    Fault::DaemonKilled,
+    Fault::PeerLinkCut,
+    Fault::PrimaryIsolated,
+    Fault::ForcedTakeoverDivergence,
+];
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Only these suites
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Suite>,
-    /// Play every row of the failure table, not the first alone
+    /// Play every row of the failure table, not six
     #[arg(long)]
     all_faults: bool,
 }

@@ -74,7 +74,10 @@ pub struct PeerStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResyncStatus {
     pub bytes_sent: u64,
+    /// Of the extents found to differ so far.
     pub bytes_changed: u64,
+    /// Of the disks looked at so far, of `bytes_total`.
+    pub bytes_examined: u64,
     pub bytes_total: u64,
     pub running: bool,
 }

@@ -116,6 +116,8 @@ pub struct ForcedLoss {
 pub struct RejoinRequest {
     /// What only this copy holds may be overwritten.
     pub confirm: bool,
+    /// Without saving it aside first.
+    pub discard: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -168,8 +168,14 @@ impl Engine {
             self.start_flush(FlushFor::Nobody, true);
             self.pump();
         }
+        let superseded = self.is_superseded();
         self.cluster(ClusterEvent::Command(ClusterCommand::Stop));
         self.pump();
+        if superseded {
+            // Nobody will ever confirm what only this copy holds: its images get all of it, to be saved as they are.
+            let end = self.log_end();
+            self.with_store(|store, io| store.stable_is(end, io));
+        }
         if self.failure.is_some() {
             return self.stopped();
         }

@@ -6,13 +6,14 @@ use crate::configs::Configs;
 use crate::control::Control;
 use crate::requests::Requests;
 use crate::resync::ResyncJobs;
+use crate::status::ResyncStatus;
 use crate::work::{Beside, Work};
 use crate::{Action, Bytes, Input, OpenError, Params, RegisterReply, Report, VmFact};
 use rempart_cluster::{Event as ClusterEvent, Member};
 use rempart_replication::{BatchInfo, Event as ReplicationEvent, LogState, Replication, Syncing};
 use rempart_store::{Batch, BatchBuilder, Health, Output, Store, SyncingPhase, Token};
 use rempart_types::{Epoch, MonotonicTime, NodeId, WallTime};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Tokens of the engine's own reads of the log. Peers' are below.
 pub(crate) const CONFIG_SCAN: Token = Token(u64::MAX);
@@ -37,6 +38,7 @@ pub struct Engine {
     pub(crate) persisting: VecDeque<(u64, Epoch)>,
     pub(crate) configs: Configs,
     pub(crate) resync: ResyncJobs,
+    pub(crate) last_resyncs: BTreeMap<NodeId, ResyncStatus>,
     pub(crate) compares: Compares,
     pub(crate) commands: Commands,
     /// Reads of the log for peers: token, peer and session, and where they began.
@@ -148,6 +150,7 @@ impl Engine {
             control,
             persisting: VecDeque::new(),
             resync: ResyncJobs::default(),
+            last_resyncs: BTreeMap::new(),
             compares: Compares::default(),
             commands: Commands::default(),
             log_reads: VecDeque::new(),

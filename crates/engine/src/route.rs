@@ -179,7 +179,10 @@ impl Engine {
             ReplicationAction::RefusedBy { peer, promise } => {
                 self.cluster(ClusterEvent::PeerRefused { node: peer, promise });
             }
-            ReplicationAction::Report(report) => self.out.push(Action::Report(Report::Replication(report))),
+            ReplicationAction::Report(report) => {
+                self.note_resync(&report);
+                self.out.push(Action::Report(Report::Replication(report)));
+            }
             action => self.perform_resync(action, beside),
         }
     }

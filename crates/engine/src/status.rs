@@ -2,8 +2,8 @@
 
 use crate::Engine;
 use rempart_cluster::FrozenWhy;
-use rempart_replication::{PeerProgress, REGION_EXTENTS};
-use rempart_types::{EXTENT_SIZE, Epoch, Lsn, MonotonicTime, NodeId, NodeSet, RegisterId, Term};
+use rempart_replication::{PeerProgress, REGION_EXTENTS, Report};
+use rempart_types::{EXTENT_SIZE, Epoch, LogPosition, Lsn, MonotonicTime, NodeId, NodeSet, RegisterId, Term};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +47,10 @@ pub struct Status {
     /// Why the guest's writes are not acknowledged.
     pub frozen: Option<FrozenWhy>,
     pub disk_failed: bool,
+    /// The group was led on by force elsewhere: this copy waits for `Command::Rejoin`.
+    pub superseded: bool,
+    /// This copy is unfinished: what it was before its resync began, which it can be rolled back to.
+    pub set_aside: Option<LogPosition>,
     pub peers: Vec<PeerStatus>,
 }
 
@@ -61,6 +65,7 @@ pub struct PeerStatus {
     pub lag_records: u64,
     /// Their bytes; at least, if it is far behind.
     pub lag_bytes: u64,
+    /// The one under way, else the last one of this engine's life.
     pub resync: Option<ResyncStatus>,
     /// It holds records of its own and waits for `Command::ApproveOverwrite`.
     pub diverged: bool,
@@ -70,17 +75,37 @@ pub struct PeerStatus {
 pub struct ResyncStatus {
     /// Bytes of extents sent so far.
     pub sent_bytes: u64,
-    /// Bytes of extents known to have changed on this side, when it began or since.
+    /// Bytes of extents found to differ so far.
     pub changed_bytes: u64,
     /// Bytes of the disks looked at so far.
     pub examined_bytes: u64,
     pub total_bytes: u64,
+    pub running: bool,
 }
 
 impl Engine {
     /// Bytes of log not yet in the image.
     pub fn unapplied_bytes(&self) -> u64 {
         self.store.unapplied_bytes()
+    }
+
+    pub(crate) fn is_superseded(&self) -> bool {
+        self.member.status().role == rempart_cluster::Role::Superseded
+    }
+
+    /// What became of the last resync is shown after its end, too.
+    pub(crate) fn note_resync(&mut self, report: &Report) {
+        if let Report::ResyncFinished { peer, bytes_sent, bytes_changed } = *report {
+            let total_bytes = self.disk_sizes.iter().sum();
+            let resync = ResyncStatus {
+                sent_bytes: bytes_sent,
+                changed_bytes: bytes_changed,
+                examined_bytes: total_bytes,
+                total_bytes,
+                running: false,
+            };
+            self.last_resyncs.insert(peer, resync);
+        }
     }
 
     pub fn status(&self, now: MonotonicTime) -> Status {
@@ -106,13 +131,14 @@ impl Engine {
             lag_records: end.0.saturating_sub(peer.accepted.0),
             lag_bytes: peer.lag_bytes,
             resync: match peer.progress {
-                PeerProgress::Resyncing { bytes_sent, regions_done } => Some(ResyncStatus {
+                PeerProgress::Resyncing { bytes_sent, bytes_changed, regions_done } => Some(ResyncStatus {
                     sent_bytes: bytes_sent,
-                    changed_bytes: bytes_sent,
+                    changed_bytes: bytes_changed,
                     examined_bytes: (regions_done * REGION_EXTENTS * EXTENT_SIZE).min(total_bytes),
                     total_bytes,
+                    running: true,
                 }),
-                _ => None,
+                _ => self.last_resyncs.get(&peer.peer).copied(),
             },
             diverged: peer.progress == PeerProgress::Diverged,
         });
@@ -137,6 +163,8 @@ impl Engine {
             serving: serves,
             frozen: cluster.frozen,
             disk_failed: self.failure.is_some(),
+            superseded: self.is_superseded(),
+            set_aside: self.store.set_aside(),
             peers: peers.collect(),
         }
     }

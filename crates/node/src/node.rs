@@ -10,7 +10,7 @@ use crate::operation;
 use crate::paths::Paths;
 use crate::registers::{Registers, Witness};
 use crate::vm::record::{RegisterPlace, VmRecord};
-use crate::vm::{Host, LinkWanted, Names, Vm};
+use crate::vm::{First, Host, LinkWanted, Names, Vm};
 use rempart_api::{Error, MemberRole};
 use rempart_hypervisor::{HostReport, Hypervisor};
 use rempart_transport::pki::{Authority, Credentials};
@@ -267,7 +267,7 @@ impl Node {
                 }
             };
             let host = self.host.clone();
-            opening.spawn(async move { (name, Vm::open(host, paths, record, false).await) });
+            opening.spawn(async move { (name, Vm::open(host, paths, record, First::Nothing).await) });
         }
         while let Some(result) = opening.join_next().await {
             match result {
@@ -306,6 +306,20 @@ impl Node {
             }
         }
         Ok(registers)
+    }
+
+    /// Opens a replica that was closed.
+    pub async fn reopen_vm(&self, closed: &Vm, first: First) -> Result<Arc<Vm>, Error> {
+        let name = closed.name();
+        let record = closed.with_record(VmRecord::clone);
+        let opened = Vm::open(self.host.clone(), closed.paths.clone(), record, first).await;
+        if opened.is_err() {
+            // Nobody would answer for the one that ended.
+            self.remove_vm(&name);
+        }
+        let vm = opened?;
+        self.insert_vm(vm.clone());
+        Ok(vm)
     }
 
     pub fn members(&self) -> Result<rempart_api::Members, Error> {

@@ -65,6 +65,11 @@ impl Paths {
         VmPaths { data: self.vms().join(name), run: self.run.join("vms").join(name) }
     }
 
+    /// Where the disks of a copy that diverged are saved before it rejoins.
+    pub fn diverged(&self, name: &str, unix_s: u64) -> PathBuf {
+        self.data.join("diverged").join(format!("{name}-{unix_s}"))
+    }
+
     pub fn api_socket(&self) -> PathBuf {
         self.run.join("api.sock")
     }

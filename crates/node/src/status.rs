@@ -58,6 +58,15 @@ pub fn of_vm(node: &Node, vm: &Vm) -> VmStatus {
     if let Some(failure) = vm.failure() {
         conditions.push(condition(Severity::Critical, failure));
     }
+    if engine.superseded {
+        let name = vm.name();
+        conditions.push(condition(
+            Severity::Critical,
+            format!(
+                "this copy diverged: the other side was forced to lead; `rempart rejoin {name}` gives it up"
+            ),
+        ));
+    }
     if frozen {
         let why = engine.frozen.map(|why| format!(": {}", vm::why_frozen(why))).unwrap_or_default();
         conditions.push(condition(Severity::Critical, format!("the guest's writes wait{why}")));
@@ -89,11 +98,14 @@ pub fn of_vm(node: &Node, vm: &Vm) -> VmStatus {
             lag_bytes: peer.lag_bytes,
         })
         .collect();
-    let resync = engine.peers.iter().find_map(|peer| peer.resync).map(|resync| ResyncStatus {
+    let resyncs = || engine.peers.iter().filter_map(|peer| peer.resync);
+    let resync = resyncs().find(|resync| resync.running).or_else(|| resyncs().next());
+    let resync = resync.map(|resync| ResyncStatus {
         bytes_sent: resync.sent_bytes,
         bytes_changed: resync.changed_bytes,
+        bytes_examined: resync.examined_bytes,
         bytes_total: resync.total_bytes,
-        running: engine.peers.iter().any(|peer| peer.resync.is_some() && !peer.in_sync),
+        running: resync.running,
     });
     VmStatus {
         name: vm.name(),
@@ -127,7 +139,7 @@ fn phase(peer: &rempart_engine::PeerStatus) -> &'static str {
         peer if !peer.connected => "away",
         peer if peer.diverged => "diverged",
         peer if peer.in_sync => "in sync",
-        peer if peer.resync.is_some() => "extents",
+        peer if peer.resync.is_some_and(|resync| resync.running) => "extents",
         _ => "log",
     }
 }

@@ -1,7 +1,7 @@
 //! What every adapter decides the same way, as pure functions.
 
 use crate::{Refusal, SwapOutcome};
-use rempart_types::{Epoch, Intent, RegisterId, RegisterValue};
+use rempart_types::{Epoch, Intent, NodeId, RegisterId, RegisterValue};
 
 /// Bytes of an encoded value at most.
 pub const MAX_VALUE_SIZE: usize = 128 * 1024;
@@ -26,6 +26,13 @@ pub(crate) fn check(
         return invalid("it names itself as its successor");
     }
     Ok(())
+}
+
+/// An operator's forced takeover: `caller`, whoever was in sync, closes the register in its own name.
+pub(crate) fn closes(value: &RegisterValue, caller: NodeId) -> bool {
+    matches!(value.intent, Intent::Tombstone { .. })
+        && value.primary == caller
+        && value.in_sync.iter().eq([caller])
 }
 
 /// The comparison: `None` if the value may be stored, else what to answer.

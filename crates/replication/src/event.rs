@@ -301,6 +301,8 @@ pub enum Report {
     ResyncFinished {
         peer: NodeId,
         bytes_sent: u64,
+        /// Of the extents that it lacked.
+        bytes_changed: u64,
     },
     /// `peer` takes part in each commit.
     InStep {

@@ -516,7 +516,8 @@ impl Leader {
                 if source.at.map(|position| position.lsn) != Some(at) {
                     return link.close("a resync ended somewhere else", out);
                 }
-                out.push(Action::Report(Report::ResyncFinished { peer, bytes_sent: source.bytes_sent }));
+                let (bytes_sent, bytes_changed) = (source.bytes_sent, source.bytes_changed);
+                out.push(Action::Report(Report::ResyncFinished { peer, bytes_sent, bytes_changed }));
                 link.take_log(at, at, term, local, out);
                 self.advance(local, now, out);
             }

@@ -4,7 +4,7 @@ use crate::link::Link;
 use crate::link::Progress;
 use crate::local::Local;
 use crate::{Action, Digest, ExtentPiece, Message, Region, RegionBits};
-use rempart_types::{LogPosition, Lsn, MonotonicTime, Term};
+use rempart_types::{EXTENT_SIZE, LogPosition, Lsn, MonotonicTime, Term};
 use std::collections::VecDeque;
 
 /// Regions a target may ask for at once. More is a broken peer.
@@ -21,6 +21,8 @@ pub(crate) struct Source {
     in_flight: VecDeque<(u64, u64)>,
     in_flight_bytes: u64,
     pub bytes_sent: u64,
+    /// Of the extents sent, holes counted in full.
+    pub bytes_changed: u64,
     pub regions_done: u64,
     /// Where the target is.
     pub region: Region,
@@ -47,6 +49,7 @@ impl Source {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             bytes_sent: 0,
+            bytes_changed: 0,
             regions_done: 0,
             region: Region::default(),
         }
@@ -142,6 +145,7 @@ impl Link {
         source.in_flight.push_back((source.sequence, bytes));
         source.in_flight_bytes += bytes;
         source.bytes_sent += bytes;
+        source.bytes_changed += pieces.len() as u64 * EXTENT_SIZE;
         source.region = region;
         match next {
             Some(from) => {

@@ -15,6 +15,7 @@ pub enum PeerProgress {
     Diverged,
     Resyncing {
         bytes_sent: u64,
+        bytes_changed: u64,
         regions_done: u64,
     },
     CatchingUp,
@@ -65,6 +66,7 @@ impl Replication {
                 Progress::Diverged(_) => PeerProgress::Diverged,
                 Progress::Resyncing(source) => PeerProgress::Resyncing {
                     bytes_sent: source.bytes_sent,
+                    bytes_changed: source.bytes_changed,
                     regions_done: source.regions_done,
                 },
                 Progress::CatchingUp { .. } => PeerProgress::CatchingUp,

@@ -169,6 +169,8 @@ fn roll_back(disk: &mut dyn Disk, superblock: &mut Superblock) -> Result<(), Ope
     const WHAT: &str = "roll back the unfinished resync";
     if !superblock.rolling_back {
         superblock.rolling_back = true;
+        // The images no longer look as a clean stop noted them.
+        superblock.clean = false;
         write_superblock(disk, superblock)?;
     }
     let syncing = superblock.syncing.clone().expect("only a syncing copy is rolled back");
@@ -423,12 +425,13 @@ impl Store {
                 disk.locate_image(row.entry.index, &row.entry.location);
             }
         }
+        let clean = superblock.clean;
+        check_images(disk, &mut superblock)?;
         let rolled_back = superblock.syncing.is_some() && (options.roll_back || superblock.rolling_back);
         if rolled_back {
             roll_back(disk, &mut superblock)?;
         }
-        let clean = superblock.clean && !rolled_back;
-        check_images(disk, &mut superblock)?;
+        let clean = clean && !rolled_back;
         let slots = survey(disk, &superblock)?;
         let walk = walk(disk, &superblock, &slots)?;
         let damage = superblock.damage.clone().or_else(|| walk.damage.clone());

@@ -560,6 +560,12 @@ impl Store {
         (segments as u64 + preparing) * self.superblock.segment_size
     }
 
+    /// The consistent state that an unfinished resync keeps aside, and opening with `roll_back` returns to.
+    pub fn set_aside(&self) -> Option<LogPosition> {
+        let syncing = self.superblock.syncing.as_ref()?;
+        Some(syncing.old_lineage.position(syncing.old_lsn).expect("its own lineage knows the end of a log"))
+    }
+
     /// Set once storage failed.
     pub fn failure(&self) -> Option<&Arc<StoreFailure>> {
         self.failed.as_ref()

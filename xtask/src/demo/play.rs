@@ -22,6 +22,8 @@ pub const LENIENCE: u32 = 3;
 const BOOT: Duration = Duration::from_secs(90);
 const RESYNC: Duration = Duration::from_secs(120);
 const QEMU: &str = "qemu-system";
+/// What a node says when it misses its primary.
+const SUSPICION: &str = "has not been heard for too long";
 /// A few records: the stage works.
 const SOME_RECORDS: u64 = 100;
 
@@ -287,7 +289,13 @@ impl<'a> Play<'a> {
         let mark = self.mark();
         self.wait_mirrored(primary).context("after the fault was mended")?;
         let took = mark.at.elapsed();
-        if let Some(resync) = self.rack.vm(primary).and_then(|vm| vm.resync()) {
+        let resync = self.rack.vm(primary).and_then(|vm| {
+            let said = vm.said();
+            let lately =
+                |(at, text): &(u64, String)| *at >= away_since.unix_ms && text.contains("is resynchronised");
+            said.iter().any(lately).then(|| vm.resync()).flatten()
+        });
+        if let Some(resync) = resync {
             self.tell(&format!(
                 "mirrored again after {:.1} s: {} sent, {} changed, {} in all",
                 took.as_secs_f64(),
@@ -298,7 +306,7 @@ impl<'a> Play<'a> {
             self.figure("bytes resynchronised", Amount::Bytes(resync.bytes_sent));
             self.figure("bytes changed", Amount::Bytes(resync.bytes_changed));
         } else {
-            self.tell(&format!("mirrored again after {:.1} s", took.as_secs_f64()));
+            self.tell(&format!("mirrored again after {:.1} s, from the log alone", took.as_secs_f64()));
         }
         let restarts = self.observer.notes().boots.len() - mark.boots;
         let records = self.observer.notes().newest_acknowledged() - away_since.acknowledged;
@@ -313,7 +321,7 @@ impl<'a> Play<'a> {
     /// When `by` first said that it suspects its peer.
     fn suspicion(&self, mark: Mark, by: Side) -> Option<Duration> {
         let said = self.rack.vm(by)?.said();
-        let times = said.iter().filter(|(at, text)| *at >= mark.unix_ms && text.contains("suspect"));
+        let times = said.iter().filter(|(at, text)| *at >= mark.unix_ms && text.contains(SUSPICION));
         let first = times.map(|(at, _)| *at).min()?;
         Some(Duration::from_millis(first - mark.unix_ms))
     }
@@ -341,7 +349,9 @@ impl<'a> Play<'a> {
         let acknowledged = self.observer.notes().newest_acknowledged();
         self.rack.stop_daemon(peer.host())?;
         self.rack.stop_daemon(primary.host())?;
-        let copies = [Copy::find(self.rack.data_folder(primary))?, Copy::find(self.rack.data_folder(peer))?];
+        let copies = [primary, peer].map(|side| Copy::find(&self.rack.data_folder(side).join("vms")));
+        let [one, other] = copies;
+        let copies = [one?, other?];
         let mut written = acknowledged;
         for (copy, side) in copies.iter().zip([primary, peer]) {
             let verdict = copy.verify(acknowledged)?;

@@ -27,12 +27,20 @@ pub struct Rejoin {
     /// Do it; without this it only tells what would be given up.
     #[arg(long)]
     yes: bool,
+    /// Do not save this copy's disks aside first.
+    #[arg(long, requires = "yes")]
+    discard: bool,
 }
 
 pub async fn rejoin(command: Rejoin, client: &Client, output: Output) -> Result<(), Error> {
-    let request = RejoinRequest { confirm: command.yes };
-    client.post::<_, ()>(&format!("/v1/vms/{}/rejoin", command.name), &request).await?;
-    output.tell(&format!("`{}` rejoins; follow it with `rempart status --watch`", command.name));
+    let name = &command.name;
+    let request = RejoinRequest { confirm: command.yes, discard: command.discard };
+    let job: Job = client.post(&format!("/v1/vms/{name}/rejoin"), &request).await?;
+    let done = format!("`{name}` rejoins; follow it with `rempart status --watch`");
+    let result = super::finish_job(client, output, job, &done).await?;
+    if let Some(saved) = result["saved"].as_str() {
+        output.tell(&format!("what only this copy held is saved in `{saved}`"));
+    }
     Ok(())
 }
 

@@ -81,11 +81,9 @@ fn row(vm: &VmStatus) -> [String; 7] {
         (ReplicaRole::Primary, false, false) => "NOT MIRRORED".to_owned(),
         _ => "not in sync".to_owned(),
     };
-    let resync = vm
-        .resync
-        .as_ref()
-        .filter(|r| r.running)
-        .map_or("-".to_owned(), |r| format!("{} of {}", bytes(r.bytes_sent), bytes(r.bytes_changed)));
+    let resync = vm.resync.as_ref().filter(|r| r.running).map_or("-".to_owned(), |r| {
+        format!("{} %, {} sent", 100 * r.bytes_examined / r.bytes_total.max(1), bytes(r.bytes_sent))
+    });
     [
         vm.name.clone(),
         if vm.frozen { "FROZEN".to_owned() } else { state(vm.state).to_owned() },

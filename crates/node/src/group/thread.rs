@@ -44,6 +44,8 @@ pub struct GroupParams {
     pub store_dir: PathBuf,
     pub config: Arc<NodeConfig>,
     pub listener: OwnedFd,
+    /// An unfinished copy returns to what it was before its resync began.
+    pub roll_back: bool,
 }
 
 #[derive(Debug)]
@@ -156,7 +158,7 @@ fn engine_params(params: &GroupParams) -> std::io::Result<Params> {
         retention: config.replication.journal_bytes,
         ..Limits::default()
     };
-    let store = OpenOptions { limits, ..OpenOptions::default() };
+    let store = OpenOptions { limits, roll_back: params.roll_back };
     Ok(Params { cluster, replication, store })
 }
 

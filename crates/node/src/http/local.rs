@@ -166,9 +166,10 @@ async fn rejoin(
     State(node): Shared,
     Path(name): Path<String>,
     Body(request): Body<RejoinRequest>,
-) -> Answer<()> {
-    let vm = node.vm(&name)?;
-    answer(operation::rejoin(&vm, &request).await)
+) -> Answer<Job> {
+    let (vm, shared) = (node.vm(&name)?, node.clone());
+    let what = format!("rejoin `{name}`");
+    answer(Ok(node.jobs.start(what, move |reporter| operation::rejoin(shared, vm, request, reporter))))
 }
 
 async fn compare(State(node): Shared, Path(name): Path<String>) -> Answer<Job> {

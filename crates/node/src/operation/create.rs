@@ -3,9 +3,9 @@
 use crate::config::check_name;
 use crate::jobs::Reporter;
 use crate::node::Node;
-use crate::vm::Vm;
 use crate::vm::import::{self, Image};
 use crate::vm::record::{DiskFile, RegisterPlace, VmConfig, VmRecord};
+use crate::vm::{First, Vm};
 use rempart_api::{Error, ErrorKind, ImportRequest};
 use rempart_hypervisor::HostReport;
 use rempart_hypervisor::definition::{CpuModel, Disk, Firmware, Nic, NicModel};
@@ -97,7 +97,7 @@ async fn build(
     let save =
         |e: io::Error| Error::failed(format!("cannot save the record of `{}`", definition.name)).cause(e);
     record.save(&paths.record()).map_err(save)?;
-    let vm = Vm::open(node.host.clone(), paths, record, true).await?;
+    let vm = Vm::open(node.host.clone(), paths, record, First::Create).await?;
     vm.put_config(|_| {}).await?;
     Ok(vm)
 }

@@ -3,11 +3,11 @@
 use crate::http::PeerClient;
 use crate::jobs::Reporter;
 use crate::node::Node;
-use crate::vm::{Vm, unix_ms};
-use rempart_api::{Error, FailoverMode, FailoverRequest, RejoinRequest};
+use crate::vm::{First, Vm, unix_ms};
+use rempart_api::{Error, FailoverMode, FailoverRequest};
 use rempart_cluster::FrozenWhy;
 use rempart_engine::Command;
-use rempart_types::{NodeId, RegisterId};
+use rempart_types::{Lsn, NodeId, RegisterId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub struct HandOver {
 /// Brings a machine to this node.
 pub async fn failover(
     node: Arc<Node>,
-    vm: Arc<Vm>,
+    mut vm: Arc<Vm>,
     request: FailoverRequest,
     reporter: Reporter,
 ) -> Result<serde_json::Value, Error> {
@@ -44,11 +44,21 @@ pub async fn failover(
             client.post::<_, ()>(&path, &HandOver { to: node.id() }).await?;
         }
         FailoverMode::Force => {
+            let set_aside = vm.group.status.borrow().engine.set_aside;
+            if set_aside.is_some_and(|kept| kept.lsn == Lsn::ZERO) {
+                return Err(Error::refused(format!("there is nothing of `{name}` to start on this node"))
+                    .cause("its first copy was never finished"));
+            }
             let loss = if leads { loss_of_primary(&node, &vm) } else { loss(&node, &vm) };
             if !request.confirm_fenced {
                 return Err(Error::refused(format!("a forced takeover of `{name}` may lose data")).cause(loss).hint(
                     "make sure that the other side cannot run it (power it off), then add --confirm-fenced",
                 ));
+            }
+            if set_aside.is_some() {
+                reporter.phase("returning to the last consistent state");
+                vm.close().await;
+                vm = node.reopen_vm(&vm, First::RollBack).await?;
             }
             reporter.phase("taking over by force");
             let id =
@@ -87,24 +97,6 @@ pub async fn hand_over(vm: &Vm, to: NodeId) -> Result<(), Error> {
     vm.command("hand over", Command::Handover { to }).await.map(drop)
 }
 
-/// On a copy whose group was led on by force elsewhere: gives up what only this copy holds and follows.
-pub async fn rejoin(vm: &Vm, request: &RejoinRequest) -> Result<(), Error> {
-    let name = vm.name();
-    if !request.confirm {
-        let status = vm.group.status.borrow().clone();
-        let engine = &status.engine;
-        return Err(Error::refused(format!("rejoining gives up what only this copy of `{name}` holds"))
-            .cause(format!("this copy ends at log position {} of term {}", engine.end, engine.term))
-            .hint(format!(
-                "take what you need from its disks first, then run `rempart rejoin {name} --yes`"
-            )));
-    }
-    vm.command("rejoin", Command::Rejoin).await?;
-    let text = "rejoins the group that was led on elsewhere; what only this copy holds will be overwritten";
-    vm.events.note(&name, rempart_api::Severity::Warning, text);
-    Ok(())
-}
-
 fn grace(node: &Node) -> Duration {
     Duration::from_secs(node.config.vm.shutdown_timeout_s)
 }
@@ -119,13 +111,23 @@ fn loss(node: &Node, vm: &Vm) -> String {
         }
         None => "there was no contact with the primary since this daemon started".to_owned(),
     };
-    format!(
-        "the copy on `{}` ends at log position {} of epoch {}; {heard}; whatever was acknowledged elsewhere after \
-         that is lost",
-        node.name(),
-        engine.end,
-        engine.epoch
-    )
+    let what = match engine.set_aside {
+        Some(kept) => format!(
+            "the copy on `{}` is unfinished; its last consistent state ends at log position {} of term {}",
+            node.name(),
+            kept.lsn,
+            kept.term
+        ),
+        None => {
+            format!(
+                "the copy on `{}` ends at log position {} of epoch {}",
+                node.name(),
+                engine.end,
+                engine.epoch
+            )
+        }
+    };
+    format!("{what}; {heard}; whatever was acknowledged elsewhere after that is lost")
 }
 
 /// Whether neither a peer nor the witness can tell this primary that it still leads.

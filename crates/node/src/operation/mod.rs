@@ -6,12 +6,14 @@ mod disk;
 mod failover;
 mod protect;
 mod register;
+mod rejoin;
 mod replica;
 
 pub use compare::compare;
 pub use create::{delete, import};
 pub use disk::{DiskChange, change_replica, disk_add, disk_remove, disk_resize};
-pub use failover::{HandOver, failback, failover, hand_over, rejoin};
+pub use failover::{HandOver, failback, failover, hand_over};
 pub use protect::{protect, unprotect};
 pub use register::{finish_move, move_to_witness};
+pub use rejoin::rejoin;
 pub use replica::{ReplicaOffer, accept_replica, drop_replica};

@@ -3,8 +3,8 @@
 use super::create;
 use crate::config::check_name;
 use crate::node::Node;
-use crate::vm::Vm;
 use crate::vm::record::{DiskFile, RegisterPlace, VmConfig, VmRecord};
+use crate::vm::{First, Vm};
 use rempart_api::Error;
 use rempart_hypervisor::HostReport;
 use rempart_store::DiskEntry;
@@ -40,7 +40,7 @@ impl ReplicaOffer {
     }
 }
 
-fn free_bytes(node: &Node) -> Result<u64, Error> {
+pub(super) fn free_bytes(node: &Node) -> Result<u64, Error> {
     rustix::fs::statvfs(node.paths.data_dir())
         .map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize))
         .map_err(|e| Error::failed(format!("cannot read the free space of node `{}`", node.name())).cause(e))
@@ -87,7 +87,7 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
     }
     let record = VmRecord::new(offer.group, offer.register, RegisterPlace::Witness, disks, config);
     record.save(&paths.record()).map_err(failed)?;
-    let vm = Vm::open(node.host.clone(), paths, record, false).await?;
+    let vm = Vm::open(node.host.clone(), paths, record, First::Nothing).await?;
     node.insert_vm(vm);
     Ok(())
 }

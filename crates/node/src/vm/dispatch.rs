@@ -9,7 +9,7 @@ use rempart_api::Severity;
 use rempart_engine::{Command, VmAction, VmFact};
 use rempart_hypervisor::{Lease, MachineEvent};
 use rempart_types::MonotonicTime;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -99,8 +99,9 @@ fn vm_action(vm: &Vm, action: VmAction) {
 
 /// What became of the machine here. Orders to the replica may wait for the very facts that follow here, so none is
 /// waited for.
-pub async fn told(vm: Arc<Vm>, mut told: mpsc::UnboundedReceiver<Told>) {
+pub async fn told(vm: Weak<Vm>, mut told: mpsc::UnboundedReceiver<Told>) {
     while let Some(news) = told.recv().await {
+        let Some(vm) = vm.upgrade() else { return };
         let name = vm.name();
         match news {
             Told::Fact(fact) => {

@@ -78,6 +78,16 @@ pub struct LinkWanted {
     pub peer: NodeId,
 }
 
+/// What comes before a replica is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    Nothing,
+    /// It is the first of its group.
+    Create,
+    /// It is unfinished, and returns to what it was before its resync began.
+    RollBack,
+}
+
 #[derive(Debug)]
 pub struct Vm {
     pub host: Host,
@@ -95,7 +105,7 @@ pub struct Vm {
 
 impl Vm {
     /// Recovers the replica, adopts a machine that still runs, and starts everything around them.
-    pub async fn open(host: Host, paths: VmPaths, record: VmRecord, create: bool) -> Result<Arc<Vm>, Error> {
+    pub async fn open(host: Host, paths: VmPaths, record: VmRecord, first: First) -> Result<Arc<Vm>, Error> {
         let name = record.name().to_owned();
         let failed = |what: &str, cause: &dyn std::fmt::Display| {
             Error::failed(format!("cannot {what} of `{name}`")).cause(cause.to_string())
@@ -124,6 +134,7 @@ impl Vm {
             store_dir: paths.store(),
             config: host.config.clone(),
             listener,
+            roll_back: first == First::RollBack,
         };
         let opened = tokio::task::spawn_blocking(move || group::open(params))
             .await
@@ -160,12 +171,12 @@ impl Vm {
             max_restarts: host.config.vm.restarts,
         };
         tokio::spawn(runner.run());
-        tokio::spawn(dispatch::told(vm.clone(), told));
+        tokio::spawn(dispatch::told(Arc::downgrade(&vm), told));
         tokio::spawn(dispatch::group_events(vm.clone(), opened.events));
         for note in opened.notes {
             vm.events.note(&name, Severity::Warning, note);
         }
-        if create {
+        if first == First::Create {
             vm.command("create", Command::Create).await?;
         }
         Ok(vm)

@@ -64,7 +64,8 @@ fn cluster(condition: &Condition, name: impl Fn(&NodeId) -> String) -> (Severity
         Condition::Superseded { successor } => (
             Critical,
             format!(
-                "the other side was forced to lead (register {successor}); what only this copy holds waits for a decision"
+                "diverged: the other side was forced to lead (register {successor}); what only this copy holds waits \
+                 for `rempart rejoin`"
             ),
         ),
         Condition::Forced { epoch, .. } => (Critical, format!("forced to lead at epoch {epoch}")),

@@ -280,7 +280,9 @@ impl Store {
                 return Ok((lost, false));
             }
             match (&entry.value, caller) {
-                (Some(current), Some(node)) if !current.in_sync.contains(node) => {
+                (Some(current), Some(node))
+                    if !current.in_sync.contains(node) && !rules::closes(&value, node) =>
+                {
                     return Err(Refusal::NotAMember(Some(node)).into());
                 }
                 (None, _) if table.len()? >= MAX_REGISTERS => {

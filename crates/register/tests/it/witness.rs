@@ -2,7 +2,7 @@ use crate::support::{OTHER, PATIENT, Served, caller, client};
 use rempart_register::conformance::{CALLER, fresh_register, value};
 use rempart_register::witness::{Caller, ConnectFailed, Connector, WitnessClient, WitnessClientConfig};
 use rempart_register::{ErrorKind, Refusal, Register, SwapOutcome};
-use rempart_types::{Epoch, NodeId, NodeSet};
+use rempart_types::{Epoch, Intent, NodeId, NodeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,13 +19,23 @@ async fn only_a_member_of_the_in_sync_set_changes_a_register() {
     solo.primary = OTHER;
     solo.in_sync = NodeSet::only(OTHER);
     // Anyone completes a creation: a move's last step may fall to any node.
-    assert_eq!(register.swap(id, None, solo.clone()).await.unwrap(), SwapOutcome::Won);
+    assert_eq!(register.swap(id, None, solo).await.unwrap(), SwapOutcome::Won);
     let refused = register.swap(id, Some(Epoch(1)), value(id, 2, 2)).await.unwrap_err();
     assert_eq!(refused.refusal(), Some(&Refusal::NotAMember(Some(CALLER))));
     assert!(refused.certainly_not_applied());
+    // An operator's forced takeover closes a register that would not have let this node lead: in its own name only.
+    let successor = fresh_register();
+    let mut tombstone = value(id, 2, 2);
+    tombstone.intent = Intent::Tombstone { successor };
+    (tombstone.primary, tombstone.in_sync) = (OTHER, NodeSet::only(OTHER));
+    let refused = register.swap(id, Some(Epoch(1)), tombstone.clone()).await.unwrap_err();
+    assert_eq!(refused.refusal(), Some(&Refusal::NotAMember(Some(CALLER))));
+    (tombstone.primary, tombstone.in_sync) = (CALLER, NodeSet::only(CALLER));
+    let closed = register.swap(id, Some(Epoch(1)), tombstone.clone()).await.unwrap();
+    assert_eq!(closed, SwapOutcome::Won);
     // Whoever is behind learns that first, member or not.
     let lost = register.swap(id, None, value(id, 2, 2)).await.unwrap();
-    assert_eq!(lost, SwapOutcome::Lost(Some(solo)));
+    assert_eq!(lost, SwapOutcome::Lost(Some(tombstone)));
     served.stop().await;
 }
 

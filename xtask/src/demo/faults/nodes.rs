@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::demo::play::{Mark, Play};
+use crate::demo::play::{LENIENCE, Mark, Play};
 use crate::demo::rack::VM;
 use crate::demo::story::Amount;
 use crate::lab::{Host, Side};
@@ -118,12 +118,16 @@ pub fn daemon_killed(play: &mut Play) -> Result<()> {
 pub fn daemon_killed_stays_dead(play: &mut Play) -> Result<()> {
     let (primary, peer) = play.sides()?;
     let mark = play.mark();
+    let stopped_boot = mark.boots - 1;
     play.rack.kill_daemon(primary.host())?;
     play.tell("the daemon is killed and stays dead");
-    let gone = play.wait_for_no_qemu(primary, LEASE_AND_STOP * 3)?;
-    play.within("the guard stops the VM process", gone - mark.at, LEASE_AND_STOP);
-    play.expect_takeover(mark, peer, TAKEOVER)?;
+    let taken_over = play.expect_takeover(mark, peer, TAKEOVER);
+    let heard = play.observer.notes().boots[stopped_boot].last_seen.saturating_duration_since(mark.at);
+    play.within("the guard stops the machine", heard, LEASE_AND_STOP);
+    taken_over?;
     play.rack.start(primary.host())?;
+    play.wait_for_no_qemu(primary, LEASE_AND_STOP * LENIENCE)?;
+    play.tell("a daemon is started again; the VM process that stood still is gone");
     play.expect_mirrored_again(peer, mark)
 }
 

@@ -8,6 +8,7 @@ use crate::demo::play::Play;
 use crate::demo::rack::VM;
 use crate::demo::story::Amount;
 use crate::lab::Side;
+use crate::verify::Copy;
 
 /// Exit code of a command that was refused to protect data.
 const REFUSED: i32 = 4;
@@ -71,6 +72,7 @@ pub fn forced_takeover_divergence(play: &mut Play) -> Result<()> {
     play.rack.lab.power_off(primary.host())?;
     play.tell(&format!("{} worked alone and dies; {} returns with an old copy", primary.host(), peer.host()));
     play.rack.power_on(peer.host())?;
+    let alone = play.observer.notes().newest_acknowledged();
     never_promoted(play, peer)?;
     force(play, peer, mark.acknowledged)?;
     play.rack.power_on(primary.host())?;
@@ -89,7 +91,20 @@ pub fn forced_takeover_divergence(play: &mut Play) -> Result<()> {
         running.is_empty(),
         format!("{} processes", running.len()),
     );
-    Ok(())
+    let refused = play.rack.try_user(primary.host(), &["rejoin", VM])?;
+    let (held, detail) = match refused {
+        Ok(_) => (false, "it went ahead".to_owned()),
+        Err(refusal) => (refusal.code == Some(REFUSED), refusal.said.trim().replace('\n', " / ")),
+    };
+    play.check("`rejoin` names what would be given up and demands a yes", held, detail);
+    play.rack.user(primary.host(), &["rejoin", VM, "--yes"])?;
+    let verdict = Copy::find(&play.rack.data_folder(primary).join("diverged"))?.verify(alone)?;
+    play.check(
+        "what only the overtaken copy held is saved aside",
+        verdict.is_good() && verdict.newest[1] >= alone,
+        format!("{alone} records acknowledged before; saved {:?}, lost {:?}", verdict.newest, verdict.lost),
+    );
+    play.expect_mirrored_again(peer, mark)
 }
 
 fn never_promoted(play: &mut Play, side: Side) -> Result<()> {
