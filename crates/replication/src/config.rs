@@ -6,7 +6,8 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// A member that keeps a record from being committed, or a flush from being stable, that long is reported
-    /// as blocking (rule 17): it leaves the in-sync set even if it still answers beacons.
+    /// as blocking (rule 17): it leaves the in-sync set even if it still answers beacons. Half of it holds for a
+    /// while after the guest had to wait for more than half of it.
     pub commit_deadline: Duration,
     /// How long an idle primary keeps news about the stable watermark to itself.
     pub stable_news_after: Duration,

@@ -33,6 +33,9 @@ struct PendingFlush {
     since: MonotonicTime,
 }
 
+/// After a wait of half the commit deadline, the deadline is halved for this many deadlines.
+const IMPATIENCE: u32 = 10;
+
 #[derive(Debug)]
 pub(crate) struct Leader {
     /// What records and messages carry.
@@ -52,6 +55,8 @@ pub(crate) struct Leader {
     stable_news_at: Option<MonotonicTime>,
     /// Members that block are not reported again before this.
     blocked_quiet_until: MonotonicTime,
+    /// The guest had to wait long lately: members that block are reported sooner.
+    impatient_until: MonotonicTime,
     journal_kept: Option<Lsn>,
 }
 
@@ -76,6 +81,7 @@ impl Leader {
             sync_wanted: Lsn::ZERO,
             stable_news_at: None,
             blocked_quiet_until: MonotonicTime::ZERO,
+            impatient_until: MonotonicTime::ZERO,
             journal_kept: None,
         };
         for (&peer, &session) in sessions {
@@ -362,6 +368,7 @@ impl Leader {
         if !matches!(self.phase, Phase::Committing { .. } | Phase::Serving) {
             return;
         }
+        let waited = self.oldest_wait();
         let members = || {
             let joined = self.links.values().filter(|link| link.joined).map(|link| link.peer);
             self.acknowledgers.iter().chain(joined)
@@ -399,6 +406,12 @@ impl Leader {
                 }
                 !done
             });
+        }
+        if let Some(since) = waited
+            && waited != self.oldest_wait()
+            && now.since(since) >= local.config.commit_deadline / 2
+        {
+            self.impatient_until = now + local.config.commit_deadline * IMPATIENCE;
         }
         for link in self.links.values_mut() {
             if link.joined
@@ -635,8 +648,15 @@ impl Leader {
         write.into_iter().chain(flush).min()
     }
 
-    fn report_blocked(&mut self, local: &Local, now: MonotonicTime, out: &mut Vec<Action>) {
+    /// How long the guest waits now before who blocks is reported. A link that comes and goes within the deadline
+    /// would else hold the guest up again and again, and never count as lost.
+    fn patience(&self, local: &Local, now: MonotonicTime) -> Duration {
         let deadline = local.config.commit_deadline;
+        if now < self.impatient_until { deadline / 2 } else { deadline }
+    }
+
+    fn report_blocked(&mut self, local: &Local, now: MonotonicTime, out: &mut Vec<Action>) {
+        let deadline = self.patience(local, now);
         let late = |at: MonotonicTime| now.since(at) >= deadline;
         if now < self.blocked_quiet_until || !self.oldest_wait().is_some_and(late) {
             return;
@@ -671,7 +691,7 @@ impl Leader {
             _ => None,
         };
         let blocked =
-            self.oldest_wait().map(|at| (at + local.config.commit_deadline).max(self.blocked_quiet_until));
+            self.oldest_wait().map(|at| (at + self.patience(local, now)).max(self.blocked_quiet_until));
         let links = self.links.values().filter_map(|link| {
             let answer = link.awaits_answer().then(|| link.asked_at + local.config.answer_deadline);
             let resync = match &link.progress {

@@ -51,5 +51,6 @@ story! {
     a_new_leader_adopts_a_longer_log
     a_forced_takeover_is_shown_as_divergence
     a_blocking_member_is_reported
+    a_member_that_blocks_again_and_again
     older_sessions_and_terms_are_dropped
 }

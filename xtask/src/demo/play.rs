@@ -306,7 +306,13 @@ impl<'a> Play<'a> {
             self.figure("bytes resynchronised", Amount::Bytes(resync.bytes_sent));
             self.figure("bytes changed", Amount::Bytes(resync.bytes_changed));
         } else {
-            self.tell(&format!("mirrored again after {:.1} s, from the log alone", took.as_secs_f64()));
+            let records =
+                self.rack.vm(primary).and_then(|vm| vm.log_sent_since(away_since.unix_ms)).unwrap_or(0);
+            self.tell(&format!(
+                "mirrored again after {:.1} s, from the log alone: {records} records of it",
+                took.as_secs_f64()
+            ));
+            self.figure("log records sent again", Amount::Count(records));
         }
         let restarts = self.observer.notes().boots.len() - mark.boots;
         let records = self.observer.notes().newest_acknowledged() - away_since.acknowledged;

@@ -56,6 +56,18 @@ impl VmStatus {
         said
     }
 
+    /// Records of the log that a returning peer was sent: "sends `b` the log after 5, to 9".
+    pub fn log_sent_since(&self, unix_ms: u64) -> Option<u64> {
+        let said = self.said();
+        let lately = said.iter().filter(|(at, _)| *at >= unix_ms).map(|(_, text)| text);
+        lately
+            .filter_map(|text| {
+                let (after, to) = text.split_once(" the log after ")?.1.split_once(", to ")?;
+                to.parse::<u64>().ok()?.checked_sub(after.parse().ok()?)
+            })
+            .next_back()
+    }
+
     /// Whether a condition, an event or the phase of a peer holds a word.
     pub fn says(&self, word: &str) -> bool {
         let mut phases =

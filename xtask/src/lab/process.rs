@@ -128,7 +128,11 @@ impl Lab {
         for device in devices.as_array().into_iter().flatten() {
             let name = device["ifname"].as_str().unwrap_or_default();
             if !ours.contains(&name) {
-                namespace.ip(&[format!("link delete {name}")])?;
+                // The kernel takes a dead program's devices away by itself, perhaps at this moment.
+                match namespace.ip(&[format!("link delete {name}")]) {
+                    Err(error) if !format!("{error:#}").contains("Cannot find device") => return Err(error),
+                    _ => {}
+                }
             }
         }
         namespace.nft("flush ruleset")
