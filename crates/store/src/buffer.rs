@@ -135,6 +135,11 @@ fn take_spare(capacity: usize) -> Option<NonNull<u8>> {
         .flatten()
 }
 
+/// Gives the calling thread's spare allocations back: for a thread that has nothing to do for some time.
+pub(crate) fn release_spares() {
+    let _ = SPARES.try_with(|spares| drop(spares.take()));
+}
+
 /// True if the allocation was kept.
 fn keep_spare(bytes: NonNull<u8>, capacity: usize) -> bool {
     SPARES
@@ -310,6 +315,14 @@ mod tests {
             second.resize(capacity);
             assert!(is_zero(&second));
         }
+    }
+
+    #[test]
+    fn released_spares_are_gone() {
+        drop(BufferMut::zeroed(5 * PAGE_SIZE));
+        assert!(SPARES.with_borrow(|spares| spares.bytes) > 0);
+        release_spares();
+        assert_eq!(SPARES.with_borrow(|spares| (spares.bytes, spares.by_capacity.len())), (0, 0));
     }
 
     #[test]

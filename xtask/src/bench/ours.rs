@@ -135,30 +135,36 @@ impl Ours {
     pub fn resync(&self, megabits_per_second: u64) -> Result<Resync> {
         self.rack.user(Host::A, &["unprotect", MIRRORED])?;
         self.lab().shape(Link::Peer, megabits_per_second)?;
-        let sent = |status: &Value| status["resync"]["bytes_sent"].as_u64().unwrap_or(0);
         self.rack.user(Host::A, &["protect", MIRRORED, "--peer", Host::B.name()])?;
         let end = Instant::now() + COPY_DEADLINE;
-        let mut first: Option<(Instant, u64)> = None;
-        let result = loop {
+        // When how much was seen to be sent, the first time and the last time that it was more than before.
+        let mut seen: Option<[(Instant, u64); 2]> = None;
+        loop {
             interrupt::check()?;
             let (status, now) = (self.status()?, Instant::now());
-            if let Some((since, bytes)) = first {
-                if status["mirrored"] == true {
-                    break Resync {
-                        bytes_per_second: (disk::BYTES - bytes) as f64 / (now - since).as_secs_f64(),
-                        line_bytes_per_second: megabits_per_second as f64 * 1e6 / 8.0,
-                    };
-                }
-            } else if sent(&status) > 0 {
-                first = Some((now, sent(&status)));
+            let bytes = status["resync"]["bytes_sent"].as_u64().unwrap_or(0);
+            match &mut seen {
+                None if bytes > 0 => seen = Some([(now, bytes); 2]),
+                Some([_, last]) if bytes > last.1 => *last = (now, bytes),
+                _ => {}
+            }
+            if seen.is_some() && status["mirrored"] == true {
+                break;
             }
             if now > end {
                 bail!("the copy does not get ready: {status}");
             }
             thread::sleep(POLL);
-        };
+        }
         self.lab().unshape(Link::Peer)?;
-        Ok(result)
+        let [first, last] = seen.expect("the loop ends when bytes were seen");
+        if last.1 - first.1 < disk::BYTES / 2 {
+            bail!("the copy was ready before its speed could be seen");
+        }
+        Ok(Resync {
+            bytes_per_second: (last.1 - first.1) as f64 / (last.0 - first.0).as_secs_f64(),
+            line_bytes_per_second: megabits_per_second as f64 * 1e6 / 8.0,
+        })
     }
 }
 

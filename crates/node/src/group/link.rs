@@ -38,6 +38,8 @@ pub struct Links {
     last_key: u64,
     times: LinkTimes,
     frames: VecDeque<Frame>,
+    /// Messages were queued since the last flush.
+    unsent: bool,
 }
 
 /// Why a link ended.
@@ -51,8 +53,15 @@ pub struct LinkEnd {
 impl Links {
     /// Keys from `first_key` up to `last_key` are the links' in the poller.
     pub fn new(first_key: u64, last_key: u64, times: LinkTimes) -> Links {
-        let frames = VecDeque::new();
-        Links { links: BTreeMap::new(), next_session: 0, first_key, last_key, times, frames }
+        Links {
+            links: BTreeMap::new(),
+            next_session: 0,
+            first_key,
+            last_key,
+            times,
+            frames: VecDeque::new(),
+            unsent: false,
+        }
     }
 
     pub fn owns(&self, key: u64) -> bool {
@@ -169,14 +178,21 @@ impl Links {
     ) -> Option<LinkEnd> {
         let link = self.links.get_mut(&peer).filter(|link| link.session == session)?;
         link.dirty = true;
+        self.unsent = true;
         match link.connection.send_parts(KIND_MESSAGE, message.encode(), message.payload()) {
             Ok(()) => None,
             Err(error) => self.end(peer, Some(session), &error.to_string(), poller),
         }
     }
 
+    /// Whether messages wait for [`Links::flush`].
+    pub fn has_unsent(&self) -> bool {
+        self.unsent
+    }
+
     /// Sends what was queued, and a sign of life where nothing was for a while; ends links that fell silent.
     pub fn flush(&mut self, now: MonotonicTime, poller: &Poller, ended: &mut Vec<LinkEnd>) {
+        self.unsent = false;
         let mut broken = Vec::new();
         let alive_every = self.times.alive_every;
         let (first, span) = (self.first_key, self.last_key - self.first_key + 1);

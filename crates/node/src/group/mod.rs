@@ -3,6 +3,7 @@
 mod link;
 mod nbd_server;
 mod poller;
+mod spin;
 mod thread;
 
 use rempart_engine::{

@@ -201,7 +201,8 @@ impl NbdServer {
     fn receive(&mut self, key: u64, engine: &mut Engine, poller: &Poller) {
         // What it waits for may change here, and the poller is told by whoever sends.
         self.dirty.push(key);
-        for _ in 0..MAX_RECEIVES {
+        let mut receives = 0;
+        loop {
             if !self.parse(key, engine, poller) {
                 return;
             }
@@ -210,11 +211,14 @@ impl NbdServer {
             // The handshake may always go on.
             client.held = client.disk.is_some() && !open;
             client.saturated = !client.session.wants_input();
-            if client.held || client.saturated {
+            // What was received is parsed: the poller tells when the socket holds more.
+            if client.held || client.saturated || receives == MAX_RECEIVES {
                 return;
             }
+            receives += 1;
             match client.receive() {
-                Ok(Received::Bytes) => {}
+                Ok(Received::All) => receives = MAX_RECEIVES,
+                Ok(Received::Some) => {}
                 Ok(Received::Nothing) => return,
                 Ok(Received::End) => return self.close(key, engine, poller),
                 Err(error) => {
@@ -223,7 +227,6 @@ impl NbdServer {
                 }
             }
         }
-        // The poller tells again that the socket holds more.
     }
 
     /// Hands what was received to the engine. False when the client is gone.
@@ -388,19 +391,22 @@ impl NbdServer {
 }
 
 enum Received {
-    Bytes,
+    /// The socket held no more.
+    All,
+    Some,
     Nothing,
     End,
 }
 
 impl Client {
     fn receive(&mut self) -> io::Result<Received> {
-        let result = match &mut self.streaming {
-            None => self.session.receive_from(&mut self.stream),
+        let (room, result) = match &mut self.streaming {
+            None => (self.session.recv_space().len(), self.session.receive_from(&mut self.stream)),
             Some(streaming) => {
                 let rest = streaming.buffer.payload_mut().split_at_mut(streaming.filled).1;
                 let wanted = rest.len();
                 let mut slices = [IoSliceMut::new(rest), IoSliceMut::new(self.session.recv_space())];
+                let room = slices.iter().map(|slice| slice.len()).sum();
                 let result = self.stream.read_vectored(&mut slices);
                 if let Ok(count) = result {
                     let direct = count.min(wanted);
@@ -408,7 +414,7 @@ impl Client {
                     self.session.received_direct(direct);
                     self.session.received(count - direct);
                 }
-                result
+                (room, result)
             }
         };
         match result {
@@ -418,9 +424,10 @@ impl Client {
                 }
                 Ok(Received::End)
             }
-            Ok(_) => Ok(Received::Bytes),
+            Ok(count) if count < room => Ok(Received::All),
+            Ok(_) => Ok(Received::Some),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Received::Nothing),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Received::Bytes),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Received::Some),
             Err(error) => Err(error),
         }
     }

@@ -4,13 +4,14 @@
 use super::link::{LinkEnd, LinkTimes, Links};
 use super::nbd_server::NbdServer;
 use super::poller::{Poller, Ready};
+use super::spin::Spin;
 use super::{FromGroup, GroupHandle, GroupStatus, ToGroup, for_control};
 use crate::clock;
 use crate::config::NodeConfig;
 use rempart_engine::{Action, Command, CommandId, CommandOutput, DigestJob, Engine, Input, Params, Role};
 use rempart_replication::Digest;
-use rempart_store::file::{Executor, FileDisk};
-use rempart_store::{Limits, OpenOptions};
+use rempart_store::file::{Executor, FileDisk, release_memory};
+use rempart_store::{IoClass, Limits, OpenOptions};
 use rempart_types::{GroupId, MonotonicTime, NodeId, NodeSet, RegisterId};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
 const KEY_WAKE: u64 = 0;
@@ -29,8 +30,10 @@ const KEY_FIRST_NBD: u64 = 1 << 32;
 
 /// Figures for people are not fresher than this.
 const STATUS_EVERY: Duration = Duration::from_millis(50);
+/// A group that did nothing for so long gives its spare memory back.
+const IDLE_AFTER: Duration = Duration::from_secs(3);
 /// Threads of one group that execute what would block its loop.
-const IO_WORKERS: usize = 2;
+const IO_WORKERS: usize = 3;
 /// Messages from the control plane taken in one turn.
 const MAX_INBOX: usize = 64;
 
@@ -99,6 +102,7 @@ pub fn open(params: GroupParams) -> Result<OpenedGroup, OpenGroupError> {
         engine,
         executor,
         poller,
+        spin: Spin::default(),
         wake,
         inbox,
         outbox: outbox.clone(),
@@ -112,6 +116,8 @@ pub fn open(params: GroupParams) -> Result<OpenedGroup, OpenGroupError> {
         status: status_sender,
         status_stale: false,
         status_at: now,
+        worked: (0, now),
+        holds_memory: true,
         longest_stall: Duration::ZERO,
         primary_heard_unix_ms: None,
         config_seen: None,
@@ -169,6 +175,7 @@ struct GroupThread {
     engine: Engine,
     executor: Executor,
     poller: Poller,
+    spin: Spin,
     wake: Arc<OwnedFd>,
     inbox: mpsc::Receiver<ToGroup>,
     outbox: async_mpsc::UnboundedSender<FromGroup>,
@@ -183,6 +190,10 @@ struct GroupThread {
     /// Something changed that people and the control plane wait for.
     status_stale: bool,
     status_at: MonotonicTime,
+    /// Commands that the store had issued when it was last seen at work, and when that was.
+    worked: (u64, MonotonicTime),
+    /// Spare memory may be held.
+    holds_memory: bool,
     longest_stall: Duration,
     primary_heard_unix_ms: Option<u64>,
     config_seen: Option<rempart_engine::Bytes>,
@@ -228,8 +239,7 @@ impl GroupThread {
                 continue;
             }
 
-            let timeout = self.next_wake().map(|at| at.since(clock::monotonic()));
-            self.poller.wait(timeout, &mut ready)?;
+            self.wait(&mut ready)?;
             now = clock::monotonic();
             for event in &ready {
                 self.take(*event, now, &mut actions, &mut ended_links);
@@ -240,6 +250,23 @@ impl GroupThread {
             }
         }
         Ok(())
+    }
+
+    /// Waits until something is ready or due.
+    fn wait(&mut self, ready: &mut Vec<Ready>) -> std::io::Result<()> {
+        if let Some(longest) = self.spin.before_sleep() {
+            let started = Instant::now();
+            while started.elapsed() < longest {
+                self.poller.wait(Some(Duration::ZERO), ready)?;
+                if !ready.is_empty() || self.executor.has_completed() {
+                    self.spin.looked(true);
+                    return Ok(());
+                }
+            }
+            self.spin.looked(false);
+        }
+        let timeout = self.next_wake().map(|at| at.since(clock::monotonic()));
+        self.poller.wait(timeout, ready)
     }
 
     fn next_wake(&self) -> Option<MonotonicTime> {
@@ -258,7 +285,8 @@ impl GroupThread {
             let _ = rustix::io::read(self.wake.as_fd(), &mut [0; 8]);
             self.take_inbox(now, actions, ended);
         } else if event.key == KEY_EXECUTOR {
-            // Taking the completions resets it: at the start of the turn that follows.
+            // The completions are taken at the start of the turn that follows.
+            self.executor.reset_wake();
         } else if self.links.owns(event.key) {
             let engine = &mut self.engine;
             ended.extend(self.links.ready(event, now, &self.poller, |peer, session, message| {
@@ -331,9 +359,15 @@ impl GroupThread {
         }
     }
 
-    fn carry_out(&mut self, action: Action, _now: MonotonicTime, ended: &mut Vec<LinkEnd>) {
+    fn carry_out(&mut self, action: Action, now: MonotonicTime, ended: &mut Vec<LinkEnd>) {
         match action {
-            Action::Io(command) => self.executor.submit(command),
+            Action::Io(command) => {
+                // The peers' copies leave before the local one is written: both are on their way at once.
+                if matches!(command.class, IoClass::JournalWrite { .. }) && self.links.has_unsent() {
+                    self.links.flush(now, &self.poller, ended);
+                }
+                self.executor.submit(command);
+            }
             Action::Send { peer, session, message } => {
                 ended.extend(self.links.send(peer, session, &message, &self.poller));
             }
@@ -397,6 +431,7 @@ impl GroupThread {
             return;
         }
         self.status_at = now;
+        self.rest(now);
         let engine = self.engine.status(now);
         self.longest_stall = self.longest_stall.max(engine.stall);
         let connected: Vec<NodeId> =
@@ -414,6 +449,18 @@ impl GroupThread {
         });
         for (reply, result) in self.done.drain(..) {
             let _ = reply.send(result);
+        }
+    }
+
+    /// Gives spare memory back once nothing was done for a while.
+    fn rest(&mut self, now: MonotonicTime) {
+        let (commands, since) = self.worked;
+        if self.executor.submitted() != commands {
+            self.worked = (self.executor.submitted(), now);
+            self.holds_memory = true;
+        } else if self.holds_memory && now >= since + IDLE_AFTER {
+            self.holds_memory = false;
+            release_memory();
         }
     }
 }

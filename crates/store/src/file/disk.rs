@@ -16,6 +16,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Slices per `pwritev` at most (the system's own bound is 1024).
 const SLICES: usize = 256;
+/// Longer writes to segments and images go past the page cache: the copy into it, and the processor time of writing it
+/// back, would cost more than waiting for the device.
+pub(crate) const BUFFERED_LIMIT: usize = 256 * 1024;
+/// What such a write has to be aligned to, in the file and in memory.
+const DIRECT_ALIGNMENT: usize = 4096;
 /// Zeroes written at once.
 const ZEROES: usize = 1024 * 1024;
 
@@ -31,6 +36,8 @@ struct Shared {
     /// Holds the lock as long as anyone may write.
     _lock: File,
     open: RwLock<BTreeMap<FileId, Arc<File>>>,
+    /// The same files with `O_DIRECT`; none where the file system has no such thing.
+    direct: RwLock<BTreeMap<FileId, Option<Arc<File>>>>,
     images: RwLock<BTreeMap<DiskIndex, PathBuf>>,
 }
 
@@ -60,6 +67,7 @@ impl FileDisk {
             directory: directory.to_owned(),
             _lock: File::from(lock),
             open: RwLock::default(),
+            direct: RwLock::default(),
             images: RwLock::default(),
         };
         Ok(FileDisk { shared: Arc::new(shared) })
@@ -98,6 +106,40 @@ impl FileDisk {
 
     fn forget(&self, file: FileId) {
         self.shared.open.write().expect("no holder panics").remove(&file);
+        self.shared.direct.write().expect("no holder panics").remove(&file);
+    }
+
+    /// The file for writes past the page cache, where that is possible.
+    fn direct_handle(&self, file: FileId) -> Option<Arc<File>> {
+        if let Some(known) = self.shared.direct.read().expect("no holder panics").get(&file) {
+            return known.clone();
+        }
+        let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
+        let opened = fs::open(self.path(file), flags, Mode::empty()).ok();
+        let mut direct = self.shared.direct.write().expect("no holder panics");
+        direct.entry(file).or_insert(opened.map(|fd| Arc::new(File::from(fd)))).clone()
+    }
+
+    /// Writes past the page cache if that pays and is possible. False when nothing was done.
+    fn write_direct(&self, file: FileId, offset: u64, data: &[Slice]) -> Result<bool, Errno> {
+        let is_aligned = |slice: &Slice| {
+            slice.len().is_multiple_of(DIRECT_ALIGNMENT)
+                && (slice.as_ptr() as usize).is_multiple_of(DIRECT_ALIGNMENT)
+        };
+        let fits = matches!(file, FileId::Image(_) | FileId::Segment(_))
+            && data.iter().map(|slice| slice.len()).sum::<usize>() > BUFFERED_LIMIT
+            && offset.is_multiple_of(DIRECT_ALIGNMENT as u64)
+            && data.iter().all(is_aligned);
+        let Some(handle) = fits.then(|| self.direct_handle(file)).flatten() else { return Ok(false) };
+        match write_all(&handle, offset, data) {
+            Ok(()) => Ok(true),
+            // A device with larger blocks, or a file system that promised too much: as if it had none.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                self.shared.direct.write().expect("no holder panics").insert(file, None);
+                Ok(false)
+            }
+            Err(errno) => Err(errno),
+        }
     }
 
     fn handle(&self, file: FileId, create: bool) -> Result<Arc<File>, Errno> {
@@ -131,6 +173,9 @@ impl FileDisk {
     fn try_perform(&self, op: &IoOp) -> Result<IoOutput, Errno> {
         match op {
             IoOp::Write { file, offset, data } => {
+                if self.write_direct(*file, *offset, data)? {
+                    return Ok(IoOutput::Done);
+                }
                 // Maps and snapshot files come to be on first use; images and segments never do.
                 let create = !matches!(file, FileId::Image(_) | FileId::Segment(_));
                 write_all(&*self.handle(*file, create)?, *offset, data)?;

@@ -1,19 +1,24 @@
 //! Executes a running store's commands.
 
 use crate::file::FileDisk;
-use crate::io::{FileId, IoClass, IoCommand, IoCompletion, IoErrorKind, IoOp};
+use crate::file::disk::BUFFERED_LIMIT;
+use crate::io::{FileId, IoClass, IoCommand, IoCompletion, IoErrorKind, IoId, IoOp};
 use rempart_types::DiskIndex;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 /// Journal writes up to this are executed on the calling thread: copying into the page cache takes less than
-/// handing them over.
-const INLINE_LIMIT: usize = 256 * 1024;
+/// handing them over. Longer ones wait for the device.
+const INLINE_LIMIT: usize = BUFFERED_LIMIT;
+/// Image writes a worker takes at once, and their bytes: handing over small ones singly costs more than executing them.
+const GATHER: usize = 256;
+const GATHER_BYTES: usize = 1024 * 1024;
 
 /// Executes commands on real files: small journal writes inline, the rest on worker threads. Owned and called
 /// by the group's event-loop thread.
@@ -27,6 +32,10 @@ pub struct Executor {
     /// Ranges to start writing back once the replies are out.
     eager: Vec<(FileId, u64, u64)>,
     in_flight: usize,
+    /// Journal writes that workers execute. While there are any, small ones follow them: a write through the page
+    /// cache waits, in the kernel, for those past it.
+    with_workers: Vec<IoId>,
+    submitted: u64,
 }
 
 #[derive(Debug)]
@@ -34,6 +43,8 @@ struct Shared {
     queues: Mutex<Queues>,
     work: Condvar,
     done: Mutex<Vec<IoCompletion>>,
+    /// Something is in `done` that the owner did not take; the wake-up descriptor was or is being written.
+    woken: AtomicBool,
     wake: OwnedFd,
 }
 
@@ -48,17 +59,27 @@ struct Queues {
 }
 
 impl Queues {
-    fn take(&mut self) -> Option<(IoCommand, bool)> {
+    /// Puts the next work in `into`: one command, or several small writes to images. True if it is background work;
+    /// `None` if there is nothing to do.
+    fn take(&mut self, into: &mut Vec<IoCommand>) -> Option<bool> {
         if let Some(command) = self.urgent.pop_front() {
-            return Some((command, false));
+            into.push(command);
+            return Some(false);
         }
-        if self.background_busy + 1 < self.workers
-            && let Some(command) = self.background.pop_front()
+        if self.background_busy + 1 >= self.workers {
+            return None;
+        }
+        into.push(self.background.pop_front()?);
+        let mut bytes = image_write_len(&into[0]).unwrap_or(GATHER_BYTES);
+        while into.len() < GATHER
+            && let Some(len) = self.background.front().and_then(image_write_len)
+            && bytes + len <= GATHER_BYTES
         {
-            self.background_busy += 1;
-            return Some((command, true));
+            bytes += len;
+            into.extend(self.background.pop_front());
         }
-        None
+        self.background_busy += 1;
+        Some(true)
     }
 }
 
@@ -71,6 +92,7 @@ impl Executor {
             queues: Mutex::new(Queues { workers, ..Queues::default() }),
             work: Condvar::new(),
             done: Mutex::default(),
+            woken: AtomicBool::new(false),
             wake,
         });
         let mut executor = Executor {
@@ -80,6 +102,8 @@ impl Executor {
             inline: Vec::new(),
             eager: Vec::new(),
             in_flight: 0,
+            with_workers: Vec::new(),
+            submitted: 0,
         };
         for number in 0..workers {
             let (shared, disk) = (executor.shared.clone(), executor.disk.clone());
@@ -93,11 +117,12 @@ impl Executor {
     /// Starts a command. What executes inline is completed when this returns.
     pub fn submit(&mut self, command: IoCommand) {
         self.in_flight += 1;
+        self.submitted += 1;
         if let (IoClass::JournalWrite { eager }, IoOp::Write { file, offset, data }) =
             (command.class, &command.op)
         {
             let len: usize = data.iter().map(|slice| slice.len()).sum();
-            if len <= INLINE_LIMIT {
+            if len <= INLINE_LIMIT && self.with_workers.is_empty() {
                 let result = self.disk.perform(&command.op);
                 if eager && result.is_ok() {
                     self.note_eager(*file, *offset, len as u64);
@@ -105,6 +130,7 @@ impl Executor {
                 self.inline.push(IoCompletion { id: command.id, result });
                 return;
             }
+            self.with_workers.push(command.id);
         }
         let mut queues = self.shared.queues.lock().expect("no holder panics");
         match command.class {
@@ -125,20 +151,19 @@ impl Executor {
         }
     }
 
-    /// Takes what has completed since the last call, and resets the wake-up descriptor.
+    /// Takes what has completed since the last call.
     pub fn completions(&mut self, into: &mut Vec<IoCompletion>) {
         let before = into.len();
         into.append(&mut self.inline);
-        let mut count = [0; 8];
         // Reset first: what completes after it wakes us again.
-        let _ = rustix::io::read(&self.shared.wake, &mut count);
-        into.append(&mut self.shared.done.lock().expect("no holder panics"));
+        if self.shared.woken.swap(false, Ordering::AcqRel) {
+            into.append(&mut self.shared.done.lock().expect("no holder panics"));
+        }
         self.in_flight -= into.len() - before;
-    }
-
-    /// Whether [`Executor::completions`] has something that was completed inline.
-    pub fn has_inline(&self) -> bool {
-        !self.inline.is_empty()
+        if !self.with_workers.is_empty() {
+            let done = &into[before..];
+            self.with_workers.retain(|id| done.iter().all(|completion| completion.id != *id));
+        }
     }
 
     /// Call when this turn's replies are out: starts write-back of eager journal writes, so that the sync
@@ -151,9 +176,24 @@ impl Executor {
         }
     }
 
+    /// Whether [`Executor::completions`] would find something, without a system call.
+    pub fn has_completed(&self) -> bool {
+        !self.inline.is_empty() || self.shared.woken.load(Ordering::Acquire)
+    }
+
+    /// Call when the wake-up descriptor is readable, and take the completions then.
+    pub fn reset_wake(&self) {
+        let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+    }
+
     /// Readable when completions of workers wait: for the owner's epoll loop.
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.shared.wake.as_fd()
+    }
+
+    /// Commands so far: while it does not grow, nothing is done.
+    pub fn submitted(&self) -> u64 {
+        self.submitted
     }
 
     /// Commands not handed back yet.
@@ -180,21 +220,30 @@ impl Drop for Executor {
 }
 
 fn work(shared: &Shared, disk: &FileDisk) {
+    let mut commands = Vec::new();
+    let mut completions = Vec::new();
     loop {
         let mut queues = shared.queues.lock().expect("no holder panics");
-        let (command, background) = loop {
+        let background = loop {
             // What was submitted is executed, even when the owner goes: a command is a promise to the store.
-            match queues.take() {
-                Some(taken) => break taken,
+            match queues.take(&mut commands) {
+                Some(background) => break background,
                 None if queues.stop && queues.urgent.is_empty() && queues.background.is_empty() => return,
                 None => queues = shared.work.wait(queues).expect("no holder panics"),
             }
         };
         drop(queues);
-        let result = execute(disk, &command);
-        {
-            let mut done = shared.done.lock().expect("no holder panics");
-            done.push(IoCompletion { id: command.id, result });
+        completions.extend(commands.iter().map(|command| {
+            let result = disk.perform(&command.op);
+            debug_assert!(!matches!(&result, Err(error) if error.kind == IoErrorKind::Locked));
+            IoCompletion { id: command.id, result }
+        }));
+        start_write_back(disk, &commands);
+        // Before anybody hears of it: the owner's thread is to have the last hold of the buffers, and use them again.
+        commands.clear();
+        shared.done.lock().expect("no holder panics").append(&mut completions);
+        if !shared.woken.swap(true, Ordering::AcqRel) {
+            let _ = rustix::io::write(&shared.wake, &1u64.to_ne_bytes());
         }
         if background {
             let mut queues = shared.queues.lock().expect("no holder panics");
@@ -205,20 +254,42 @@ fn work(shared: &Shared, disk: &FileDisk) {
                 shared.work.notify_all();
             }
         }
-        let _ = rustix::io::write(&shared.wake, &1u64.to_ne_bytes());
     }
 }
 
-fn execute(disk: &FileDisk, command: &IoCommand) -> Result<crate::io::IoOutput, crate::io::IoError> {
-    let result = disk.perform(&command.op);
-    if let (IoOp::Write { file: file @ FileId::Image(_), offset, data }, Ok(_)) = (&command.op, &result) {
-        // Write-back of the image goes on all the time, so that a checkpoint does not wait for all of it.
-        if let Some(handle) = disk.opened(*file) {
-            sync_file_range(&handle, *offset, data.iter().map(|slice| slice.len() as u64).sum());
-        }
+/// Bytes of a write to an image.
+fn image_write_len(command: &IoCommand) -> Option<usize> {
+    match &command.op {
+        IoOp::Write { file: FileId::Image(_), data, .. } => Some(data.iter().map(|slice| slice.len()).sum()),
+        _ => None,
     }
-    debug_assert!(!matches!(&result, Err(error) if error.kind == IoErrorKind::Locked));
-    result
+}
+
+/// Write-back of the images goes on all the time, so that a checkpoint does not wait for all of it. One call for all
+/// that was written to one image: the kernel finds what is dirty in between.
+fn start_write_back(disk: &FileDisk, commands: &[IoCommand]) {
+    let mut range: Option<(FileId, u64, u64)> = None;
+    let start = |file, from, to| {
+        if let Some(handle) = disk.opened(file) {
+            sync_file_range(&handle, from, to - from);
+        }
+    };
+    for command in commands {
+        let Some(len) = image_write_len(command) else { continue };
+        let IoOp::Write { file, offset, .. } = command.op else { unreachable!("it is a write") };
+        let end = offset + len as u64;
+        range = match range {
+            Some((last, from, to)) if last == file => Some((file, from.min(offset), to.max(end))),
+            Some((last, from, to)) => {
+                start(last, from, to);
+                Some((file, offset, end))
+            }
+            None => Some((file, offset, end)),
+        };
+    }
+    if let Some((file, from, to)) = range {
+        start(file, from, to);
+    }
 }
 
 /// Starts write-back without waiting for it. Only a hint: errors show at the next `fdatasync`.
