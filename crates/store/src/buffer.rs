@@ -102,10 +102,16 @@ fn round(capacity: usize) -> usize {
 /// price of filling it: a data path that allocates every batch anew spends most of its time there.
 const SPARE_BYTES: usize = 16 * 1024 * 1024;
 
-#[derive(Default)]
 struct Spares {
     by_capacity: BTreeMap<usize, Vec<NonNull<u8>>>,
     bytes: usize,
+    limit: usize,
+}
+
+impl Default for Spares {
+    fn default() -> Spares {
+        Spares { by_capacity: BTreeMap::new(), bytes: 0, limit: SPARE_BYTES }
+    }
 }
 
 impl Drop for Spares {
@@ -140,12 +146,18 @@ pub(crate) fn release_spares() {
     let _ = SPARES.try_with(|spares| drop(spares.take()));
 }
 
+/// The calling thread keeps no spare allocations from now on: it frees what others allocate.
+pub(crate) fn keep_no_spares() {
+    release_spares();
+    let _ = SPARES.try_with(|spares| spares.borrow_mut().limit = 0);
+}
+
 /// True if the allocation was kept.
 fn keep_spare(bytes: NonNull<u8>, capacity: usize) -> bool {
     SPARES
         .try_with(|spares| {
             let mut spares = spares.borrow_mut();
-            let room = spares.bytes + capacity <= SPARE_BYTES;
+            let room = spares.bytes + capacity <= spares.limit;
             if room {
                 spares.bytes += capacity;
                 spares.by_capacity.entry(capacity).or_default().push(bytes);
@@ -323,6 +335,9 @@ mod tests {
         assert!(SPARES.with_borrow(|spares| spares.bytes) > 0);
         release_spares();
         assert_eq!(SPARES.with_borrow(|spares| (spares.bytes, spares.by_capacity.len())), (0, 0));
+        keep_no_spares();
+        drop(BufferMut::zeroed(5 * PAGE_SIZE));
+        assert_eq!(SPARES.with_borrow(|spares| spares.bytes), 0);
     }
 
     #[test]

@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, VecDeque};
 const PREPARED_AHEAD: usize = 2;
 /// Distance in a segment between known batch positions.
 const INDEX_STEP: u64 = 256 * 1024;
+/// Flushes are frequent while no more than so many bytes are appended from one to the next.
+const FREQUENT_FLUSHES: u64 = 512 * 1024;
 
 /// One part of the log, in one file.
 #[derive(Debug)]
@@ -84,8 +86,9 @@ pub(crate) struct Journal {
     pub sync_next: Option<Lsn>,
     pub sync_later: Option<Lsn>,
     pub bytes_since_sync: u64,
-    /// Appends since the last explicit sync: few mean that flushes are frequent.
-    pub appends_since_sync: u32,
+    /// Bytes appended since the last explicit sync: few mean that flushes are frequent.
+    pub bytes_since_flush: u64,
+    /// They were, until the last one.
     pub flushes_frequent: bool,
     pub pins: BTreeMap<PinId, Lsn>,
     /// Records up to here came in batches that claim a stability this copy could not confirm.
@@ -139,7 +142,7 @@ impl Store {
         self.journal.wall = self.journal.wall.max(header.wall);
         self.superblock.lineage.append(header.term, header.first);
         self.journal.bytes_since_sync += header.len as u64;
-        self.journal.appends_since_sync = self.journal.appends_since_sync.saturating_add(1);
+        self.journal.bytes_since_flush += header.len as u64;
         self.window.push(batch.clone());
         self.journal.waiting.push_back(batch.clone());
         self.place_batches(out);
@@ -188,7 +191,8 @@ impl Store {
             };
             self.window.placed(batch.last(), position);
             self.journal.in_flight.push_back((batch.last(), false));
-            let class = IoClass::JournalWrite { eager: self.journal.flushes_frequent };
+            let eager = self.journal.flushes_frequent && self.journal.bytes_since_flush <= FREQUENT_FLUSHES;
+            let class = IoClass::JournalWrite { eager };
             let op = IoOp::Write { file: FileId::Segment(slot), offset, data: vec![batch.as_slice()] };
             self.issue(class, op, Pending::JournalWrite(batch.last()), out);
         }
@@ -234,6 +238,12 @@ impl Store {
         }
         self.issue_sync(out);
         self.advance_task(out);
+    }
+
+    /// An explicit sync: somebody flushes.
+    pub(crate) fn note_flush(&mut self) {
+        self.journal.flushes_frequent = self.journal.bytes_since_flush <= FREQUENT_FLUSHES;
+        self.journal.bytes_since_flush = 0;
     }
 
     pub(crate) fn want_sync(&mut self, out: &mut Output) {

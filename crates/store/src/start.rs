@@ -51,7 +51,7 @@ impl Store {
             sync_next: None,
             sync_later: None,
             bytes_since_sync: 0,
-            appends_since_sync: 0,
+            bytes_since_flush: 0,
             flushes_frequent: false,
             pins: BTreeMap::new(),
             unbacked_to: Lsn::ZERO,

@@ -283,8 +283,7 @@ impl Store {
         if self.failed.is_some() {
             return;
         }
-        self.journal.flushes_frequent = self.journal.appends_since_sync < 64;
-        self.journal.appends_since_sync = 0;
+        self.note_flush();
         self.want_sync(out);
     }
 

@@ -319,6 +319,7 @@ fn each_of_many_image_writes_is_completed() {
         executor.submit(IoCommand { id: IoId(number), class: IoClass::Background, op });
         waiting.insert(IoId(number));
     }
+    executor.after_replies();
     while !waiting.is_empty() {
         let fd = executor.wake_fd();
         poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).expect("polls");

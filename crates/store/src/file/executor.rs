@@ -1,5 +1,6 @@
 //! Executes a running store's commands.
 
+use crate::buffer::keep_no_spares;
 use crate::file::FileDisk;
 use crate::file::disk::BUFFERED_LIMIT;
 use crate::io::{FileId, IoClass, IoCommand, IoCompletion, IoErrorKind, IoId, IoOp};
@@ -29,6 +30,8 @@ pub struct Executor {
     workers: Vec<JoinHandle<()>>,
     /// Completed inline.
     inline: Vec<IoCompletion>,
+    /// Background work of this turn: it starts when the replies are out, all at once.
+    background: Vec<IoCommand>,
     /// Ranges to start writing back once the replies are out.
     eager: Vec<(FileId, u64, u64)>,
     in_flight: usize,
@@ -100,6 +103,7 @@ impl Executor {
             shared,
             workers: Vec::new(),
             inline: Vec::new(),
+            background: Vec::new(),
             eager: Vec::new(),
             in_flight: 0,
             with_workers: Vec::new(),
@@ -114,7 +118,8 @@ impl Executor {
         Ok(executor)
     }
 
-    /// Starts a command. What executes inline is completed when this returns.
+    /// Takes a command. What executes inline is completed when this returns; background work starts with the next
+    /// [`Executor::after_replies`].
     pub fn submit(&mut self, command: IoCommand) {
         self.in_flight += 1;
         self.submitted += 1;
@@ -132,13 +137,25 @@ impl Executor {
             }
             self.with_workers.push(command.id);
         }
-        let mut queues = self.shared.queues.lock().expect("no holder panics");
-        match command.class {
-            IoClass::Background => queues.background.push_back(command),
-            IoClass::JournalWrite { .. } | IoClass::Urgent => queues.urgent.push_back(command),
+        if command.class == IoClass::Background {
+            self.background.push(command);
+            return;
         }
-        drop(queues);
+        self.shared.queues.lock().expect("no holder panics").urgent.push_back(command);
         self.shared.work.notify_one();
+    }
+
+    fn start_background(&mut self) {
+        if self.background.is_empty() {
+            return;
+        }
+        let several = self.background.len() > 1;
+        self.shared.queues.lock().expect("no holder panics").background.extend(self.background.drain(..));
+        if several {
+            self.shared.work.notify_all();
+        } else {
+            self.shared.work.notify_one();
+        }
     }
 
     fn note_eager(&mut self, file: FileId, offset: u64, len: u64) {
@@ -166,9 +183,10 @@ impl Executor {
         }
     }
 
-    /// Call when this turn's replies are out: starts write-back of eager journal writes, so that the sync
-    /// which is likely to follow finds little left to do.
+    /// Call when this turn's replies are out: starts background work, and write-back of eager journal writes, so that
+    /// the sync which is likely to follow finds little left to do.
     pub fn after_replies(&mut self) {
+        self.start_background();
         for (file, start, end) in self.eager.drain(..) {
             if let Some(handle) = self.disk.opened(file) {
                 sync_file_range(&handle, start, end - start);
@@ -209,6 +227,7 @@ impl Executor {
 
 impl Drop for Executor {
     fn drop(&mut self) {
+        self.start_background();
         if let Ok(mut queues) = self.shared.queues.lock() {
             queues.stop = true;
         }
@@ -220,6 +239,7 @@ impl Drop for Executor {
 }
 
 fn work(shared: &Shared, disk: &FileDisk) {
+    keep_no_spares();
     let mut commands = Vec::new();
     let mut completions = Vec::new();
     loop {
