@@ -12,7 +12,7 @@ use crate::{Action, Bytes, Input, OpenError, Params, RegisterReply, Report, VmFa
 use rempart_cluster::{Event as ClusterEvent, Member};
 use rempart_replication::{BatchInfo, Event as ReplicationEvent, LogState, Replication, Syncing};
 use rempart_store::{Batch, BatchBuilder, Health, Output, Store, SyncingPhase, Token};
-use rempart_types::{Epoch, MonotonicTime, NodeId, WallTime};
+use rempart_types::{DiskIndex, Epoch, ExtentIndex, Lsn, MonotonicTime, NodeId, WallTime};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Tokens of the engine's own reads of the log. Peers' are below.
@@ -249,6 +249,27 @@ impl Engine {
     /// Sizes of the disks in bytes, by index; 0 where there is none.
     pub fn disk_sizes(&self) -> &[u64] {
         &self.disk_sizes
+    }
+
+    /// Extents of `disk` that hold or held something, and the record that touched each last, from `from` on, at most
+    /// `limit`. The second value is where to go on; a superset after crashes, never less.
+    pub fn changed_extents(
+        &self,
+        disk: DiskIndex,
+        from: ExtentIndex,
+        limit: usize,
+    ) -> (Vec<(ExtentIndex, Lsn)>, Option<ExtentIndex>) {
+        self.store.changed_since(disk, Lsn::ZERO, from, limit)
+    }
+
+    /// Records to here are in the images.
+    pub fn applied(&self) -> Lsn {
+        self.store.applied()
+    }
+
+    /// Where the image of `disk` is.
+    pub fn image_location(&self, disk: DiskIndex) -> Option<&str> {
+        self.store.disks().iter().find(|entry| entry.index == disk).map(|entry| entry.location.as_str())
     }
 
     /// The latest definition of the virtual machine in the log of this replica.

@@ -1,5 +1,6 @@
 //! The data plane: one thread per group, which owns the group's engine, its journal, its NBD server and its links.
 
+mod block_status;
 mod link;
 mod nbd_server;
 mod poller;

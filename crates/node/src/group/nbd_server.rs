@@ -4,6 +4,7 @@
 //! the log is finished before anything that came after it is served: QEMU sends its requests again on a new
 //! connection, and an old write that landed behind a newer one would undo it.
 
+use super::block_status::{self, CONTEXTS, Images};
 use super::poller::{Poller, Ready};
 use rempart_engine::{DiskRange, Engine, GuestError, ReadPiece, Reply, Token, WriteBuffer};
 use rempart_nbd::server::{Command, Event, Limits, Piece, RequestId, Session, TlsPolicy};
@@ -33,6 +34,7 @@ pub struct NbdServer {
     abandoned: BTreeSet<Token>,
     /// Clients with replies queued in this turn.
     dirty: Vec<u64>,
+    images: Images,
 }
 
 #[derive(Debug)]
@@ -112,9 +114,11 @@ impl PendingRequests {
 /// The exports of disks of these sizes.
 fn export_list(sizes: &[u64]) -> Result<Arc<ExportList>, ExportError> {
     let exports = sizes.iter().enumerate().filter(|(_, size)| **size > 0);
-    let exports =
-        exports.map(|(index, &size)| Export::new(export_name(DiskIndex(index as u16)), size)).collect();
-    ExportList::new(exports).map(Arc::new)
+    let export = |(index, &size)| {
+        let contexts = CONTEXTS.map(str::to_owned).to_vec();
+        Export { contexts, ..Export::new(export_name(DiskIndex(index as u16)), size) }
+    };
+    ExportList::new(exports.map(export).collect()).map(Arc::new)
 }
 
 /// What QEMU asks for.
@@ -138,6 +142,7 @@ impl NbdServer {
             pending: PendingRequests::default(),
             abandoned: BTreeSet::new(),
             dirty: Vec::new(),
+            images: Images::default(),
         })
     }
 
@@ -148,6 +153,7 @@ impl NbdServer {
     /// New connections see disks of these sizes.
     pub fn refresh(&mut self, sizes: &[u64]) -> io::Result<()> {
         self.exports = export_list(sizes).map_err(io::Error::other)?;
+        self.images.forget();
         Ok(())
     }
 
@@ -297,7 +303,14 @@ impl NbdServer {
                         Command::WriteZeroes { no_hole, fast: _ } => {
                             engine.write_zeroes(self.pending.insert(key, id), range, !no_hole, fua);
                         }
-                        Command::BlockStatus { .. } | Command::Cache => {
+                        Command::BlockStatus { contexts, one: _ } => {
+                            let contexts = contexts.to_vec();
+                            let session = &mut client.session;
+                            block_status::tell(engine, &mut self.images, range, &contexts, |statuses| {
+                                session.reply_block_status(id, statuses);
+                            });
+                        }
+                        Command::Cache => {
                             client.session.reply_error(id, ErrorCode::NotSupported, "not offered");
                         }
                     }
