@@ -73,7 +73,7 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Asks the guest to give up a disk and waits at most `deadline` for it to do so.
     fn detach_disk(&self, disk: DiskIndex, deadline: Duration) -> Pending<'_, Result<()>>;
 
-    /// Tells the guest the new size. The export must have it already.
+    /// Tells the guest the new size. The export must have it already, and have hung up on QEMU since.
     fn resize_disk(&self, disk: DiskIndex, size_bytes: u64) -> Pending<'_, Result<()>>;
 
     /// Sends gratuitous ARP and the like from every NIC, so that switches learn where the machine is now.

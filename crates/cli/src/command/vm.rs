@@ -99,7 +99,7 @@ pub enum DiskCommand {
         #[arg(long)]
         yes: bool,
     },
-    /// Grow a disk. A running guest sees it after the machine's next start.
+    /// Grow a disk. A running guest is told.
     Resize {
         name: String,
         index: u16,

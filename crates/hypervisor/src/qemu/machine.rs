@@ -32,6 +32,9 @@ const GUARD_DEADLINE: Duration = Duration::from_secs(2);
 const PAUSE_DEADLINE: Duration = Duration::from_secs(10);
 /// It waits for I/O of before the pause, if there is any.
 const RESUME_DEADLINE: Duration = Duration::from_secs(30);
+/// QEMU has connected again and knows the new size within this time.
+const RESIZE_DEADLINE: Duration = Duration::from_secs(5);
+const RESIZE_RETRY: Duration = Duration::from_millis(100);
 /// For the guard to kill, before this process does it.
 const KILL_PATIENCE: Duration = Duration::from_millis(500);
 /// For QEMU to follow its guard.
@@ -377,6 +380,20 @@ impl Shared {
         Ok(())
     }
 
+    /// QEMU's NBD client learns a size when it connects, and refuses to be told of a larger one before that.
+    async fn resize_disk(&self, disk: DiskIndex, size_bytes: u64) -> Result<()> {
+        let monitor = self.monitor("resize a disk of").await?;
+        let node = disk_node(disk);
+        let end = tokio::time::Instant::now() + RESIZE_DEADLINE;
+        loop {
+            monitor.touch(&node).await?;
+            match monitor.block_resize(&node, size_bytes).await {
+                Err(_) if tokio::time::Instant::now() < end => tokio::time::sleep(RESIZE_RETRY).await,
+                result => return result,
+            }
+        }
+    }
+
     async fn detach_disk(&self, disk: DiskIndex, deadline: Duration) -> Result<()> {
         let verb = "detach a disk from";
         let monitor = self.monitor(verb).await?;
@@ -491,9 +508,7 @@ impl Machine for QemuMachine {
     }
 
     fn resize_disk(&self, disk: DiskIndex, size_bytes: u64) -> Pending<'_, Result<()>> {
-        Box::pin(async move {
-            self.shared.monitor("resize a disk of").await?.block_resize(&disk_node(disk), size_bytes).await
-        })
+        Box::pin(self.shared.resize_disk(disk, size_bytes))
     }
 
     fn announce(&self) -> Pending<'_, Result<()>> {

@@ -120,6 +120,12 @@ impl Client {
         self.tell("yank", json!({ "instances": [instance] }), QUICK).await
     }
 
+    /// Reads the first sector: a node whose server hung up connects again only when it has something to ask.
+    pub async fn touch(&self, node_name: &str) -> Result<()> {
+        let line = format!("qemu-io {node_name} \"read 0 512\"");
+        self.tell("human-monitor-command", json!({ "command-line": line }), THOROUGH).await
+    }
+
     pub async fn block_resize(&self, node_name: &str, size_bytes: u64) -> Result<()> {
         self.tell("block_resize", json!({ "node-name": node_name, "size": size_bytes }), THOROUGH).await
     }

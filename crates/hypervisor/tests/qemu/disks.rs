@@ -149,6 +149,27 @@ async fn with_a_kept_socket_io_goes_on_as_soon_as_a_server_is_back_and_a_grown_d
     machine.kill().await.unwrap();
 }
 
+/// A guest that asks its disk nothing gives QEMU no reason to connect again.
+#[tokio::test]
+async fn a_guest_that_is_idle_sees_a_grown_disk_and_not_one_that_did_not_grow() {
+    let lab = Lab::new();
+    let image = image(&lab);
+    let listener = std::os::unix::net::UnixListener::bind(lab.path("nbd.sock")).unwrap();
+    let server = NbdServer::on_listener(&listener, &image, "disk-0", SIZE);
+    let run = "while%:;do%echo%sees%vda%$(cat%/sys/block/vda/size);usleep%200000;done";
+    let machine = lab.start_defined(linux(run), Lease::Unlimited).await;
+    let mut console = console(&*machine).await;
+    wait_for(&mut console, &format!("sees vda {}", SIZE / 512)).await;
+    let refused = machine.resize_disk(DiskIndex(0), 2 * SIZE).await.unwrap_err();
+    assert!(refused.to_string().contains("grow"), "{refused}");
+
+    server.kill();
+    let _server = NbdServer::on_listener(&listener, &image, "disk-0", 2 * SIZE);
+    machine.resize_disk(DiskIndex(0), 2 * SIZE).await.unwrap();
+    wait_for(&mut console, &format!("sees vda {}", 2 * SIZE / 512)).await;
+    machine.kill().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_guest_that_shuts_down_wants_to_stay_off() {
     let lab = Lab::new();

@@ -150,10 +150,19 @@ impl NbdServer {
         key >= self.first_key
     }
 
-    /// New connections see disks of these sizes.
-    pub fn refresh(&mut self, sizes: &[u64]) -> io::Result<()> {
+    /// Disks have these sizes from now on. Whoever knows another size is hung up on: a client learns it when it connects.
+    pub fn refresh(&mut self, sizes: &[u64], engine: &mut Engine, poller: &Poller) -> io::Result<()> {
         self.exports = export_list(sizes).map_err(io::Error::other)?;
         self.images.forget();
+        let outdated = |client: &Client| {
+            let known = client.session.attached().map(|export| export.size);
+            client.disk.zip(known).is_some_and(|(disk, known)| sizes.get(usize::from(disk.0)) != Some(&known))
+        };
+        let outdated: Vec<u64> =
+            self.clients.iter().filter(|(_, client)| outdated(client)).map(|(key, _)| *key).collect();
+        for key in outdated {
+            self.close(key, engine, poller);
+        }
         Ok(())
     }
 

@@ -414,7 +414,7 @@ impl GroupThread {
     fn publish(&mut self, now: MonotonicTime) {
         if self.engine.disk_sizes() != self.served_sizes {
             self.served_sizes = self.engine.disk_sizes().to_vec();
-            if let Err(error) = self.nbd.refresh(&self.served_sizes) {
+            if let Err(error) = self.nbd.refresh(&self.served_sizes, &mut self.engine, &self.poller) {
                 tracing::error!(%error, "the disks cannot be served in their new sizes");
             }
         }

@@ -134,11 +134,17 @@ pub async fn disk_resize(
         }
     })
     .await?;
-    // QEMU's NBD client learns a disk's size when it connects, and cannot be told of another.
-    let seen = if vm.shown().machine.is_some() { "after the machine's next start" } else { "at its start" };
-    let text = format!("disk {disk} has {size_bytes} bytes now; the guest sees that {seen}");
-    vm.events.note(&name, rempart_api::Severity::Info, text);
-    Ok(serde_json::json!({ "name": name, "disk": disk.0, "size_bytes": size_bytes, "guest_sees_it": seen }))
+    vm.events.note(&name, rempart_api::Severity::Info, format!("disk {disk} has {size_bytes} bytes now"));
+    if let Some(machine) = vm.shown().machine {
+        reporter.phase("telling the guest");
+        // The export hung up on QEMU when the disk grew.
+        machine.resize_disk(disk, size_bytes).await.map_err(|e| {
+            Error::failed(format!("disk {disk} of `{name}` has grown, but its running guest was not told"))
+                .cause(e)
+                .hint("it sees the new size after the machine's next start")
+        })?;
+    }
+    Ok(serde_json::json!({ "name": name, "disk": disk.0, "size_bytes": size_bytes }))
 }
 
 fn refuse_unless_complete(vm: &Vm, what: &str) -> Result<(), Error> {
