@@ -29,6 +29,8 @@ pub struct NodeConfig {
     #[serde(default)]
     pub vm: VmSection,
     #[serde(default)]
+    pub nbd: NbdSection,
+    #[serde(default)]
     pub metrics: MetricsSection,
 }
 
@@ -138,6 +140,15 @@ impl Default for VmSection {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NbdSection {
+    /// Disks over TCP, with TLS always, for holders of a node's certificate.
+    pub listen: Option<SocketAddr>,
+    /// Whether they may be written: beside a running guest that is its ruin.
+    pub writable: bool,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsSection {
@@ -222,6 +233,11 @@ run_dir = {run_dir}
 # shutdown_timeout_s = 90
 # watchdog = "/dev/watchdog"
 # network_gate = true
+
+[nbd]
+# The disks of the virtual machines that this node leads, over TCP. Always TLS; clients show a node's certificate.
+# listen = "192.0.2.1:10809"
+# writable = false
 
 [metrics]
 # Prometheus metrics, loopback only. They are also on the API socket under /metrics.
@@ -360,6 +376,7 @@ mod tests {
         assert_eq!(plain.timing, explicit.timing);
         assert_eq!(plain.replication, explicit.replication);
         assert_eq!(plain.vm, explicit.vm);
+        assert_eq!(plain.nbd, explicit.nbd);
     }
 
     #[test]

@@ -4,7 +4,9 @@ use crate::config::{AcceleratorChoice, NodeConfig, check_name};
 use crate::identity::Identity;
 use crate::node::Node;
 use crate::paths::Paths;
-use crate::{durable, http, links, make_private_dir, membership, metrics, notify_ready, watchdog};
+use crate::{
+    durable, http, links, make_private_dir, membership, metrics, notify_ready, remote_exports, watchdog,
+};
 use rempart_api::{Error, Severity};
 use rempart_engine::Command;
 use rempart_hypervisor::accelerator::Accelerator;
@@ -90,6 +92,15 @@ pub async fn run(
         ),
         None => None,
     };
+    let exports = config.nbd;
+    let exports_listener = match exports.listen {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .map_err(|e| Error::failed(format!("cannot listen on `{address}` for NBD")).cause(e))?,
+        ),
+        None => None,
+    };
     let (node, links_wanted) = Node::open(config, hypervisor).await?;
     tokio::spawn(links::keep(node.clone(), links_wanted));
     tokio::spawn(http::serve_peers(node.clone(), peers_listener));
@@ -99,6 +110,9 @@ pub async fn run(
     let api = api_socket(&paths).map_err(|e| failed(&e))?;
     tokio::spawn(membership::keep(node.clone()));
     tokio::spawn(probe_witness(node.clone()));
+    if let Some(listener) = exports_listener {
+        tokio::spawn(remote_exports::serve(node.clone(), listener, exports.writable));
+    }
     if let Some(listener) = metrics_listener {
         tokio::spawn(metrics::serve(node.clone(), listener));
     }

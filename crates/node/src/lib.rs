@@ -11,6 +11,7 @@
 //! | `operation` | what an operator can order |
 //! | `membership` | joining, renewing, removing |
 //! | `http` | the operator's API, the API between nodes, enrolment |
+//! | `remote_exports` | disks over TCP and TLS |
 //! | `links` | connections between replicas |
 
 mod clock;
@@ -29,6 +30,7 @@ mod node;
 mod operation;
 mod paths;
 mod registers;
+mod remote_exports;
 mod status;
 mod vm;
 mod witness;

@@ -123,10 +123,11 @@ impl Node {
     /// What this host offers its guests.
     pub async fn host_report(&self) -> Result<&HostReport, Error> {
         let look = || async { self.host.hypervisor.host().await };
-        self.host_report
-            .get_or_try_init(look)
-            .await
-            .map_err(|e| Error::failed("cannot look at the hypervisor").cause(e))
+        self.host_report.get_or_try_init(look).await.map_err(|e| {
+            Error::failed("cannot look at the hypervisor")
+                .cause(e)
+                .hint("install the package qemu-system-x86, or name the program in [vm] qemu")
+        })
     }
 
     /// The same, if it was found out already.

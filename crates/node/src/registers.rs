@@ -117,7 +117,10 @@ impl Witness {
     fn answered<T>(&self, result: &Result<T, RegisterError>) {
         let reachable = match result {
             Ok(_) => true,
-            Err(error) => error.refusal().is_some(),
+            // Who shows the wrong certificate is not our witness.
+            Err(error) => error
+                .refusal()
+                .is_some_and(|refusal| !matches!(refusal, Refusal::WrongCluster | Refusal::Certificate(_))),
         };
         self.reachable.store(reachable, Ordering::Relaxed);
         if reachable {

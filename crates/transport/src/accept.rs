@@ -80,6 +80,27 @@ pub async fn accept(socket: TcpStream, tls: &TlsContext, deadlines: Deadlines) -
     .await
 }
 
+/// The server's side of TLS on a connection whose protocol began in the clear, with a member of the cluster.
+pub async fn accept_member(
+    socket: TcpStream,
+    tls: &TlsContext,
+    deadlines: Deadlines,
+) -> Result<HttpStream, Error> {
+    let address = socket.peer_addr().map_err(|error| Error::io("accept a connection", error))?;
+    let doing = || format!("accept a connection from `{address}`");
+    within(deadlines.handshake, doing, async {
+        socket::prepare(&socket, deadlines).map_err(|error| Error::io(doing(), error))?;
+        let loaded = tls.loaded();
+        let stream = TlsAcceptor::from(loaded.server(Protocol::Http))
+            .accept(Rewind::new(socket, Vec::new()))
+            .await
+            .map_err(|error| Error::io(doing(), error))?;
+        let peer = loaded.peer(stream.get_ref().1.peer_certificates(), address)?;
+        Ok(HttpStream::new(stream.into(), Some(peer)))
+    })
+    .await
+}
+
 async fn accept_data(
     socket: TcpStream,
     received: &[u8],

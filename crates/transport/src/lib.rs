@@ -32,7 +32,7 @@ mod rewind;
 mod socket;
 mod tls;
 
-pub use accept::{Accepted, Incoming, accept};
+pub use accept::{Accepted, Incoming, accept, accept_member};
 pub use compress::Compression;
 pub use connection::{Connection, Interest, MAX_QUEUED, ReadStatus};
 pub use deadline::{Deadlines, SilenceDetector};

@@ -56,7 +56,7 @@ impl AsyncWrite for Rewind {
     }
 }
 
-/// A TLS stream that carries HTTP, for tokio.
+/// A TLS stream that carries HTTP, or NBD, for tokio.
 ///
 /// With TLS 1.3 a client learns only when it reads that the server rejected its certificate:
 /// [`crate::Error::from_stream`] tells what the I/O error means.
