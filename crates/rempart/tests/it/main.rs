@@ -2,7 +2,11 @@
 //! command line. No machine runs in them, but for where one is needed; disks are written through the NBD export.
 //! Needs root, QEMU's and libnbd's programs.
 
+mod bad_input;
+mod command_line;
 mod export;
+mod golden;
 mod protection;
 mod rack;
+mod units;
 mod witnesses;

@@ -69,6 +69,16 @@ impl Rack {
         server
     }
 
+    /// A node with more in its configuration: what to replace, and by what.
+    pub fn node_with(&self, name: &str, key: &str, value: &str) -> Server {
+        let mut server = self.initialised(name);
+        let config = std::fs::read_to_string(server.config()).unwrap();
+        assert!(config.contains(key), "{config}");
+        std::fs::write(server.config(), config.replace(key, value)).unwrap();
+        server.start();
+        server
+    }
+
     /// A node that was never started.
     pub fn initialised(&self, name: &str) -> Server {
         let server = self.server(name, "node");
@@ -97,9 +107,13 @@ impl Rack {
     fn server(&self, name: &str, kind: &'static str) -> Server {
         let home = self.path(name);
         std::fs::create_dir(&home).unwrap();
-        // Free now; nobody else in these tests asks for a port by number.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = Rack::free_address();
         Server { name: name.to_owned(), home, address, kind, daemon: None }
+    }
+
+    /// Free now; nobody else in these tests asks for a port by number.
+    pub fn free_address() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
     }
 
     /// Two nodes, mirrored by nobody yet, and a witness.
@@ -279,6 +293,16 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // A machine outlives its daemon; its lease may be unlimited.
+        if self.daemon.is_some() && self.kind == "node" {
+            let status: Value =
+                serde_json::from_str(&self.run(&["status", "--json"]).out).unwrap_or_default();
+            for process in
+                status["vms"].as_array().into_iter().flatten().filter_map(|vm| vm["qemu_pid"].as_u64())
+            {
+                let _ = Command::new("kill").args(["-KILL", &process.to_string()]).status();
+            }
+        }
         self.kill();
     }
 }
