@@ -118,8 +118,6 @@ pub enum FrozenWhy {
     LeaseExpired,
     /// It is giving the primacy away.
     HandingOver,
-    /// Its disk failed.
-    DiskFailed,
 }
 
 /// Why a planned handover did not happen.

@@ -288,7 +288,8 @@ impl Member {
     fn inform(&self, register: RegisterId, out: &mut Vec<Action>) {
         out.push(Action::InformRegister {
             register,
-            known: self.ledger.wanted().known.clone(),
+            // Of this register: a tombstone of its predecessor is no value of it.
+            known: self.ledger.wanted().known.clone().filter(|known| known.register == register),
             promise: self.ledger.told_promise(),
         });
     }

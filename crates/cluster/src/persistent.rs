@@ -158,6 +158,15 @@ impl Ledger {
 
     /// Everyone who must acknowledge: whoever is named by what is known or may still land, now or after a crash.
     pub(crate) fn named(&self) -> NodeSet {
+        if self.writing.is_none()
+            && self.wanted.attempts.is_empty()
+            && self.durable.attempts.is_empty()
+            && self.wanted.known_epoch() == self.durable.known_epoch()
+            && let (Some(wanted), Some(durable)) = (&self.wanted.known, &self.durable.known)
+            && wanted.in_sync == durable.in_sync
+        {
+            return wanted.in_sync.clone();
+        }
         let writing = self.writing.as_ref().map(|(_, state)| state.named()).unwrap_or_default();
         self.wanted.named().union(&self.durable.named()).union(&writing)
     }

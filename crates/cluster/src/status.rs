@@ -122,16 +122,27 @@ impl Member {
         }
     }
 
+    /// There is a session with this peer.
+    pub fn hears(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.session.is_some())
+    }
+
+    /// Led or followed.
+    pub fn term(&self) -> Option<Term> {
+        match &self.state {
+            State::Following(following) => following.leader.map(|(_, term)| term),
+            State::Leading(leading) => leading.opened,
+            _ => None,
+        }
+    }
+
     pub fn status(&self) -> Status {
         let state = self.ledger.wanted();
         let me = self.config.me;
-        let (term, primary) = match &self.state {
-            State::Following(following) => {
-                let heard = following.leader;
-                (heard.map(|(_, term)| term), heard.map(|(node, _)| node).or(following.primary))
-            }
-            State::Leading(leading) => (leading.opened, Some(me)),
-            _ => (None, None),
+        let primary = match &self.state {
+            State::Following(following) => following.leader.map(|(node, _)| node).or(following.primary),
+            State::Leading(_) => Some(me),
+            _ => None,
         };
         let known_in_sync = state.known.as_ref().map(|known| known.in_sync.clone()).unwrap_or_default();
         let (acknowledgers, frozen, in_sync) = match &self.state {
@@ -144,7 +155,7 @@ impl Member {
         Status {
             role: self.role(),
             register: state.register,
-            term,
+            term: self.term(),
             primary,
             promise: state.promise,
             epoch: state.known_epoch(),

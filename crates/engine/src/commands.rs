@@ -34,7 +34,17 @@ impl Engine {
         let me = self.params.cluster.me;
         match command {
             Command::Create => self.order(id, ClusterCommand::Lead, Until::Leading),
-            Command::AddPeer { peer } => self.order(id, ClusterCommand::AddPeer { node: peer }, Until::Taken),
+            Command::AddPeer { peer } => {
+                self.order(id, ClusterCommand::AddPeer { node: peer }, Until::Taken);
+                // One that was removed and forgotten may be connected all the while.
+                if let Some(session) = self.replication.session(peer)
+                    && !self.member.hears(peer)
+                {
+                    self.cluster(ClusterEvent::PeerConnected { node: peer, session });
+                    // What was said of it was said to nobody: it joins, and catches up, anew.
+                    self.replication(ReplicationEvent::HoldBack { peer, until: self.now });
+                }
+            }
             Command::RemovePeer { peer } => {
                 self.order(id, ClusterCommand::RemovePeer { node: peer }, Until::Taken)
             }

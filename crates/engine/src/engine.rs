@@ -94,8 +94,9 @@ impl Engine {
             control.resync = None;
         }
         let me = params.cluster.me;
-        let known = control.cluster.known.as_ref();
-        let alone = known.is_some_and(|known| known.primary == me && known.in_sync.len() == 1);
+        // With an attempt under way that names a peer, that peer had to acknowledge everything from then on.
+        let leads = control.cluster.known.as_ref().is_some_and(|known| known.primary == me);
+        let alone = leads && control.cluster.named().len() == 1;
         let syncing = match recovered.health {
             // Without the base nothing can be concluded.
             Health::Syncing(SyncingPhase::Extents) => {
@@ -179,6 +180,7 @@ impl Engine {
     /// Takes one fact.
     pub fn handle(&mut self, input: Input, now: MonotonicTime, out: &mut Vec<Action>) {
         self.now = self.now.max(now);
+        self.store.now_is(self.now);
         match input {
             Input::Connected { peer, session } => {
                 self.compares_disconnected(peer);
@@ -213,9 +215,8 @@ impl Engine {
         if self.member.next_wake().is_some_and(|at| at <= now) {
             self.cluster(ClusterEvent::Tick);
         }
-        if self.replication.next_wake(now).is_some_and(|at| at <= now) {
-            self.replication(ReplicationEvent::Tick);
-        }
+        // Not asked whether it is due: a wait that is over is no reason to be woken any more.
+        self.replication(ReplicationEvent::Tick);
         if self.store.next_wake().is_some_and(|at| at <= now) {
             self.with_store(|store, io| store.tick(now, io));
         }
@@ -225,6 +226,7 @@ impl Engine {
     /// acknowledgements go out. `wall` is written into the batch.
     pub fn end_turn(&mut self, now: MonotonicTime, wall: WallTime, out: &mut Vec<Action>) {
         self.now = self.now.max(now);
+        self.store.now_is(self.now);
         self.wall = wall;
         self.pump();
         self.release_held();
@@ -244,6 +246,11 @@ impl Engine {
     pub fn next_wake(&self) -> Option<MonotonicTime> {
         let cores = [self.member.next_wake(), self.replication.next_wake(self.now), self.store.next_wake()];
         cores.into_iter().flatten().min()
+    }
+
+    /// The runs of terms in this replica's log.
+    pub fn lineage(&self) -> &rempart_types::Lineage {
+        self.replication.lineage()
     }
 
     /// Sizes of the disks in bytes, by index; 0 where there is none.

@@ -36,4 +36,4 @@ pub use input::{Command, CommandError, CommandId, CommandOutput, Input, Register
 pub use message::{MAX_META_BYTES, MAX_PAYLOAD_BYTES, PeerMessage, WireError};
 pub use params::{OpenError, Params};
 pub use rempart_replication::Digest;
-pub use status::{PeerStatus, ResyncStatus, Role, Status};
+pub use status::{Glance, PeerStatus, ResyncStatus, Role, Status};

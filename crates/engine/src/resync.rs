@@ -53,14 +53,18 @@ impl Engine {
                 let reading = Reading { region, at, compare: digests.is_some(), next: None };
                 self.read_region(round, reading, from, (since, &also), digests, most);
             }
-            ReplicationAction::KnowRegion { round, region, since, mode: ResyncMode::Changed } => {
+            ReplicationAction::KnowRegion { round, region, since, mode: ResyncMode::Changed, .. } => {
                 let mut changed = RegionBits::default();
                 for place in self.changed_places(region, since) {
                     changed.insert(place);
                 }
                 self.replication(ReplicationEvent::RegionKnown { round, region, changed, digests: None });
             }
-            ReplicationAction::KnowRegion { round, region, mode: ResyncMode::Compare, .. } => {
+            ReplicationAction::KnowRegion { round, region, at, mode: ResyncMode::Compare, .. } => {
+                // Where both sides turn out to be alike nothing is sent, and the map may know nothing of it: the
+                // records that made it so can have been lost.
+                let first = region.first_extent();
+                self.store.mark_changed(region.disk, first, self.region_len(region), at);
                 self.scan_digests(ScanFor::Target { round }, region, None);
             }
             ReplicationAction::ResyncSetAside { round, syncing } => {
@@ -111,6 +115,8 @@ impl Engine {
                 self.replication(ReplicationEvent::ResyncLogStarted { from: from.lsn });
                 self.resync_log_durable(self.store.durable());
             }
+            // The next resync may have been ordered meanwhile: what it sets aside is no copy to lead with.
+            StoreEvent::ResyncEnded if self.resync.setting_aside.is_some() => {}
             StoreEvent::ResyncEnded => {
                 self.replication(ReplicationEvent::Whole);
                 self.weigh_copy();

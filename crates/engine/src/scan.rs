@@ -103,8 +103,11 @@ impl Engine {
 
     /// Digests of a whole region, of the image or of a snapshot.
     pub(crate) fn scan_digests(&mut self, purpose: ScanFor, region: Region, snapshot: Option<SnapshotId>) {
-        let places =
-            (0..self.region_len(region)).filter(|&place| !self.is_untouched(region, place)).collect();
+        // Of a copy that is brought up by comparison nothing is known: damage may have taken the records that
+        // touched an extent, and with them what the map would say of it.
+        let unknown = matches!(purpose, ScanFor::Target { .. });
+        let looked_at = |place: &u64| unknown || !self.is_untouched(region, *place);
+        let places = (0..self.region_len(region)).filter(looked_at).collect();
         self.start_scan(Scan {
             purpose,
             region,

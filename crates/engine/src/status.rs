@@ -18,6 +18,20 @@ pub enum Role {
     Idle,
 }
 
+/// The little that is looked at after every step of a simulation, without a single allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Glance {
+    pub role: Role,
+    pub term: Term,
+    pub serving: bool,
+    pub end: Lsn,
+    pub accepted: Lsn,
+    pub durable: Lsn,
+    pub committed: Lsn,
+    pub stable: Lsn,
+    pub applied: Lsn,
+}
+
 /// One replica at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
@@ -90,7 +104,7 @@ impl Engine {
     }
 
     pub(crate) fn is_superseded(&self) -> bool {
-        self.member.status().role == rempart_cluster::Role::Superseded
+        self.member.role() == rempart_cluster::Role::Superseded
     }
 
     /// What became of the last resync is shown after its end, too.
@@ -108,18 +122,37 @@ impl Engine {
         }
     }
 
+    fn serves(&self) -> bool {
+        self.serving && !self.frozen && self.failure.is_none()
+    }
+
+    pub fn role(&self) -> Role {
+        use rempart_cluster::Role as Cluster;
+        match self.member.role() {
+            Cluster::Leading | Cluster::HandingOver if self.serves() => Role::Primary,
+            Cluster::Leading | Cluster::HandingOver => Role::PrimaryFrozen,
+            Cluster::Following | Cluster::Suspecting => Role::Secondary,
+            _ => Role::Idle,
+        }
+    }
+
+    pub fn glance(&self) -> Glance {
+        Glance {
+            role: self.role(),
+            term: self.member.term().unwrap_or_default(),
+            serving: self.serves(),
+            end: self.log_end(),
+            accepted: self.replication.accepted(),
+            durable: self.replication.durable(),
+            committed: self.replication.committed(),
+            stable: self.replication.stable(),
+            applied: self.store.applied(),
+        }
+    }
+
     pub fn status(&self, now: MonotonicTime) -> Status {
         let cluster = self.member.status();
         let replication = self.replication.status(now);
-        let leads =
-            matches!(cluster.role, rempart_cluster::Role::Leading | rempart_cluster::Role::HandingOver);
-        let serves = self.serving && !self.frozen && self.failure.is_none();
-        let role = match cluster.role {
-            _ if leads && serves => Role::Primary,
-            _ if leads => Role::PrimaryFrozen,
-            rempart_cluster::Role::Following | rempart_cluster::Role::Suspecting => Role::Secondary,
-            _ => Role::Idle,
-        };
         let end = self.log_end();
         let total_bytes = self.disk_sizes.iter().sum();
         let peers = replication.peers.iter().map(|peer| PeerStatus {
@@ -143,7 +176,7 @@ impl Engine {
             diverged: peer.progress == PeerProgress::Diverged,
         });
         Status {
-            role,
+            role: self.role(),
             term: cluster.term.unwrap_or_default(),
             epoch: cluster.epoch,
             primary: cluster.primary,
@@ -160,7 +193,7 @@ impl Engine {
             in_flight: self.requests.in_flight(),
             stall: replication.stall,
             stalled_on: replication.stalled_on,
-            serving: serves,
+            serving: self.serves(),
             frozen: cluster.frozen,
             disk_failed: self.failure.is_some(),
             superseded: self.is_superseded(),

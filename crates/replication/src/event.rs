@@ -253,11 +253,13 @@ pub enum Action {
         at: Lsn,
         bytes: u64,
     },
-    /// Target: find what this side changed there after `since`, or its digests.
+    /// Target: find what this side changed there after `since`, or its digests. `at`: what comes of it is the
+    /// source's content at that position or later.
     KnowRegion {
         round: u64,
         region: Region,
         since: Lsn,
+        at: Lsn,
         mode: ResyncMode,
     },
     /// Target: write the extents whose bytes came beside the message being handled.

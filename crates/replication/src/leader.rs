@@ -478,7 +478,17 @@ impl Leader {
             }
             Message::Refused { promise, .. } => {
                 if promise <= term.epoch {
-                    // It has caught up with us since, or we with it.
+                    // It has caught up with us since, or we with it: whatever it was told before is forgotten there.
+                    let told = matches!(
+                        link.progress,
+                        Progress::Truncating { .. }
+                            | Progress::Resyncing(_)
+                            | Progress::CatchingUp { .. }
+                            | Progress::Streaming
+                    );
+                    if told {
+                        link.probe(term, now, out);
+                    }
                     return;
                 }
                 link.leave(out);

@@ -277,25 +277,34 @@ impl Replication {
                 Role::Follower(follower) if follower.leader == peer && follower.session == session => {
                     follower.received(message, bytes, &mut self.local, now, out);
                 }
-                _ => {
-                    // Anything but a probe is of a session that was never answered.
-                    if let Message::Probe { term } = message {
-                        self.probed(peer, session, term, out);
+                _ => match message {
+                    Message::Probe { term } => self.probed(peer, session, term, out),
+                    // It does not know yet that this replica stopped following it, in this very session.
+                    message if message.is_from_leader() => {
+                        let (term, promise) = (message.term(), self.highest_promise());
+                        let message = Message::Refused { term, promise };
+                        out.push(Action::Send { peer, session, message, payload: None });
                     }
-                }
+                    _ => {}
+                },
             }
         } else if let Role::Leader(leader) = &mut self.role {
             leader.received(peer, message, bytes, &mut self.local, now, out);
         }
     }
 
+    /// Nobody below this epoch is followed.
+    fn highest_promise(&self) -> Epoch {
+        let leading = match &self.role {
+            Role::Leader(leader) => leader.term.epoch,
+            _ => Epoch::ZERO,
+        };
+        self.local.promise.max(leading)
+    }
+
     /// Somebody says that it leads. It is answered when cluster allows to follow it.
     fn probed(&mut self, peer: NodeId, session: SessionId, term: Term, out: &mut Vec<Action>) {
-        let leading = match &self.role {
-            Role::Leader(leader) => Some(leader.term.epoch),
-            _ => None,
-        };
-        let promise = self.local.promise.max(leading.unwrap_or_default());
+        let promise = self.highest_promise();
         let older_incarnation = matches!(&self.role, Role::Leader(leader) if term <= leader.term);
         if term.epoch < promise || older_incarnation {
             let message = Message::Refused { term, promise };
@@ -376,6 +385,14 @@ impl Replication {
     /// The last record given to the store, or sealed and about to be.
     pub fn end(&self) -> Lsn {
         self.local.end
+    }
+
+    pub fn accepted(&self) -> Lsn {
+        self.local.accepted
+    }
+
+    pub fn durable(&self) -> Lsn {
+        self.local.durable
     }
 
     pub fn committed(&self) -> Lsn {

@@ -152,6 +152,7 @@ impl Follower {
                 round: target.round,
                 region,
                 since: syncing.since(region),
+                at: taking.at.lsn,
                 mode: region_mode(target.mode, syncing, region),
             });
         }

@@ -20,7 +20,8 @@ impl World {
         } else {
             disk.crash_process(&mut || rng.u64());
         }
-        let options = OpenOptions { limits: self.setup.limits.clone(), roll_back: false };
+        let roll_back = self.nodes[node].roll_back;
+        let options = OpenOptions { limits: self.setup.limits.clone(), roll_back };
         match Store::open(&mut disk, &options) {
             Ok((store, recovered)) => Some((disk, store, recovered)),
             Err(_) => None,
@@ -29,11 +30,11 @@ impl World {
 
     /// A daemon is about to recover its store: I3, I4 and the promise are checked on a copy.
     pub(crate) fn audit_recovery(&mut self, node: usize) {
+        let Some((disk, store, recovered)) = self.recover_copy(node, false) else { return };
+        self.count_recovery(&recovered);
         if !self.rng.chance(300) {
             return;
         }
-        let Some((disk, store, recovered)) = self.recover_copy(node, false) else { return };
-        self.count_recovery(&recovered);
         let result = self.audit(node, &disk, &store, &recovered);
         self.must(result);
     }
@@ -50,6 +51,9 @@ impl World {
         }
         if recovered.applied < recovered.log_end.lsn {
             row("redo needed");
+        }
+        if recovered.rolled_back {
+            row("unfinished resync rolled back");
         }
         if !recovered.images_changed.is_empty() {
             row("images changed");
@@ -70,7 +74,8 @@ impl World {
         }
         *promise = recovered.promise;
         self.coverage.count(Kind::Checked, "promise kept");
-        if recovered.health != Health::Good || self.nodes[node].rotten {
+        let unknown = !recovered.images_changed.is_empty() || self.nodes[node].rotten;
+        if recovered.health != Health::Good || unknown {
             return Ok(());
         }
         let end = recovered.log_end;
@@ -146,7 +151,7 @@ impl World {
 
 /// What the image of a disk holds, as long as the disk is.
 pub(crate) fn content(disk: &SimulatedDisk, index: usize, like: &[Vec<u8>]) -> Vec<u8> {
-    let mut bytes = disk.content(FileId::Image(DiskIndex(index as u16))).unwrap_or_default().to_vec();
+    let mut bytes = disk.content(FileId::Image(DiskIndex(index as u16))).unwrap_or_default();
     bytes.resize(like[index].len(), 0);
     bytes
 }

@@ -6,7 +6,7 @@
 use crate::pattern::{self, Tag};
 use crate::violation::{Promise, Violation};
 use rempart_store::{Batch, ChainValue, RecordKind};
-use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lsn, SECTOR_SIZE, Term, extents_of};
+use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lineage, Lsn, SECTOR_SIZE, Term, extents_of};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A page of the book.
@@ -39,7 +39,10 @@ impl Book {
 
     /// `node` writes `batch` into its journal. Any member may be the first to do so: the peers' copies are on
     /// their way before the leader's own is written.
-    pub fn wrote(&mut self, node: usize, batch: &Batch) -> Result<(), Violation> {
+    ///
+    /// `lineage` is that of the node: the first batch of a log that a resync or a roll-back started anew has no
+    /// batch before it in its journal, but it has a place in the history.
+    pub fn wrote(&mut self, node: usize, batch: &Batch, lineage: Option<&Lineage>) -> Result<(), Violation> {
         let header = batch.header();
         let place = (header.term, header.first);
         if let Some(&known) = self.by_place.get(&place) {
@@ -52,7 +55,12 @@ impl Book {
             );
             return Err(Violation::new(Promise::OnePrimary, detail));
         }
-        let previous = self.entries.contains_key(&header.previous).then_some(header.previous);
+        let mut previous = self.entries.contains_key(&header.previous).then_some(header.previous);
+        if header.previous == ChainValue::default() {
+            let before = header.first.previous();
+            let term = lineage.and_then(|lineage| lineage.term_at(before));
+            previous = term.and_then(|term| self.by_end.get(&(term, before)).copied());
+        }
         if previous.is_none() && header.first > Lsn(1) {
             let detail = format!("node {node} writes {batch:?} after a batch that nobody wrote");
             return Err(Violation::new(Promise::PrefixOfHistory, detail));
@@ -125,6 +133,9 @@ impl Book {
 
 /// The first place at which two contents of a disk differ, in words.
 pub fn first_difference(disk: usize, expected: &[u8], found: &[u8]) -> Option<String> {
+    if expected == found {
+        return None;
+    }
     let at = expected.iter().zip(found).position(|(a, b)| a != b)?;
     let sector = at as u64 / SECTOR_SIZE;
     let range = (sector * SECTOR_SIZE) as usize..((sector + 1) * SECTOR_SIZE) as usize;

@@ -6,7 +6,7 @@ use crate::violation::{Promise, Violation};
 use crate::world::World;
 use rempart_engine::Role;
 use rempart_store::{Batch, FileId, IoCommand, IoOp, parse_header};
-use rempart_types::{Intent, RegisterId, RegisterValue, Term};
+use rempart_types::{Intent, Lineage, RegisterId, RegisterValue, Term};
 use std::collections::BTreeMap;
 
 /// The memory of the step-by-step checks.
@@ -64,7 +64,13 @@ impl Checker {
     }
 
     /// Looks at what goes to a disk.
-    pub fn io_command(&mut self, node: usize, command: &IoCommand, book: &mut Book) -> Result<(), Violation> {
+    pub fn io_command(
+        &mut self,
+        node: usize,
+        command: &IoCommand,
+        lineage: Option<&Lineage>,
+        book: &mut Book,
+    ) -> Result<(), Violation> {
         let (file, offset, bytes) = match &command.op {
             IoOp::Write { file, offset, data } => (*file, *offset, data),
             _ => return Ok(()),
@@ -83,7 +89,7 @@ impl Checker {
         };
         let mut rest = bytes;
         while let Ok(batch) = Batch::parse(rest) {
-            book.wrote(node, &batch)?;
+            book.wrote(node, &batch, lineage)?;
             rest = &rest[batch.byte_len()..];
         }
         Ok(())
@@ -104,9 +110,8 @@ impl Checker {
 impl World {
     /// After every turn of a daemon.
     pub(crate) fn check_node(&mut self, node: usize) {
-        let now = self.nodes[node].clock.reading(self.now());
         let Some(daemon) = &self.nodes[node].daemon else { return };
-        let status = daemon.engine.status(now);
+        let status = daemon.engine.glance();
         let inconsistent = status.serving
             && (status.committed > status.end
                 || status.stable > status.committed
@@ -142,9 +147,13 @@ impl World {
             return;
         }
         let now = self.now();
+        let first = self.checker.overlap_since.is_none();
         let since = *self.checker.overlap_since.get_or_insert(now);
         let excused = |node: usize| self.machine_runs(node) && now <= self.nodes[node].excused_until;
         if (0..self.nodes.len()).any(excused) {
+            if first {
+                self.reached("two VMs within the excused second");
+            }
             self.checker.excused = self.checker.excused.max(now.since(since));
             return;
         }
@@ -162,7 +171,6 @@ impl World {
     }
 
     pub(crate) fn role(&self, node: usize) -> Option<Role> {
-        let now = self.nodes[node].clock.reading(self.now());
-        self.nodes[node].daemon.as_ref().map(|daemon| daemon.engine.status(now).role)
+        self.nodes[node].daemon.as_ref().map(|daemon| daemon.engine.role())
     }
 }

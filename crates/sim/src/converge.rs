@@ -6,8 +6,8 @@ use crate::coverage::Kind;
 use crate::history::{Request, Span};
 use crate::violation::{Promise, Violation};
 use crate::world::World;
-use rempart_engine::Role;
-use rempart_types::{DiskIndex, SECTOR_SIZE};
+use rempart_engine::{PeerStatus, Role};
+use rempart_types::{DiskIndex, Lsn, SECTOR_SIZE};
 use std::time::Duration;
 
 /// How long the pair may take to mirror again once everything works. Twice the longest pause of a back-off, a
@@ -37,8 +37,11 @@ impl World {
                 ));
             }
             self.settle();
-            let next = (self.now() + Duration::from_millis(500)).min(deadline);
-            self.run_while(next, |world| !world.is_mirrored())?;
+            let pause = (self.now() + Duration::from_millis(500)).min(deadline);
+            while !self.is_mirrored() && self.now() < pause {
+                let next = (self.now() + Duration::from_millis(20)).min(pause);
+                self.run_until(next)?;
+            }
         }
         self.reached("converged");
         // The guest works a little on the healed pair, then stops asking.
@@ -52,17 +55,25 @@ impl World {
     /// One node serves, its machine runs, and every configured replica is in sync.
     pub fn is_mirrored(&self) -> bool {
         let Some(leader) = self.serving_node() else { return false };
+        if (0..self.nodes.len()).any(|node| node != leader && self.role(node) != Some(Role::Secondary)) {
+            return false;
+        }
         let now = self.nodes[leader].clock.reading(self.now());
         let Some(daemon) = &self.nodes[leader].daemon else { return false };
         let status = daemon.engine.status(now);
-        let connected = status.peers.iter().all(|peer| peer.connected && peer.in_sync);
+        let in_step = |peer: &PeerStatus| {
+            peer.connected
+                && peer.in_sync
+                && peer.resync.is_none_or(|resync| !resync.running)
+                && peer.accepted > Lsn::ZERO
+        };
+        let connected = status.peers.iter().all(in_step) && self.operator_is_idle();
         let machine = self.nodes[leader].machine.as_ref();
         status.serving
             && status.in_sync.len() == self.nodes.len()
             && connected
             && self.machine_runs(leader)
             && machine.is_some_and(|machine| machine.connection.open)
-            && (0..self.nodes.len()).all(|node| node == leader || self.role(node) == Some(Role::Secondary))
     }
 
     /// The guest stops asking, gets its answers, flushes; both images take everything.
@@ -99,10 +110,7 @@ impl World {
         let statuses: Vec<_> = self
             .nodes
             .iter()
-            .filter_map(|node| {
-                let now = node.clock.reading(self.now());
-                node.daemon.as_ref().map(|daemon| daemon.engine.status(now))
-            })
+            .filter_map(|node| node.daemon.as_ref().map(|daemon| daemon.engine.glance()))
             .collect();
         let end = statuses[leader].end;
         statuses.len() == self.nodes.len() && statuses.iter().all(|status| status.applied == end)

@@ -31,7 +31,10 @@ impl World {
                 nonce_seed: self.rng.u128(),
             },
             replication: self.setup.replication.clone(),
-            store: rempart_store::OpenOptions { limits: self.setup.limits.clone(), roll_back: false },
+            store: rempart_store::OpenOptions {
+                limits: self.setup.limits.clone(),
+                roll_back: self.nodes[node].roll_back,
+            },
         }
     }
 
@@ -53,6 +56,7 @@ impl World {
             }
         };
         let state = &mut self.nodes[node];
+        state.roll_back = false;
         state.lives += 1;
         let life = state.lives;
         state.daemon = Some(Daemon {
@@ -257,7 +261,8 @@ impl World {
     fn execute(&mut self, node: usize, action: Action, finished: &mut Vec<IoCompletion>) {
         match action {
             Action::Io(command) => {
-                let result = self.checker.io_command(node, &command, &mut self.book);
+                let lineage = self.nodes[node].daemon.as_ref().map(|daemon| daemon.engine.lineage());
+                let result = self.checker.io_command(node, &command, lineage, &mut self.book);
                 self.must(result);
                 let inline = matches!(command.class, IoClass::JournalWrite { .. })
                     && !self.nodes[node].drive.is_slow()
@@ -337,6 +342,7 @@ impl World {
             }
             Report::Replication(report) => {
                 self.reached(crate::reached::replication(&report));
+                self.strike_a_resync(node, &report);
             }
             Report::LocalDiskFailed { .. } => {
                 self.reached("local disk failed");

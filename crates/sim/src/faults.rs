@@ -6,6 +6,7 @@ use crate::coverage::Kind;
 use crate::rng::Rng;
 use crate::setup::Setup;
 use crate::world::{Event, World};
+use rempart_replication::Report;
 use rempart_store::IoErrorKind;
 use std::time::Duration;
 
@@ -37,10 +38,12 @@ pub enum Fault {
     SyncError,
     DiskFull,
     BitRot,
+    ImageTouched,
+    RollBack,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 25] = [
+    pub const ALL: [Fault; 27] = [
         Fault::DaemonCrash,
         Fault::PowerLoss,
         Fault::PowerLossOfAll,
@@ -66,6 +69,8 @@ impl Fault {
         Fault::SyncError,
         Fault::DiskFull,
         Fault::BitRot,
+        Fault::ImageTouched,
+        Fault::RollBack,
     ];
 
     pub fn name(self) -> &'static str {
@@ -95,6 +100,8 @@ impl Fault {
             Fault::SyncError => "fsync error",
             Fault::DiskFull => "disk full",
             Fault::BitRot => "bit rot",
+            Fault::ImageTouched => "image written to while stopped",
+            Fault::RollBack => "source of a resync lost for good",
         }
     }
 
@@ -102,7 +109,10 @@ impl Fault {
     fn weight(self) -> u32 {
         match self {
             Fault::DaemonCrash | Fault::PowerLoss | Fault::SessionReset | Fault::Partition => 10,
-            Fault::SyncError | Fault::DiskFull | Fault::BitRot | Fault::WitnessAmnesia => 3,
+            Fault::SyncError | Fault::DiskFull | Fault::WitnessAmnesia => 3,
+            // Only as a strike: it needs a resync under way.
+            Fault::RollBack => 0,
+            Fault::NodeFrozen | Fault::BitRot => 12,
             _ => 6,
         }
     }
@@ -192,6 +202,8 @@ pub struct FaultPlan {
     gap: Duration,
     longest: Duration,
     pub until: Moment,
+    /// How many of a thousand resyncs are struck while they run.
+    strikes: u32,
     /// Orders come that far apart at most.
     pub order_gap: Duration,
     orders: u32,
@@ -203,9 +215,10 @@ impl FaultPlan {
         let weights = Fault::ALL.map(|fault| if rng.chance(on) { fault.weight() } else { 0 });
         FaultPlan {
             weights: weights.to_vec(),
-            gap: Duration::from_millis(*rng.pick(&[300, 1_500, 5_000])),
+            gap: Duration::from_millis(*rng.pick(&[300, 1_000, 2_500])),
             longest: Duration::from_millis(*rng.pick(&[500, 3_000, 10_000])),
             until: Moment::START + setup.fault_phase,
+            strikes: *rng.pick(&[0, 300, 700]),
             order_gap: Duration::from_millis(*rng.pick(&[1_000, 5_000, 20_000])),
             orders: if rng.chance(600) { rng.u64() as u32 } else { 0 },
         }
@@ -226,6 +239,7 @@ impl FaultPlan {
             gap: second,
             longest: second,
             until: Moment::START,
+            strikes: 0,
             order_gap: second,
             orders: 0,
         }
@@ -251,6 +265,53 @@ impl World {
         if let Some(kind) = self.rng.weighted(&self.faults.weights) {
             let node = self.rng.index(self.nodes.len());
             self.play(Fault::ALL[kind], node);
+        }
+    }
+
+    /// A resync has just begun, or just sent its last extent: the moments at which losing a side matters most.
+    pub(crate) fn strike_a_resync(&mut self, source: usize, report: &Report) {
+        let (peer, longest, faults) = match report {
+            Report::ResyncStarted { peer, .. } => {
+                let faults = [Fault::DaemonCrash, Fault::PowerLoss, Fault::RollBack, Fault::RollBack];
+                (*peer, Duration::from_millis(80), faults)
+            }
+            Report::ResyncFinished { peer, .. } => {
+                let faults = [Fault::DaemonCrash, Fault::DaemonCrash, Fault::PowerLoss, Fault::RollBack];
+                (*peer, Duration::from_millis(4), faults)
+            }
+            _ => return,
+        };
+        if self.now() >= self.faults.until || !self.rng.chance(self.faults.strikes) {
+            return;
+        }
+        let target = self.index_of(peer);
+        let delay = self.rng.duration(Duration::ZERO..longest);
+        let fault = *self.rng.pick(&faults);
+        let node = if fault == Fault::RollBack || self.rng.chance(250) { source } else { target };
+        self.after(delay, Event::Strike { node, fault });
+    }
+
+    /// A takeover begins: its register goes away at that moment, and the primary that was given up comes back.
+    pub(crate) fn strike_a_takeover(&mut self) {
+        if self.now() >= self.faults.until || !self.rng.chance(self.faults.strikes) {
+            return;
+        }
+        let lasts = self.rng.duration(Duration::from_secs(2)..Duration::from_secs(6));
+        self.play_for(Fault::WitnessDown, 0, lasts);
+        for node in 0..self.nodes.len() {
+            self.after(Duration::from_millis(200), Event::EndFault(Ending::ThawNode { node }));
+            for other in (0..self.nodes.len()).filter(|&other| other != node) {
+                self.after(
+                    Duration::from_millis(200),
+                    Event::EndFault(Ending::Heal { from: node, to: other }),
+                );
+            }
+        }
+    }
+
+    pub(crate) fn strike(&mut self, fault: Fault, node: usize) {
+        if self.now() < self.faults.until && !self.a_copy_is_rotten() {
+            self.play(fault, node);
         }
     }
 
@@ -302,6 +363,9 @@ impl World {
                 self.after(lasts, Event::EndFault(Ending::ThawGuard { node }));
             }
             Fault::NodeFrozen => {
+                // Now and then long enough to be taken over meanwhile.
+                let more = Duration::from_secs(if self.rng.chance(600) { 9 } else { 0 });
+                let lasts = lasts + more;
                 self.nodes[node].frozen = true;
                 self.freeze_daemon(node, true);
                 self.after(lasts, Event::EndFault(Ending::ThawNode { node }));
@@ -383,6 +447,8 @@ impl World {
                 self.after(lasts, Event::EndFault(Ending::DiskWorks { node }));
             }
             Fault::BitRot => self.rot(node),
+            Fault::ImageTouched => self.plan_touch(node),
+            Fault::RollBack => self.force_a_rolled_back_copy(node, peer),
         }
     }
 
@@ -395,8 +461,12 @@ impl World {
             Fault::NodeFrozen => state.powered && !state.frozen,
             Fault::PowerLoss | Fault::PowerLossOfAll => state.powered,
             Fault::QemuKilled | Fault::GuardFrozen => state.machine.is_some(),
-            Fault::WitnessAmnesia => self.witness.up && !self.witness.knows_nothing(),
+            // Without the tombstone a fenced primary would not know that it was replaced.
+            Fault::WitnessAmnesia => {
+                self.witness.up && !self.witness.knows_nothing() && !self.operator.has_forced()
+            }
             Fault::BitRot => self.rot_is_survivable(node),
+            Fault::ImageTouched => self.rot_is_survivable(node) && self.serving_node() != Some(node),
             _ => true,
         }
     }

@@ -30,9 +30,9 @@ impl Workload {
         Workload {
             weights,
             depth: *rng.pick(&[1, 2, 4, 8, 16]),
-            pause: Duration::from_millis(*rng.pick(&[50, 200, 600, 1500])),
+            pause: Duration::from_millis(*rng.pick(&[100, 400, 1000, 2000])),
             burst: *rng.pick(&[1, 2, 6, 12]),
-            largest_sectors: *rng.pick(&[1, 8, 16, 48, 160]),
+            largest_sectors: *rng.pick(&[1, 1, 4, 8, 16, 48, 136]),
             hot_sectors: *rng.pick(&[4, 16, 64, 256]),
             hot_per_mille: *rng.pick(&[0, 500, 900, 1000]),
             disks,

@@ -54,7 +54,10 @@ impl World {
         if machine.connection.open {
             machine.connection.sent.insert(tag);
             daemon.inbox.push_back(tag);
-            self.tell_daemon(node, Duration::from_micros(5), DaemonEvent::GuestRequests);
+            // One look at the socket takes all that is in it.
+            if daemon.inbox.len() == 1 {
+                self.tell_daemon(node, Duration::from_micros(5), DaemonEvent::GuestRequests);
+            }
         }
     }
 

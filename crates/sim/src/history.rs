@@ -111,8 +111,49 @@ impl Zone {
 struct Sector {
     /// Values with a name of their own.
     written: Vec<Zone>,
+    /// Those of them that newer ones have replaced. They are compared with nothing until one of them is read
+    /// again: comparing every value with every older one would cost more than the rest of the world.
+    replaced: Vec<Zone>,
     /// Writes of zeroes, the first of which is the empty disk. They cannot be told apart.
     zeroed: Vec<Zone>,
+}
+
+impl Sector {
+    /// Values at the front that are known to have been there before a later one was even asked for are put away.
+    fn put_away(&mut self) {
+        const KEPT: usize = 6;
+        if self.written.len() < 2 * KEPT {
+            return;
+        }
+        let last = self.written.len() - KEPT;
+        let newest = self.written[last..].iter().filter(|zone| zone.counts).map(|zone| zone.start).max();
+        let replaced = |zone: &Zone| newest.is_some_and(|start| zone.first_finish < start);
+        let count = self.written[..last].iter().take_while(|zone| replaced(zone)).count();
+        for zone in self.written.drain(..count) {
+            let place = self.replaced.partition_point(|other| other.tag < zone.tag);
+            self.replaced.insert(place, zone);
+        }
+    }
+
+    fn zone(&mut self, tag: Tag) -> Option<&mut Zone> {
+        let find = |list: &[Zone]| list.binary_search_by_key(&tag, |zone| zone.tag).ok();
+        if let Some(index) = find(&self.written) {
+            return self.written.get_mut(index);
+        }
+        if let Some(index) = find(&self.replaced) {
+            return self.replaced.get_mut(index);
+        }
+        find(&self.zeroed).map(|index| &mut self.zeroed[index])
+    }
+
+    /// A replaced value is seen again: it is compared with the others like any.
+    fn bring_back(&mut self, tag: Tag) {
+        if let Ok(index) = self.replaced.binary_search_by_key(&tag, |zone| zone.tag) {
+            let zone = self.replaced.remove(index);
+            let place = self.written.partition_point(|other| other.tag < tag);
+            self.written.insert(place, zone);
+        }
+    }
 }
 
 /// All the machine's requests, over all its lives.
@@ -141,7 +182,7 @@ impl History {
             last_start: Moment::START,
             counts: true,
         };
-        let sector = || Sector { written: Vec::new(), zeroed: vec![empty()] };
+        let sector = || Sector { written: Vec::new(), replaced: Vec::new(), zeroed: vec![empty()] };
         let disk = |&sectors: &u64| (0..sectors).map(|_| sector()).collect();
         History {
             disks: disks.iter().map(disk).collect(),
@@ -211,8 +252,12 @@ impl History {
                 let zone =
                     Zone { tag, start: at, first_finish: Moment::NEVER, last_start: at, counts: false };
                 for sector in &mut self.disks[usize::from(span.disk.0)][as_index(&span.sectors)] {
-                    let list = if zero { &mut sector.zeroed } else { &mut sector.written };
-                    list.push(zone.clone());
+                    if zero {
+                        sector.zeroed.push(zone.clone());
+                    } else {
+                        sector.written.push(zone.clone());
+                        sector.put_away();
+                    }
                 }
                 self.unflushed.push(tag);
             }
@@ -400,6 +445,9 @@ impl History {
         start: Moment,
         finish: Moment,
     ) -> Result<(), Violation> {
+        if let Some(sector) = sector_of(&mut self.disks, disk, sector) {
+            sector.bring_back(value);
+        }
         let Some(zone) = zone_of(&mut self.disks, disk, sector, value) else {
             let detail =
                 format!("disk {disk} sector {sector} holds request {}, never written there", value.0);
@@ -416,7 +464,7 @@ impl History {
             return Err(Violation::new(Promise::ReadsConsistent, detail));
         }
         let all = &self.disks[usize::from(disk.0)][sector as usize];
-        let zero = all.zeroed.iter().any(|other| other.tag == value);
+        let zero = all.zeroed.binary_search_by_key(&value, |other| other.tag).is_ok();
         let others = all.written.iter().chain(all.zeroed.iter().filter(|_| !zero));
         match others.filter(|other| other.counts && other.tag != value).find(|other| zone.lies_across(other))
         {
@@ -468,13 +516,12 @@ fn as_index(range: &Range<u64>) -> Range<usize> {
     range.start as usize..range.end as usize
 }
 
+fn sector_of(disks: &mut [Vec<Sector>], disk: DiskIndex, sector: u64) -> Option<&mut Sector> {
+    disks.get_mut(usize::from(disk.0))?.get_mut(sector as usize)
+}
+
 fn zone_of(disks: &mut [Vec<Sector>], disk: DiskIndex, sector: u64, tag: Tag) -> Option<&mut Zone> {
-    let sector = disks.get_mut(usize::from(disk.0))?.get_mut(sector as usize)?;
-    let find = |list: &[Zone]| list.binary_search_by_key(&tag, |zone| zone.tag).ok();
-    match find(&sector.written) {
-        Some(index) => sector.written.get_mut(index),
-        None => find(&sector.zeroed).map(|index| &mut sector.zeroed[index]),
-    }
+    sector_of(disks, disk, sector)?.zone(tag)
 }
 
 #[cfg(test)]
@@ -549,6 +596,25 @@ mod tests {
         tale.reads(second).unwrap();
         assert!(tale.reads(first).is_err());
         assert!(Tale::new().reads(Tag(1)).is_err(), "never written");
+    }
+
+    #[test]
+    fn a_value_replaced_long_ago_is_still_known_to_be_old() {
+        let mut tale = Tale::new();
+        let old = tale.written();
+        for _ in 0..40 {
+            tale.written();
+        }
+        assert!(!tale.history.disks[0][0].replaced.is_empty());
+        assert!(tale.reads(old).is_err());
+        let mut tale = Tale::new();
+        let old = tale.written();
+        for _ in 0..40 {
+            tale.written();
+        }
+        let at = tale.tick();
+        tale.history.forced(at);
+        tale.reads(old).unwrap();
     }
 
     #[test]

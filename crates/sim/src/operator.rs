@@ -26,9 +26,22 @@ pub(crate) struct Operator {
     fenced: Vec<usize>,
     /// The replica that was taken out, to be put back.
     removed: Option<NodeId>,
+    /// A takeover was forced once.
+    forced: bool,
 }
 
-const ORDERS: [(&str, u32); 8] = [
+impl Operator {
+    /// The replica that was taken out and not put back.
+    pub fn removed(&self) -> Option<NodeId> {
+        self.removed
+    }
+
+    pub fn has_forced(&self) -> bool {
+        self.forced
+    }
+}
+
+const ORDERS: [(&str, u32); 9] = [
     ("handover", 6),
     ("compare", 4),
     ("mark", 3),
@@ -37,6 +50,7 @@ const ORDERS: [(&str, u32); 8] = [
     ("remove peer", 2),
     ("add peer", 6),
     ("force", 1),
+    ("stop", 2),
 ];
 
 impl World {
@@ -88,6 +102,10 @@ impl World {
             }
             ("force", Ok(_)) => self.reached("force done"),
             ("handover", Ok(_)) => self.reached("handover done"),
+            ("stop", Ok(_)) => {
+                let life = self.nodes[node].lives;
+                self.after(Duration::from_millis(1), Event::Exit { node, life, clean: true });
+            }
             ("rejoin", Ok(_)) => {
                 let id = self.nodes[node].id;
                 self.operator.superseded.remove(id);
@@ -134,6 +152,7 @@ impl World {
             }
             "add peer" => self.put_back(),
             "force" => self.force(node),
+            "stop" => self.stop_daemon(node),
             _ => unreachable!("an order of the table"),
         }
     }
@@ -162,11 +181,14 @@ impl World {
         let node = self.index_of(removed);
         let Some(leader) = self.serving_node() else { return };
         self.operator.removed = None;
+        self.operator.peers.insert(removed);
         if leader == node {
-            self.operator.peers.insert(removed);
+            // It took over before it was out: whoever was told to forget it is told again.
+            for other in (0..self.nodes.len()).filter(|&other| other != node) {
+                self.order(other, "add peer", Command::AddPeer { peer: removed });
+            }
             return;
         }
-        self.operator.peers.insert(removed);
         self.nodes[node].stays_down = false;
         self.start_daemon(node);
         self.order(leader, "add peer", Command::AddPeer { peer: removed });
@@ -181,17 +203,69 @@ impl World {
         if !reachable || leads || self.nodes.len() > 2 || self.operator.removed.is_some() {
             return;
         }
-        self.power_off(primary);
-        self.nodes[primary].stays_down = true;
-        self.operator.fenced.push(primary);
+        self.fence(primary);
+        self.order_force(target);
+    }
+
+    /// The node is switched off, and stays so until everything is settled. What only it held may be lost.
+    fn fence(&mut self, node: usize) {
+        self.power_off(node);
+        self.nodes[node].stays_down = true;
+        self.operator.fenced.push(node);
         let now = self.now();
         self.history.forced(now);
+        self.operator.forced = true;
+    }
+
+    pub(crate) fn order_force(&mut self, node: usize) {
         let new_register = RegisterId(self.rng.u128());
         let command = Command::Force { confirmed_fenced: true, new_register, old_register_lost: false };
-        self.order(target, "force", command);
+        self.order(node, "force", command);
+    }
+
+    /// The source of a resync is lost for good, and its target goes back to what it was before.
+    pub(crate) fn force_a_rolled_back_copy(&mut self, source: usize, target: usize) {
+        let leads = self.witness.current().is_some_and(|value| value.primary == self.nodes[source].id);
+        let reachable = self.witness.up && !self.witness.knows_nothing() && !self.nodes[target].witness.cut;
+        if !leads || !reachable || self.nodes.len() > 2 || self.operator.removed.is_some() {
+            return;
+        }
+        self.fence(source);
+        self.crash_daemon(target);
+        self.nodes[target].roll_back = true;
+        let boot = self.nodes[target].boots;
+        self.after(Duration::from_millis(200), Event::StartDaemon { node: target, boot });
+        self.after(Duration::from_millis(600), Event::Force { node: target });
+    }
+
+    /// The daemon is asked to stop in order; one that takes too long is killed.
+    pub(crate) fn stop_daemon(&mut self, node: usize) {
+        if self.nodes[node].daemon.is_none() {
+            return;
+        }
+        self.order(node, "stop", Command::Stop);
+        let life = self.nodes[node].lives;
+        self.after(Duration::from_secs(5), Event::Exit { node, life, clean: false });
+    }
+
+    pub(crate) fn daemon_exits(&mut self, node: usize, life: u64, clean: bool) {
+        let Some(daemon) = self.nodes[node].daemon.as_ref().filter(|daemon| daemon.life == life) else {
+            return;
+        };
+        if daemon.frozen {
+            return self.after(Duration::from_millis(100), Event::Exit { node, life, clean });
+        }
+        self.crash_daemon(node);
+        self.touch_image(node, clean);
+        let boot = self.nodes[node].boots;
+        let pause = self.rng.duration(Duration::from_millis(50)..Duration::from_secs(4));
+        self.after(pause, Event::StartDaemon { node, boot });
     }
 
     pub(crate) fn operator_sees_condition(&mut self, node: usize, condition: Condition) {
+        if let Condition::TakingOver { .. } = condition {
+            self.strike_a_takeover();
+        }
         if let Condition::Superseded { .. } = condition {
             let id = self.nodes[node].id;
             self.operator.superseded.insert(id);
@@ -238,7 +312,7 @@ impl World {
                 self.restart_if_failed(node);
             }
         }
-        if self.witness.current().is_none() && !self.witness.knows_nothing() {
+        if self.witness.changes.is_empty() && !self.witness.knows_nothing() {
             self.order(0, "create", Command::Create);
         }
         let Some(leader) = self.serving_node() else { return };
@@ -266,6 +340,7 @@ impl Node {
         id: NodeId,
         index: usize,
         setup: &crate::setup::Setup,
+        disk: SimulatedDisk,
         planted: Option<crate::faults::Planted>,
         rng: &mut crate::rng::Rng,
     ) -> Node {
@@ -278,7 +353,7 @@ impl Node {
             excused_until: crate::agenda::Moment::START,
             boots: 0,
             lives: 0,
-            drive: Drive::new(formatted(setup), setup.disk_latency.clone(), planted),
+            drive: Drive::new(disk, setup.disk_latency.clone(), planted),
             daemon: None,
             machine: None,
             witness: crate::wire::WitnessPath::default(),
@@ -287,11 +362,13 @@ impl Node {
             vm_may_run: false,
             lease: None,
             rotten: false,
+            to_be_touched: false,
+            roll_back: false,
         }
     }
 }
 
-fn formatted(setup: &crate::setup::Setup) -> SimulatedDisk {
+pub(crate) fn formatted(setup: &crate::setup::Setup) -> SimulatedDisk {
     let mut disk = SimulatedDisk::new();
     let entry = |(index, &size): (usize, &u64)| DiskEntry {
         index: DiskIndex(index as u16),

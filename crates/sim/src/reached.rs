@@ -19,7 +19,6 @@ pub(crate) fn condition(condition: &Condition) -> &'static str {
         Condition::Frozen { why: FrozenWhy::Refused } => "frozen: refused",
         Condition::Frozen { why: FrozenWhy::LeaseExpired } => "frozen: lease expired",
         Condition::Frozen { why: FrozenWhy::HandingOver } => "frozen: handing over",
-        Condition::Frozen { why: FrozenWhy::DiskFailed } => "frozen: disk failed",
         Condition::Thawed => "thawed",
         Condition::RegisterOutOfReach => "register out of reach",
         Condition::RegisterBack => "register back",
@@ -49,7 +48,7 @@ pub(crate) fn replication(report: &Report) -> &'static str {
 }
 
 /// What a campaign must have met.
-const MUST: [&str; 42] = [
+const MUST: [&str; 40] = [
     "VM started again",
     "longer log adopted",
     "leading",
@@ -64,7 +63,6 @@ const MUST: [&str; 42] = [
     "frozen: refused",
     "frozen: lease expired",
     "frozen: handing over",
-    "frozen: disk failed",
     "thawed",
     "register out of reach",
     "register back",
@@ -77,7 +75,6 @@ const MUST: [&str; 42] = [
     "handed over",
     "handover failed",
     "command refused",
-    "diverged",
     "catch-up from the log",
     "resync of changed extents",
     "resync by comparison",
@@ -95,7 +92,7 @@ const MUST: [&str; 42] = [
 ];
 
 /// What recovery can find.
-pub(crate) const RECOVERY: [&str; 9] = [
+pub(crate) const RECOVERY: [&str; 10] = [
     "clean",
     "unclean, whole log",
     "torn tail cut off",
@@ -105,6 +102,7 @@ pub(crate) const RECOVERY: [&str; 9] = [
     "syncing: log",
     "images changed",
     "refused to open",
+    "unfinished resync rolled back",
 ];
 
 const CHECKED: [&str; 7] = [

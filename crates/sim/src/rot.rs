@@ -7,14 +7,17 @@
 use crate::coverage::Kind;
 use crate::world::{Event, World};
 use rempart_store::{Disk, FileId};
+use rempart_types::{DiskIndex, SECTOR_SIZE};
 use std::time::Duration;
 
+/// Bytes from one copy of the superblock to the other.
+const SUPERBLOCK_COPY: u64 = 256 * 1024;
+
 impl World {
-    /// Only a follower's copy may rot, while its leader is well, and only one at a time.
+    /// A copy may rot while all are in sync and nothing else is broken, and only one at a time.
     pub(crate) fn rot_is_survivable(&self, node: usize) -> bool {
-        let Some(leader) = self.serving_node() else { return false };
         let alone = self.nodes.iter().all(|node| !node.rotten) && self.operator_is_idle();
-        leader != node && alone && self.nodes[node].daemon.is_some() && self.is_mirrored()
+        alone && self.nodes[node].daemon.is_some() && self.witness.current().is_some() && self.is_mirrored()
     }
 
     /// Some bytes of one file change; the daemon restarts and has to notice.
@@ -24,23 +27,69 @@ impl World {
         let may_rot =
             |file: &FileId| !matches!(file, FileId::Image(_) | FileId::SnapshotData | FileId::SnapshotMap);
         let files: Vec<FileId> = files.into_iter().filter(may_rot).collect();
-        if files.is_empty() {
-            return;
-        }
-        let file = *self.rng.pick(&files);
-        let length = self.nodes[node].drive.disk.content(file).map_or(0, |content| content.len() as u64);
-        if length == 0 {
-            return;
-        }
-        for _ in 0..1 + self.rng.below(3) {
-            let offset = self.rng.below(length);
-            let mask = 1 << self.rng.below(8);
-            self.tell(|| format!("node {node}: {file} rots at byte {offset}"));
-            self.nodes[node].drive.disk.rot(file, offset, mask);
+        if self.rng.chance(200) {
+            // Both copies of the superblock: nothing can be made of such a disk.
+            for copy in 0..2 {
+                let offset = copy * SUPERBLOCK_COPY + self.rng.below(64);
+                self.flip(node, FileId::Superblock, offset);
+            }
+        } else if !files.is_empty() {
+            let journal: Vec<FileId> =
+                files.iter().copied().filter(|file| matches!(file, FileId::Segment(_))).collect();
+            let some = if self.rng.chance(700) { &journal } else { &files };
+            let file = *self.rng.pick(some);
+            for _ in 0..1 + self.rng.below(3) {
+                if let Some(offset) = self.used_byte(node, file) {
+                    self.flip(node, file, offset);
+                }
+            }
         }
         self.nodes[node].rotten = true;
         let boot = self.nodes[node].boots;
         self.after(Duration::from_millis(300), Event::StartDaemon { node, boot });
+    }
+
+    fn flip(&mut self, node: usize, file: FileId, offset: u64) {
+        let mask = 1 << self.rng.below(8);
+        self.tell(|| format!("node {node}: {file} rots at byte {offset}"));
+        self.nodes[node].drive.disk.rot(file, offset, mask);
+    }
+
+    /// A place in the file near something: most of a journal was never used.
+    fn used_byte(&mut self, node: usize, file: FileId) -> Option<u64> {
+        const NEAR: u64 = 512;
+        let content = self.nodes[node].drive.disk.content(file)?;
+        let used: Vec<u64> = (0..content.len() as u64 / NEAR)
+            .filter(|block| content[(block * NEAR) as usize..][..NEAR as usize].iter().any(|byte| *byte != 0))
+            .collect();
+        if used.is_empty() {
+            return None;
+        }
+        // The newest part of a journal is what a recovery reads.
+        let from = if self.rng.coin() { used.len() * 7 / 8 } else { 0 };
+        Some(used[from + self.rng.index(used.len() - from)] * NEAR + self.rng.below(NEAR))
+    }
+
+    /// A follower will be stopped in order, and its image written to by somebody else meanwhile.
+    pub(crate) fn plan_touch(&mut self, node: usize) {
+        self.nodes[node].to_be_touched = true;
+        self.stop_daemon(node);
+    }
+
+    /// The daemon is gone. Only after an orderly stop can a later one see what happened to the image.
+    pub(crate) fn touch_image(&mut self, node: usize, clean: bool) {
+        let planned = std::mem::take(&mut self.nodes[node].to_be_touched);
+        let led = self.serving_node().is_some_and(|leader| leader != node);
+        if !planned || !clean || !led || self.a_copy_is_rotten() || !self.operator_is_idle() {
+            return;
+        }
+        let disk = self.rng.index(self.setup.disks.len());
+        let sector = self.rng.below(self.setup.disks[disk] / SECTOR_SIZE);
+        self.tell(|| format!("node {node}: somebody writes to sector {sector} of disk {disk}"));
+        let file = FileId::Image(DiskIndex(disk as u16));
+        let drive = &mut self.nodes[node].drive.disk;
+        drive.overwrite(file, sector * SECTOR_SIZE, &[0xee; SECTOR_SIZE as usize]);
+        self.nodes[node].rotten = true;
     }
 
     /// The store of a node could not be opened: its disk is replaced, if another copy is good.
@@ -48,6 +97,11 @@ impl World {
         self.coverage.count(Kind::Recovery, "refused to open");
         if !self.nodes[node].rotten {
             // A fault of the disk that passes: the service manager tries again.
+            let boot = self.nodes[node].boots;
+            return self.after(Duration::from_secs(1), Event::StartDaemon { node, boot });
+        }
+        if self.in_sync_mask() >> node & 1 == 1 {
+            // An empty disk must not come back as a member of the in-sync set: first the other copy leads alone.
             let boot = self.nodes[node].boots;
             return self.after(Duration::from_secs(1), Event::StartDaemon { node, boot });
         }

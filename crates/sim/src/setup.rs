@@ -54,10 +54,10 @@ impl Setup {
         let mut setup = Setup::plain();
         let disks = 1 + rng.index(2);
         setup.disks = (0..disks)
-            .map(|_| EXTENT_SIZE * rng.between(1..8) + SECTOR_SIZE * *rng.pick(&[0, 0, 1, 17, 127]))
+            .map(|_| EXTENT_SIZE * rng.between(1..5) + SECTOR_SIZE * *rng.pick(&[0, 0, 1, 17, 127]))
             .collect();
-        setup.segment_size = *rng.pick(&[128, 256, 512]) * 1024;
-        setup.segments = rng.between(2..5);
+        setup.segment_size = *rng.pick(&[128, 128, 256]) * 1024;
+        setup.segments = rng.between(2..4);
         let limits = &mut setup.limits;
         limits.window = *rng.pick(&[64, 256, 1024]) * 1024;
         limits.sync_delay = *rng.pick(&[Duration::from_millis(10), Duration::from_millis(300)]);
@@ -79,7 +79,7 @@ impl Setup {
         setup.disk_latency = Duration::from_micros(10)..Duration::from_micros(slowest);
         // Both clocks inside the promised bound of half a percent between them.
         setup.drift_ppb = (0..setup.nodes).map(|_| rng.below(5_000_001) as i64 - 2_500_000).collect();
-        setup.fault_phase = Duration::from_secs(rng.between(5..40));
+        setup.fault_phase = Duration::from_secs(rng.between(4..20));
         setup
     }
 

@@ -3,10 +3,10 @@
 use crate::coverage::Kind;
 use crate::faults::Planted;
 use crate::network::{Arrival, Delivery};
-use crate::world::{DaemonEvent, Event, World};
+use crate::world::{DaemonEvent, Event, Node, World};
 use rempart_cluster::{ReadOutcome, RequestId, SwapOutcome};
 use rempart_engine::{PeerMessage, RegisterReply, RegisterRequest};
-use rempart_types::SessionId;
+use rempart_types::{NodeSet, SessionId};
 use std::time::Duration;
 
 /// The way from one node to the witness and back.
@@ -139,7 +139,7 @@ impl World {
             Arrival::Now => {
                 let Delivery { session, to, .. } = delivery;
                 let peer = self.network.peer(session, to).expect("it just arrived");
-                self.tell_daemon(to, Duration::ZERO, DaemonEvent::Message { session, peer, message });
+                self.daemon_event(to, DaemonEvent::Message { session, peer, message });
             }
         }
     }
@@ -220,7 +220,8 @@ impl World {
             RegisterRequest::Inform { register, known, promise } => {
                 let id = self.nodes[node].id;
                 let amnesiac = self.witness.is_amnesiac(register);
-                self.witness.inform(id, register, known, promise);
+                let replicas = self.replicas();
+                self.witness.inform(id, register, known, promise, &replicas);
                 if amnesiac && !self.witness.is_amnesiac(register) {
                     self.reached("amnesiac witness restored");
                     // A change that nobody was told of is gone, and its epoch is free again.
@@ -237,6 +238,13 @@ impl World {
         }
         let delay = self.rng.duration(delay);
         self.after(delay, Event::Daemon { node, life, what: DaemonEvent::Register(reply) });
+    }
+
+    /// The nodes that hold the group: all but one that was taken out and has dropped it.
+    fn replicas(&self) -> NodeSet {
+        let removed = self.operator.removed();
+        let holds = |node: &&Node| !(node.stays_down && removed == Some(node.id));
+        self.nodes.iter().filter(holds).map(|node| node.id).collect()
     }
 
     /// The in-sync set by the register, a bit a node.

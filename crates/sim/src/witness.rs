@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug)]
 pub struct Witness {
     pub up: bool,
-    replicas: NodeSet,
     values: BTreeMap<RegisterId, RegisterValue>,
     /// The state was lost.
     forgot: bool,
@@ -23,11 +22,10 @@ pub struct Witness {
     pub changes: Vec<RegisterValue>,
 }
 
-impl Witness {
-    pub fn new(replicas: NodeSet) -> Witness {
+impl Default for Witness {
+    fn default() -> Witness {
         Witness {
             up: true,
-            replicas,
             values: BTreeMap::new(),
             forgot: false,
             reports: BTreeMap::new(),
@@ -35,7 +33,9 @@ impl Witness {
             changes: Vec::new(),
         }
     }
+}
 
+impl Witness {
     /// It lost its state and serves nobody that register's value.
     pub fn is_amnesiac(&self, register: RegisterId) -> bool {
         self.forgot && !self.restored.contains(&register)
@@ -108,20 +108,21 @@ impl Witness {
         ReadOutcome::Value(held.next().cloned())
     }
 
-    /// A replica tells what it knows. With the last one's word, service goes on.
+    /// A replica tells what it knows, and who the others are. With the last one's word, service goes on.
     pub fn inform(
         &mut self,
         from: NodeId,
         register: RegisterId,
         known: Option<RegisterValue>,
         promise: Epoch,
+        replicas: &NodeSet,
     ) {
         if !self.is_amnesiac(register) {
             return;
         }
         let reports = self.reports.entry(register).or_default();
         reports.insert(from, (known, promise));
-        if self.replicas.iter().all(|replica| reports.contains_key(&replica)) {
+        if replicas.iter().all(|replica| reports.contains_key(&replica)) {
             let known = std::mem::take(reports).into_values().filter_map(|(known, _)| known);
             if let Some(newest) = known.max_by_key(|value| value.epoch) {
                 self.values.insert(register, newest);
@@ -151,14 +152,15 @@ mod tests {
     #[test]
     fn an_amnesiac_witness_serves_nobody_until_every_replica_reported() {
         let nodes = [NodeId(1), NodeId(2)];
-        let mut witness = Witness::new(nodes.into_iter().collect());
+        let replicas: NodeSet = nodes.into_iter().collect();
+        let mut witness = Witness::default();
         assert_eq!(witness.swap(RegisterId(1), None, &value(1)), SwapOutcome::Won);
         assert_eq!(witness.swap(RegisterId(1), None, &value(2)), SwapOutcome::Lost(Some(value(1))));
         witness.lose_memory(false);
         assert_eq!(witness.swap(RegisterId(1), Some(Epoch(1)), &value(2)), SwapOutcome::Amnesiac);
-        witness.inform(nodes[0], RegisterId(1), Some(value(1)), Epoch(1));
+        witness.inform(nodes[0], RegisterId(1), Some(value(1)), Epoch(1), &replicas);
         assert_eq!(witness.read(RegisterId(1)), ReadOutcome::Amnesiac);
-        witness.inform(nodes[1], RegisterId(1), Some(value(3)), Epoch(4));
+        witness.inform(nodes[1], RegisterId(1), Some(value(3)), Epoch(4), &replicas);
         assert_eq!(witness.read(RegisterId(1)), ReadOutcome::Value(Some(value(3))));
     }
 }

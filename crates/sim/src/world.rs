@@ -6,11 +6,11 @@ use crate::check::Checker;
 use crate::clock::Clock;
 use crate::coverage::{Coverage, Kind};
 use crate::drive::Drive;
-use crate::faults::{Ending, FaultPlan, Planted};
+use crate::faults::{Ending, Fault, FaultPlan, Planted};
 use crate::history::History;
 use crate::machine::Machine;
 use crate::network::{Delivery, Network};
-use crate::operator::Operator;
+use crate::operator::{Operator, formatted};
 use crate::rng::Rng;
 use crate::setup::Setup;
 use crate::trace::{Trace, Verbosity};
@@ -88,7 +88,22 @@ pub(crate) enum Event {
         node: usize,
         nonce: u64,
     },
+    /// The daemon's process ends: it stopped in order, or took too long to.
+    Exit {
+        node: usize,
+        life: u64,
+        clean: bool,
+    },
     NextFault,
+    /// A fault that was aimed at what just began.
+    Strike {
+        node: usize,
+        fault: Fault,
+    },
+    /// The order to lead, to a copy that was made fit for it.
+    Force {
+        node: usize,
+    },
     EndFault(Ending),
     NextOrder,
     /// A moment at which checkers look although nothing else happens.
@@ -153,8 +168,12 @@ pub(crate) struct Node {
     pub vm_may_run: bool,
     /// The lease as the daemon last gave it.
     pub lease: Option<rempart_types::MonotonicTime>,
-    /// Bits of its disk flipped.
+    /// Bits of its disk flipped, or somebody wrote to its image.
     pub rotten: bool,
+    /// Once its daemon has stopped in order, somebody writes to the image.
+    pub to_be_touched: bool,
+    /// The next start goes back to what the copy was before an unfinished resync.
+    pub roll_back: bool,
 }
 
 /// What one run of a world is asked for.
@@ -213,11 +232,12 @@ impl World {
         let sectors: Vec<u64> = setup.disks.iter().map(|size| size / rempart_types::SECTOR_SIZE).collect();
         let network = Network::new(setup.nodes, &mut rng);
         let faults = FaultPlan::draw(&mut rng.fork(), &setup);
-        let node = |(index, &id)| Node::new(id, index, &setup, options.planted, &mut rng);
+        let disk = formatted(&setup);
+        let node = |(index, &id)| Node::new(id, index, &setup, disk.clone(), options.planted, &mut rng);
         let nodes = ids.iter().enumerate().map(node).collect();
         let mut world = World {
             agenda: Agenda::default(),
-            witness: Witness::new(ids.iter().copied().collect()),
+            witness: Witness::default(),
             history: History::new(&sectors),
             book: Book::default(),
             longest_stall: Duration::ZERO,
@@ -396,7 +416,10 @@ impl World {
             Event::StartAgain { node, life } => self.start_again(node, life),
             Event::Burst { node, nonce } => self.burst(node, nonce),
             Event::Reconnect { node, nonce } => self.reconnect(node, nonce),
+            Event::Exit { node, life, clean } => self.daemon_exits(node, life, clean),
             Event::NextFault => self.next_fault(),
+            Event::Strike { node, fault } => self.strike(fault, node),
+            Event::Force { node } => self.order_force(node),
             Event::EndFault(ending) => self.end_fault(ending),
             Event::NextOrder => self.next_order(),
             Event::Look => {}

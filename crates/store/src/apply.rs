@@ -60,7 +60,7 @@ pub(crate) struct Round {
 
 impl Store {
     /// How far the image may go now.
-    fn apply_bound(&self) -> Lsn {
+    pub(crate) fn apply_bound(&self) -> Lsn {
         if self.takes_extents() && !self.resync_beginning {
             return self.applied;
         }
@@ -76,12 +76,14 @@ impl Store {
         self.round.as_ref().map_or(self.applied, |round| round.target).max(self.image_may_hold)
     }
 
+    /// Neither a round nor a task is in the way.
+    pub(crate) fn may_apply(&self) -> bool {
+        self.round.is_none() && !self.apply_held && self.failed.is_none() && !self.wants_quiet()
+    }
+
     /// Starts a round if there is something to apply and a reason to do so now.
     pub(crate) fn apply_more(&mut self, out: &mut Output) {
-        if self.round.is_some() || self.apply_held || self.failed.is_some() {
-            return;
-        }
-        if self.wants_quiet() {
+        if !self.may_apply() {
             return;
         }
         if !self.incoming.is_empty() {

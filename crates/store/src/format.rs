@@ -49,6 +49,10 @@ pub(crate) fn write(
 /// As the running store does it: copy after copy, each synced.
 pub(crate) fn write_superblock(disk: &mut dyn Disk, superblock: &mut Superblock) -> Result<(), OpenError> {
     superblock.sequence += 1;
+    write_copies(disk, superblock)
+}
+
+pub(crate) fn write_copies(disk: &mut dyn Disk, superblock: &Superblock) -> Result<(), OpenError> {
     let copy = superblock.encode();
     for number in 0..2 {
         write(disk, "write the superblock", FileId::Superblock, number * COPY_SIZE, copy.clone())?;

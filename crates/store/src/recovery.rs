@@ -5,7 +5,7 @@
 use crate::batch::{BATCH_MAGIC, Batch, ChainValue, parse_header};
 use crate::buffer::{PAGE_SIZE, is_zero};
 use crate::change_map::ChangeMap;
-use crate::format::{read, read_superblock, run, write_superblock};
+use crate::format::{read, read_superblock, run, write, write_copies, write_superblock};
 use crate::io::{Disk, FileId, IoError, IoErrorKind, IoOp, IoOutput};
 use crate::journal::{Prepared, Segment};
 use crate::segment::{BATCHES_START, HeaderError, SegmentHeader};
@@ -224,12 +224,16 @@ fn load_snapshots(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Snapsh
     const WHAT: &str = "read the snapshot map";
     let mut snapshots = Snapshots::default();
     if !superblock.snapshots.is_empty() {
-        // What a killed process left in the page cache is relied on from here: data first, then the map.
-        for file in [FileId::SnapshotData, FileId::SnapshotMap] {
-            run(disk, WHAT, &IoOp::Sync { file })?;
+        // What a killed process left in the page cache is relied on from here: data first, then the map. The data
+        // was synced before the map was written; the map's own sync may have failed, so it is written again.
+        run(disk, WHAT, &IoOp::Sync { file: FileId::SnapshotData })?;
+        let file = FileId::SnapshotMap;
+        let len = stat(disk, WHAT, file)?.0 as usize;
+        let map = read(disk, WHAT, file, 0, len)?;
+        if len > 0 {
+            write(disk, "write the snapshot map again", file, 0, map.slice(0..len))?;
         }
-        let len = stat(disk, WHAT, FileId::SnapshotMap)?.0 as usize;
-        let map = read(disk, WHAT, FileId::SnapshotMap, 0, len)?;
+        run(disk, WHAT, &IoOp::Sync { file })?;
         snapshots.load(superblock.snapshots.clone(), superblock.snapshot_generation, &map);
     }
     Ok(snapshots)
@@ -270,7 +274,9 @@ fn load_maps(
         };
         let mut at = 0;
         while at < len {
-            let bytes = read(disk, WHAT, file, at, CHUNK as usize)?;
+            // Both slots of the last page, also where the file ends between them.
+            let count = (len - at).next_multiple_of(2 * PAGE_SIZE as u64).min(CHUNK);
+            let bytes = read(disk, WHAT, file, at, count as usize)?;
             for (index, pair) in bytes.chunks_exact(2 * PAGE_SIZE).enumerate() {
                 if !is_zero(pair) {
                     let (first, second) = pair.split_at(PAGE_SIZE);
@@ -278,6 +284,11 @@ fn load_maps(
                 }
             }
             at += CHUNK;
+        }
+        if row.suspect {
+            // Somebody else wrote to the image, wherever: nothing of it may be taken for untouched.
+            let last = rempart_types::ExtentIndex(extents - 1);
+            map.mark(rempart_types::ExtentIndex(0), last, conservative.max(Lsn(1)));
         }
         maps.insert(entry.index, map);
     }
@@ -301,12 +312,23 @@ fn check_images(disk: &mut dyn Disk, superblock: &mut Superblock) -> Result<(), 
     Ok(())
 }
 
-/// Makes the walk's end the log's end: what is behind it is overwritten, what it holds is durable.
+/// Makes the walk's end the log's end: what is behind it is overwritten, what it holds is durable. What no sync is
+/// known to have covered is written again in its place: the cache it was read from may be all there is of it.
 fn settle(disk: &mut dyn Disk, superblock: &Superblock, slots: &Slots, walk: &Walk) -> Result<(), OpenError> {
     const WHAT: &str = "cut off the journal's torn end";
     for &(slot, offset) in &walk.remains {
         let (file, len) = (FileId::Segment(slot), PAGE_SIZE as u64);
         run(disk, WHAT, &IoOp::Zero { file, offset, len, punch: false })?;
+    }
+    for (batch, after) in walk.batches.iter().filter(|(batch, _)| batch.last() > superblock.durable) {
+        let file = FileId::Segment(slots.by_sequence[&after.sequence]);
+        write(
+            disk,
+            "write the journal's end again",
+            file,
+            after.offset - batch.byte_len() as u64,
+            batch.as_slice(),
+        )?;
     }
     for (_, &slot) in slots.by_sequence.range(superblock.redo.sequence..) {
         run(disk, WHAT, &IoOp::Sync { file: FileId::Segment(slot) })?;
@@ -418,8 +440,9 @@ impl Store {
     /// Recovers. Synchronous; everything it decides is durable when it returns.
     pub fn open(disk: &mut dyn Disk, options: &OpenOptions) -> Result<(Store, Recovered), OpenError> {
         let mut superblock = read_superblock(disk)?;
-        // A killed process may have left it in the page cache only, and what follows acts on it.
-        run(disk, "write the superblock", &IoOp::Sync { file: FileId::Superblock })?;
+        // A killed process may have left it in the page cache only, and what follows acts on it. It is written
+        // again: after a failed sync the cache holds, and calls clean, what the medium never got.
+        write_copies(disk, &superblock)?;
         for row in &superblock.disks {
             if !row.entry.location.is_empty() {
                 disk.locate_image(row.entry.index, &row.entry.location);

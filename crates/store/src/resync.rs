@@ -18,7 +18,7 @@ use crate::buffer::{EXTENT_BYTES, Slice};
 use crate::event::{Output, Refused, SnapshotId, StoreEvent, Token};
 use crate::io::{FileId, IoClass, IoError, IoOp};
 use crate::store::{Pending, Store};
-use crate::task::Purpose;
+use crate::task::{Purpose, Task};
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lineage, LogPosition, Lsn};
 
 /// A read of the image for a resync's target.
@@ -69,19 +69,25 @@ impl Store {
     pub fn begin_resync(&mut self, undo: SnapshotId, out: &mut Output) -> Result<(), Refused> {
         self.check_running()?;
         let again = self.superblock.syncing.is_some();
-        if self.truncating || self.resync_beginning || self.log_restarting || !self.openings.is_empty() {
+        if self.truncating || self.resync_beginning || self.log_restarting {
             return Err(Refused::State);
         }
-        if !again && self.snapshots.position(undo).is_some() {
+        if !again && !self.is_ending_resync() && self.snapshots.position(undo).is_some() {
             return Err(Refused::Name);
         }
         if !again && self.stable_told < self.journal.log_end {
             return Err(Refused::NotServing);
         }
-        self.resync_beginning = true;
-        if !again {
-            self.want_sync(out);
+        // Snapshots that wait for records to come never open: this log ends here.
+        let opening = match &self.task {
+            Some(Task { purpose: Purpose::OpenSnapshot(id, _), .. }) => Some(*id),
+            _ => None,
+        };
+        for (id, _) in self.openings.extract_if(.., |(id, _)| Some(*id) != opening) {
+            out.events.push(StoreEvent::SnapshotClosed(id));
         }
+        self.resync_beginning = true;
+        self.want_sync(out);
         self.queue_task(Purpose::BeginResync(undo), out);
         Ok(())
     }
@@ -125,6 +131,15 @@ impl Store {
         Ok(())
     }
 
+    /// Of these extents it is only known that they are, or are about to be, as the source has them at `lsn` or later.
+    pub fn mark_changed(&mut self, disk: DiskIndex, first: ExtentIndex, count: u64, lsn: Lsn) {
+        if let Some(map) = self.maps.get_mut(&disk)
+            && count > 0
+        {
+            map.mark(first, ExtentIndex(first.0 + count - 1), lsn);
+        }
+    }
+
     /// All extents came. The old log is dropped and a new one starts after `from`, which no extent's source
     /// was behind; `lineage` is the source's, to `from`. `ResyncLogStarted` follows, then batches after `from`
     /// may be appended, and are applied as they become stable.
@@ -146,6 +161,11 @@ impl Store {
         self.log_restarting = true;
         self.queue_task(Purpose::StartLog { from, lineage }, out);
         Ok(())
+    }
+
+    /// The undo snapshot of a resync that is over is about to go.
+    fn is_ending_resync(&self) -> bool {
+        matches!(&self.task, Some(Task { purpose: Purpose::EndResync, .. }))
     }
 
     /// The number the log must durably reach before [`Store::end_resync`].

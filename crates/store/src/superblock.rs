@@ -197,7 +197,7 @@ impl Superblock {
 
     /// Reads one copy.
     pub fn decode(copy: &[u8]) -> Result<Superblock, CopyError> {
-        if copy.len() < PREFIX || crate::buffer::is_zero(copy) {
+        if copy.len() < PREFIX || (copy[..8] != MAGIC && crate::buffer::is_zero(copy)) {
             return Err(CopyError::Blank);
         }
         let word = |at: usize| u32::from_le_bytes(copy[at..at + 4].try_into().expect("four bytes"));

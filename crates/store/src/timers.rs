@@ -28,13 +28,17 @@ impl Timers {
 }
 
 impl Store {
-    /// Sets the timers that have a reason and are not set. Counted from the last tick: early is harmless.
+    /// What time it is: delays count from here.
+    pub fn now_is(&mut self, now: MonotonicTime) {
+        self.timers.now = self.timers.now.max(now);
+    }
+
+    /// Sets the timers that have a reason and are not set.
     pub(crate) fn arm_timers(&mut self) {
         let now = self.timers.now;
         let unsynced = self.journal.durable < self.journal.log_end;
-        let stable = self.stable_here().min(self.journal.log_end);
-        let unapplied =
-            stable > self.applied && self.window.floor(stable).is_some_and(|lsn| lsn > self.applied);
+        // What holds application back starts it again when it is over: no timer, or it would go off all the time.
+        let unapplied = self.may_apply() && self.apply_bound() > self.applied;
         let lazy = |lsn: Lsn, other: Lsn| lsn > other;
         let unnoted = lazy(self.applied, self.superblock.applied)
             || lazy(self.journal.durable, self.superblock_written.durable)
@@ -52,7 +56,7 @@ impl Store {
 
     /// Does what is due by time: own syncs, application, checkpoints.
     pub fn tick(&mut self, now: MonotonicTime, out: &mut Output) {
-        self.timers.now = self.timers.now.max(now);
+        self.now_is(now);
         if self.failed.is_some() || self.closing {
             return;
         }

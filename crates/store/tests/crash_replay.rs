@@ -69,7 +69,7 @@ impl Alone {
     }
 
     fn images(&self) -> Vec<Vec<u8>> {
-        let image = |disk| self.disk.content(FileId::Image(DiskIndex(disk))).expect("exists").to_vec();
+        let image = |disk| self.disk.content(FileId::Image(DiskIndex(disk))).expect("exists");
         (0..SIZES.len() as u16).map(image).collect()
     }
 

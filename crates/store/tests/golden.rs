@@ -82,7 +82,7 @@ fn a_store_of_this_format_stays_as_it_is() {
     world.drain();
     world.append(vec![common::Change::Write { disk: 0, offset: 1024, data: vec![6; 512] }]);
     world.make_all_stable();
-    let sum = |file| world.disk.content(file).map(|bytes| (bytes.len(), format!("{:08x}", crc32c(bytes))));
+    let sum = |file| world.disk.content(file).map(|bytes| (bytes.len(), format!("{:08x}", crc32c(&bytes))));
     let sums: Vec<String> = [
         FileId::Superblock,
         FileId::Segment(1),

@@ -708,7 +708,7 @@ impl World {
 
     pub fn image(&self, node: usize, disk: u16) -> Vec<u8> {
         let file = rempart_store::FileId::Image(DiskIndex(disk));
-        let mut bytes = self.nodes[node].disk.content(file).unwrap_or_default().to_vec();
+        let mut bytes = self.nodes[node].disk.content(file).unwrap_or_default();
         bytes.resize(DISK_SIZE as usize, 0);
         bytes
     }

@@ -138,6 +138,5 @@ pub fn why_frozen(why: FrozenWhy) -> &'static str {
         FrozenWhy::Refused => "a peer promised a newer epoch and the register does not answer",
         FrozenWhy::LeaseExpired => "the lease ran out; the machine is paused",
         FrozenWhy::HandingOver => "handing over",
-        FrozenWhy::DiskFailed => "the disk failed",
     }
 }

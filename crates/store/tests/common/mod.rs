@@ -365,7 +365,7 @@ impl World {
         for (index, expected) in disks.iter().enumerate() {
             let image =
                 self.disk.content(rempart_store::FileId::Image(DiskIndex(index as u16))).expect("exists");
-            assert!(image == &expected[..], "the image of disk {index} is the log to {lsn}");
+            assert!(&image == expected, "the image of disk {index} is the log to {lsn}");
         }
     }
 

@@ -4,10 +4,14 @@
 //! written when the sync was *submitted*; at power loss every sector written since is kept or lost by itself,
 //! in any order; a failed sync forgets what it should have written.
 
+mod pages;
+
 use crate::buffer::{BufferMut, Slice};
 use crate::io::{Disk, FileId, FileStat, IoCommand, IoCompletion, IoError, IoErrorKind, IoOp, IoOutput};
+use pages::Pages;
 use rempart_types::{DiskIndex, SECTOR_SIZE};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Random numbers for the disk's choices: any `FnMut() -> u64`.
 pub type Random<'a> = &'a mut dyn FnMut() -> u64;
@@ -18,7 +22,8 @@ pub type Random<'a> = &'a mut dyn FnMut() -> u64;
 /// the caller's choice and returns its completion, which the caller may deliver later.
 #[derive(Debug, Clone, Default)]
 pub struct SimulatedDisk {
-    files: BTreeMap<FileId, File>,
+    /// Shared between copies of the disk until one of them changes.
+    files: BTreeMap<FileId, Arc<File>>,
     queue: Vec<IoCommand>,
     /// Per queued command: how many changes its file had seen when it was submitted.
     marks: Vec<u64>,
@@ -38,80 +43,113 @@ enum Fault {
 #[derive(Debug, Clone, Default)]
 struct File {
     /// What readers see.
-    cache: Vec<u8>,
+    cache: Pages,
     /// What survives a power loss for sure.
-    medium: Vec<u8>,
+    medium: Pages,
     /// Changes since, each with its number.
     unsynced: Vec<(u64, Change)>,
+    /// A failed sync forgot changes: readers see what the medium has not.
+    forgotten: bool,
     changes: u64,
     modified_ns: u64,
 }
 
 #[derive(Debug, Clone)]
 enum Change {
-    Bytes { offset: usize, data: Vec<u8> },
+    Bytes { offset: usize, data: Vec<Slice> },
+    Zero { offset: usize, len: usize },
     Len(usize),
 }
 
-impl File {
-    fn apply(target: &mut Vec<u8>, change: &Change) {
-        match change {
+impl Change {
+    fn apply(&self, target: &mut Pages) {
+        match self {
             Change::Bytes { offset, data } => {
-                let end = offset + data.len();
-                if target.len() < end {
-                    target.resize(end, 0);
+                let mut at = *offset;
+                for slice in data {
+                    target.write(at, slice);
+                    at += slice.len();
                 }
-                target[*offset..end].copy_from_slice(data);
             }
-            Change::Len(len) => target.resize(*len, 0),
+            Change::Zero { offset, len } => target.zero(*offset, *len),
+            Change::Len(len) => target.resize(*len),
         }
     }
 
+    /// The bytes that change.
+    fn range(&self) -> (usize, usize) {
+        match self {
+            Change::Bytes { offset, data } => (*offset, data.iter().map(|slice| slice.len()).sum()),
+            Change::Zero { offset, len } => (*offset, *len),
+            Change::Len(_) => (0, 0),
+        }
+    }
+}
+
+impl File {
     fn change(&mut self, change: Change) {
-        File::apply(&mut self.cache, &change);
+        change.apply(&mut self.cache);
         self.changes += 1;
         self.unsynced.push((self.changes, change));
     }
 
     /// Makes changes to number `upto` durable.
     fn sync(&mut self, upto: u64) {
-        let rest = self.unsynced.iter().position(|(number, _)| *number > upto).unwrap_or(self.unsynced.len());
-        for (_, change) in self.unsynced.drain(..rest) {
-            File::apply(&mut self.medium, &change);
+        let all = self.unsynced.last().is_none_or(|(number, _)| *number <= upto);
+        // Where nothing else differs, the pages that changed are as readers see them.
+        let simple = all
+            && !self.forgotten
+            && self.unsynced.iter().all(|(_, change)| !matches!(change, Change::Len(_)));
+        let count = self.unsynced.iter().take_while(|(number, _)| *number <= upto).count();
+        for (_, change) in self.unsynced.drain(..count) {
+            if simple {
+                let (offset, len) = change.range();
+                self.medium.take_over(&self.cache, offset, len);
+            } else {
+                change.apply(&mut self.medium);
+            }
         }
+    }
+
+    /// Readers see what the medium holds.
+    fn is_clean(&self) -> bool {
+        self.unsynced.is_empty() && !self.forgotten
     }
 
     fn lose_power(&mut self, random: Random<'_>) {
         // Most crashes lose either nothing or all; the torn ones between are the interesting rest.
         let mode = random() % 4;
+        let mut keep = || match mode {
+            0 => false,
+            1 => true,
+            _ => random().is_multiple_of(2),
+        };
         for (_, change) in std::mem::take(&mut self.unsynced) {
-            match change {
-                Change::Bytes { offset, data } => {
-                    let mut at = 0;
-                    while at < data.len() {
-                        let len = (SECTOR_SIZE as usize - (offset + at) % SECTOR_SIZE as usize)
-                            .min(data.len() - at);
-                        let keep = match mode {
-                            0 => false,
-                            1 => true,
-                            _ => random().is_multiple_of(2),
-                        };
-                        if keep {
-                            let part =
-                                Change::Bytes { offset: offset + at, data: data[at..at + len].to_vec() };
-                            File::apply(&mut self.medium, &part);
-                        }
-                        at += len;
+            if matches!(change, Change::Len(_)) {
+                if keep() {
+                    change.apply(&mut self.medium);
+                }
+                continue;
+            }
+            let (offset, len) = change.range();
+            let data = match &change {
+                Change::Bytes { data, .. } => joined(data),
+                _ => Vec::new(),
+            };
+            let mut at = 0;
+            while at < len {
+                let sector = (SECTOR_SIZE as usize - (offset + at) % SECTOR_SIZE as usize).min(len - at);
+                if keep() {
+                    match data.get(at..at + sector) {
+                        Some(bytes) => self.medium.write(offset + at, bytes),
+                        None => self.medium.zero(offset + at, sector),
                     }
                 }
-                Change::Len(_) => {
-                    if mode == 1 || (mode > 1 && random().is_multiple_of(2)) {
-                        File::apply(&mut self.medium, &change);
-                    }
-                }
+                at += sector;
             }
         }
-        self.cache = self.medium.clone();
+        self.cache.clone_from(&self.medium);
+        self.forgotten = false;
     }
 }
 
@@ -157,8 +195,11 @@ impl SimulatedDisk {
                     let all = joined(data);
                     let sectors = (all.len() as u64).div_ceil(SECTOR_SIZE);
                     let len = (random() % (sectors + 1) * SECTOR_SIZE).min(all.len() as u64) as usize;
-                    let file = self.files.entry(*file).or_default();
-                    file.change(Change::Bytes { offset: *offset as usize, data: all[..len].to_vec() });
+                    let file = Arc::make_mut(self.files.entry(*file).or_default());
+                    file.change(Change::Bytes {
+                        offset: *offset as usize,
+                        data: vec![Slice::copy_of(&all[..len])],
+                    });
                 }
                 (_, op) => {
                     let mark = self.files.get(&op.file()).map_or(0, |file| file.changes);
@@ -172,8 +213,8 @@ impl SimulatedDisk {
     /// lost by `random`, in any order.
     pub fn lose_power(&mut self, random: Random<'_>) {
         self.crash_process(random);
-        for file in self.files.values_mut() {
-            file.lose_power(random);
+        for file in self.files.values_mut().filter(|file| !file.is_clean()) {
+            Arc::make_mut(file).lose_power(random);
         }
     }
 
@@ -198,10 +239,10 @@ impl SimulatedDisk {
 
     /// Flips bits of one stored byte, as it is on the medium and in the cache. False if there is no such byte.
     pub fn rot(&mut self, file: FileId, offset: u64, mask: u8) -> bool {
-        let Some(file) = self.files.get_mut(&file) else { return false };
+        let Some(file) = self.files.get_mut(&file).map(Arc::make_mut) else { return false };
         let mut hit = false;
         for bytes in [&mut file.cache, &mut file.medium] {
-            if let Some(byte) = bytes.get_mut(offset as usize) {
+            if let Some(byte) = bytes.byte_mut(offset as usize) {
                 *byte ^= mask;
                 hit = true;
             }
@@ -210,8 +251,8 @@ impl SimulatedDisk {
     }
 
     /// A file's content as a reader sees it now, for checkers.
-    pub fn content(&self, file: FileId) -> Option<&[u8]> {
-        self.files.get(&file).map(|file| &file.cache[..])
+    pub fn content(&self, file: FileId) -> Option<Vec<u8>> {
+        self.files.get(&file).map(|file| file.cache.to_vec())
     }
 
     /// The files that exist.
@@ -222,8 +263,8 @@ impl SimulatedDisk {
     /// Writes into a file behind the store's back, durably.
     pub fn overwrite(&mut self, file: FileId, offset: u64, data: &[u8]) {
         self.clock_ns += 1;
-        let file = self.files.entry(file).or_default();
-        file.change(Change::Bytes { offset: offset as usize, data: data.to_vec() });
+        let file = Arc::make_mut(self.files.entry(file).or_default());
+        file.change(Change::Bytes { offset: offset as usize, data: vec![Slice::copy_of(data)] });
         file.modified_ns = self.clock_ns;
         file.sync(u64::MAX);
     }
@@ -253,10 +294,10 @@ impl SimulatedDisk {
         }
         match op {
             IoOp::Write { offset, data, .. } => {
-                let all = joined(data);
-                self.check_room(id, offset + all.len() as u64)?;
-                let file = self.files.entry(id).or_default();
-                file.change(Change::Bytes { offset: *offset as usize, data: all });
+                let len: usize = data.iter().map(|slice| slice.len()).sum();
+                self.check_room(id, offset + len as u64)?;
+                let file = Arc::make_mut(self.files.entry(id).or_default());
+                file.change(Change::Bytes { offset: *offset as usize, data: data.clone() });
                 file.modified_ns = self.clock_ns;
                 Ok(IoOutput::Done)
             }
@@ -266,48 +307,47 @@ impl SimulatedDisk {
                 }
                 let file = self.files.get(&id).ok_or_else(|| error(IoErrorKind::Missing, id))?;
                 let mut buffer = BufferMut::zeroed(*len);
-                let start = (*offset as usize).min(file.cache.len());
-                let end = (start + len).min(file.cache.len());
-                buffer[..end - start].copy_from_slice(&file.cache[start..end]);
+                file.cache.read(*offset as usize, &mut buffer);
                 Ok(IoOutput::Data(buffer.freeze()))
             }
             IoOp::Sync { .. } => {
                 if self.fault(id, |fault| fault == Fault::Sync).is_some() {
-                    if let Some(file) = self.files.get_mut(&id) {
+                    if let Some(file) = self.files.get_mut(&id).map(Arc::make_mut) {
+                        file.forgotten |= !file.unsynced.is_empty();
                         file.unsynced.clear();
                     }
                     return Err(error(IoErrorKind::Io, id));
                 }
-                if let Some(file) = self.files.get_mut(&id) {
-                    file.sync(sync_mark);
+                if let Some(file) = self.files.get_mut(&id).filter(|file| !file.unsynced.is_empty()) {
+                    Arc::make_mut(file).sync(sync_mark);
                 }
                 Ok(IoOutput::Done)
             }
             IoOp::Zero { offset, len, .. } => {
-                let file = self.files.entry(id).or_default();
+                let file = Arc::make_mut(self.files.entry(id).or_default());
                 // Within the file only: zeroing never grows one.
                 let start = (*offset).min(file.cache.len() as u64) as usize;
                 let end = offset.saturating_add(*len).min(file.cache.len() as u64) as usize;
                 if start < end {
-                    file.change(Change::Bytes { offset: start, data: vec![0; end - start] });
+                    file.change(Change::Zero { offset: start, len: end - start });
                     file.modified_ns = self.clock_ns;
                 }
                 Ok(IoOutput::Done)
             }
             IoOp::SetLen { len, .. } => {
                 self.check_room(id, *len)?;
-                let file = self.files.entry(id).or_default();
+                let file = Arc::make_mut(self.files.entry(id).or_default());
                 file.change(Change::Len(*len as usize));
                 file.modified_ns = self.clock_ns;
                 Ok(IoOutput::Done)
             }
             IoOp::Create { len, head, .. } => {
                 self.check_room(id, *len)?;
-                let mut cache = vec![0; *len as usize];
-                cache[..head.len()].copy_from_slice(head);
+                let mut cache = Pages::zeroed(*len as usize);
+                cache.write(0, head);
                 let file =
                     File { medium: cache.clone(), cache, modified_ns: self.clock_ns, ..File::default() };
-                self.files.insert(id, file);
+                self.files.insert(id, Arc::new(file));
                 Ok(IoOutput::Done)
             }
             IoOp::Remove { .. } => {
