@@ -10,6 +10,7 @@ mod lab_check;
 mod layers;
 mod observer;
 mod setup;
+mod sim;
 mod suites;
 mod verify;
 mod workspace;
@@ -38,6 +39,8 @@ enum Task {
     Bench(bench::Bench),
     /// Feed the parsers what nobody meant them to read
     Fuzz(fuzz::Options),
+    /// Play simulated worlds: `cargo xtask sim --seeds 100000`
+    Sim(sim::Options),
     /// Check who depends on whom against docs/architecture.md
     Layers,
     /// Try the lab itself: the guest under plain QEMU, cuts, a power failure
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Test(options) => suites::run_all(&options),
         Task::Bench(bench) => bench::run(&bench),
         Task::Fuzz(options) => fuzz::run_targets(&options),
+        Task::Sim(options) => sim::play(&options),
         Task::Layers => layers::check(),
         Task::Lab => setup::ensure().and_then(|kernel| lab_check::run(&kernel)),
     };

@@ -122,6 +122,10 @@ impl Engine {
                     HandoverFailure::Deadline => "it took too long",
                 }))
             }
+            // It would be waited for in vain, and in the way of the order to rejoin.
+            (Condition::Superseded { .. }, Until::Leading | Until::Forced | Until::HandedOver) => {
+                Err(CommandError::Aborted("the group lives on in another register"))
+            }
             (Condition::Leading { .. }, Until::Leading)
             | (Condition::Forced { .. }, Until::Forced)
             | (Condition::HandedOver { .. }, Until::HandedOver)

@@ -106,9 +106,10 @@ impl World {
                 let life = self.nodes[node].lives;
                 self.after(Duration::from_millis(1), Event::Exit { node, life, clean: true });
             }
-            ("rejoin", Ok(_)) => {
+            // Ordered again later.
+            ("rejoin", Err(_)) => {
                 let id = self.nodes[node].id;
-                self.operator.superseded.remove(id);
+                self.operator.superseded.insert(id);
             }
             _ => {}
         }
