@@ -376,15 +376,16 @@ impl History {
 
     /// `node` lost what was only in its memory while `in_sync` (a bit a node) had to hold everything.
     pub fn memory_wiped(&mut self, node: usize, in_sync: u8, at: Moment) {
-        let unflushed = std::mem::take(&mut self.unflushed);
-        for &tag in &unflushed {
+        // What may be gone is not what a later flush covers.
+        for tag in std::mem::take(&mut self.unflushed) {
             let op = self.op_mut(tag);
             op.wiped |= 1 << node;
             if in_sync & !op.wiped == 0 {
                 self.revoke(tag, at);
+            } else {
+                self.unflushed.push(tag);
             }
         }
-        self.unflushed = unflushed;
     }
 
     /// `node` holds everything again: it was admitted to the in-sync set.
@@ -397,6 +398,7 @@ impl History {
 
     /// An operator forced an old copy to lead: any value may be gone, any older one back.
     pub fn forced(&mut self, at: Moment) {
+        self.unflushed.clear();
         for index in 0..self.ops.len() {
             self.revoke(Tag(index as u64 + 1), at);
         }
