@@ -112,7 +112,7 @@ impl Member {
         match wanted.register {
             Some(ours) if ours != register => {
                 // A register's successor starts its epochs above everything its predecessor could reach.
-                if generation(term.epoch) > generation(promise) {
+                if term.epoch.generation() > promise.generation() {
                     self.supersede(register, out);
                 }
                 return;
@@ -206,11 +206,6 @@ impl Member {
             self.suspect(now, now, out);
         }
     }
-}
-
-/// Epochs of one register, and of those it was moved to without force, share their upper half.
-pub(crate) fn generation(epoch: Epoch) -> u64 {
-    epoch.0 >> 32
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! then created. A crash in between is finished at the next start, by whoever forced. Epochs of the successor start
 //! above everything the old register could reach: its upper half counts registers, so a term never means two logs.
 
-use crate::following::generation;
 use crate::member::{Member, State};
 use crate::persistent::Attempt;
 use crate::{Action, Condition, RefusedWhy};
@@ -207,7 +206,7 @@ impl Member {
         // Should two sides be forced against each other in spite of all warnings, their terms still differ but
         // once in 65,536 times.
         let salt = u64::try_from(register.0 & 0xffff).expect("sixteen bits");
-        let next = generation(highest).checked_add(1).expect("generations do not wrap");
+        let next = highest.generation().checked_add(1).expect("generations do not wrap");
         RegisterValue {
             register,
             epoch: Epoch((next << 32) | (salt << 16)),

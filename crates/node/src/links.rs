@@ -6,7 +6,7 @@ use crate::node::Node;
 use crate::vm::LinkWanted;
 use rempart_transport::{Deadlines, Hello, Identity, Purpose, Role, dial_data};
 use rempart_types::{GroupId, NodeId};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,17 +15,50 @@ use tokio::sync::mpsc;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MOST_RETRY: Duration = Duration::from_secs(1);
 
+/// Who is being dialled. What is wanted meanwhile is not forgotten: a connection may be lost again before its dialler
+/// is done.
+#[derive(Debug, Default)]
+struct Dialling(BTreeMap<(GroupId, NodeId), bool>);
+
+impl Dialling {
+    /// False if somebody dials already; that one will go on.
+    fn begin(&mut self, link: (GroupId, NodeId)) -> bool {
+        match self.0.get_mut(&link) {
+            Some(again) => {
+                *again = true;
+                false
+            }
+            None => self.0.insert(link, false).is_none(),
+        }
+    }
+
+    /// False if the dialler has to go on.
+    fn end(&mut self, link: (GroupId, NodeId)) -> bool {
+        let again = self.0.get_mut(&link).is_some_and(std::mem::take);
+        if !again {
+            self.0.remove(&link);
+        }
+        !again
+    }
+}
+
 /// One dialler per group and peer, while a link is wanted.
 pub async fn keep(node: Arc<Node>, mut wanted: mpsc::UnboundedReceiver<LinkWanted>) {
-    let dialling: Arc<Mutex<BTreeSet<(GroupId, NodeId)>>> = Arc::default();
+    let dialling: Arc<Mutex<Dialling>> = Arc::default();
     while let Some(LinkWanted { group, peer }) = wanted.recv().await {
-        if node.id() > peer || !dialling.lock().expect("held for a moment only").insert((group, peer)) {
+        if node.id() > peer || !dialling.lock().expect("held for a moment only").begin((group, peer)) {
             continue;
         }
         let (node, dialling) = (node.clone(), dialling.clone());
         tokio::spawn(async move {
-            dial(&node, group, peer).await;
-            dialling.lock().expect("held for a moment only").remove(&(group, peer));
+            loop {
+                dial(&node, group, peer).await;
+                // A peer that takes connections and closes them at once is not dialled without a pause.
+                tokio::time::sleep(FIRST_RETRY).await;
+                if dialling.lock().expect("held for a moment only").end((group, peer)) {
+                    return;
+                }
+            }
         });
     }
 }
@@ -90,4 +123,23 @@ pub async fn resolve(text: &str) -> Result<SocketAddr, String> {
     let mut found =
         tokio::net::lookup_host(text).await.map_err(|e| format!("cannot resolve `{text}`: {e}"))?;
     found.next().ok_or_else(|| format!("`{text}` resolves to no address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A peer closed the connection while its dialler was still about to leave: nobody dialled again.
+    #[test]
+    fn a_link_lost_before_its_dialler_is_done_is_dialled_again() {
+        let (link, other) = ((GroupId(1), NodeId(2)), (GroupId(1), NodeId(3)));
+        let mut dialling = Dialling::default();
+        assert!(dialling.begin(link));
+        assert!(!dialling.begin(link), "one dialler a link");
+        assert!(dialling.begin(other));
+        assert!(!dialling.end(link), "it was wanted again");
+        assert!(dialling.end(link));
+        assert!(dialling.begin(link), "it was wanted after all was done");
+        assert!(dialling.end(other));
+    }
 }

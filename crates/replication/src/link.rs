@@ -160,7 +160,11 @@ impl Link {
         out: &mut Vec<Action>,
     ) {
         let common = local.lineage.common_point(local.end, &state.lineage, state.end);
-        let passed = state.applied.max(state.stable) > common;
+        // Stable records may be in its image although a crash took the word for it. Only force makes a log end before
+        // one of them: on a replica that wrote alone, or in a generation that knows nothing of it.
+        let forced = term.epoch.generation() > state.lineage.last_term().epoch.generation();
+        let unclaimed = state.end > common && (state.wrote_alone || forced);
+        let passed = unclaimed || state.applied.max(state.stable) > common;
         let may_lose = state.end > common && (state.wrote_alone || passed);
         if may_lose && state.syncing.is_none() && !self.approved && !state.may_overwrite {
             out.push(Action::Report(Report::Diverged { peer: self.peer, common, peer_end: state.end }));

@@ -50,6 +50,7 @@ story! {
     takeover_recommits_the_tail
     a_new_leader_adopts_a_longer_log
     a_forced_takeover_is_shown_as_divergence
+    applied_without_a_lasting_word_for_it
     a_blocking_member_is_reported
     a_member_that_blocks_again_and_again
     older_sessions_and_terms_are_dropped

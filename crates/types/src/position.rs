@@ -46,6 +46,11 @@ impl Epoch {
     pub fn next(self) -> Epoch {
         Epoch(self.0.checked_add(1).expect("epochs do not wrap"))
     }
+
+    /// Epochs of one register, and of those it was moved to without force, share it; a forced takeover starts the next.
+    pub fn generation(self) -> u64 {
+        self.0 >> 32
+    }
 }
 
 impl fmt::Display for Epoch {

@@ -248,7 +248,11 @@ impl Shared {
         match self.run_dir.read_exit() {
             Ok(Some(record)) => record,
             _ => ExitRecord {
-                cause: ExitCause::GuardDied,
+                // A guard that could not be asked is killed after its QEMU: that is no death of its own.
+                cause: match self.kill_asked.load(Ordering::Relaxed) {
+                    true => ExitCause::Request,
+                    false => ExitCause::GuardDied,
+                },
                 code: None,
                 signal: Some(libc::SIGKILL),
                 detail: String::new(),
