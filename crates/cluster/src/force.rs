@@ -115,14 +115,19 @@ impl Member {
         if !forcing && (value.primary != self.config.me || !self.can_lead()) {
             return self.supersede(successor, out);
         }
-        // Ours, or one whose author never came to create the successor: create it. If it exists, its value tells.
+        // Ours, or one whose author may never have come to create the successor: create it. If it exists, its value
+        // tells.
         self.step_down(out);
+        let own = value.primary == self.config.me;
         let value = RegisterValue {
             register: successor,
             primary: self.config.me,
             in_sync: NodeSet::only(self.config.me),
             intent: Intent::Lead,
-            ..value
+            // Under the author's nonce what the author created would be taken for ours.
+            nonce: if own { value.nonce } else { self.draw_nonce() },
+            lineage: if own { value.lineage } else { self.lineage.clone() },
+            epoch: value.epoch,
         };
         self.create_successor(value);
     }

@@ -225,7 +225,7 @@ impl Member {
     pub(crate) fn refused_by(&mut self, node: NodeId, promise: Epoch, now: MonotonicTime) {
         let deadline = now + self.config.timing.peer_deadline;
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.promise = peer.promise.max(promise);
+        peer.promised(promise);
         peer.silent = false;
         self.timers.set(Timer::PeerDeadline(node), deadline);
     }

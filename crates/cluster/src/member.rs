@@ -132,7 +132,7 @@ impl Member {
             Event::PeerFellBehind { node } => self.with_peer(node, |peer| peer.caught_up = false),
             Event::CommitBlockedBy { node } => self.blocked_by(node),
             Event::PeerRefused { node, promise } => {
-                self.with_peer(node, |peer| peer.promise = peer.promise.max(promise));
+                self.with_peer(node, |peer| peer.promised(promise));
             }
             Event::TailCommitted { term } => {
                 if let State::Leading(leading) = &mut self.state
@@ -315,7 +315,7 @@ impl Member {
                     peer.greeted = true;
                     // Epochs of another register do not compare with ours.
                     if register.is_none() || register == ours {
-                        peer.promise = peer.promise.max(promise);
+                        peer.promised(promise);
                     }
                 });
             }

@@ -49,6 +49,14 @@ impl Peer {
         self.joining = false;
     }
 
+    /// It told what it promised. What no register ever gets to is no promise: the epochs after it would wrap.
+    pub(crate) fn promised(&mut self, promise: Epoch) {
+        const HIGHEST: Epoch = Epoch(u64::MAX / 2);
+        if promise <= HIGHEST {
+            self.promise = self.promise.max(promise);
+        }
+    }
+
     /// It should not be waited for any longer.
     pub(crate) fn unfit(&self) -> bool {
         self.silent || self.blocking || self.leaving || self.removed
@@ -75,6 +83,15 @@ impl Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_promise_that_no_register_gets_to_is_not_believed() {
+        let mut peer = Peer::default();
+        peer.promised(Epoch(7));
+        peer.promised(Epoch(u64::MAX));
+        peer.promised(Epoch(3));
+        assert_eq!(peer.promise, Epoch(7));
+    }
 
     #[test]
     fn a_flapping_peer_waits_twice_as_long_each_time_and_a_steady_one_is_forgiven() {
