@@ -71,6 +71,8 @@ impl Engine {
                 self.control.resync = Some(ResyncBase { base: syncing.base, whole: syncing.whole });
                 self.persist_control(ENGINE_RECEIPT);
                 self.resync.setting_aside = Some(round);
+                // A resync that was about to end does not: its records are not waited for any more.
+                self.resync.ending = false;
                 self.resync.scans.cancel(|scan| matches!(scan.purpose, ScanFor::Target { .. }));
                 self.usable_is(false);
                 let end = self.log_end();
@@ -78,17 +80,22 @@ impl Engine {
                     store.stable_is(end, io);
                     store.begin_resync(UNDO, io)
                 });
-                assert!(
-                    begun.is_ok() || self.store.failure().is_some(),
-                    "a settled copy is set aside: {begun:?}"
-                );
+                if begun.is_err() {
+                    self.resync.setting_aside = None;
+                    self.control.resync = None;
+                    self.persist_control(ENGINE_RECEIPT);
+                    self.store_refused();
+                    self.resume_resync_end();
+                    self.weigh_copy();
+                }
             }
             ReplicationAction::WriteExtents { round, sequence, pieces } => {
                 self.write_extents(round, sequence, &pieces, beside);
             }
             ReplicationAction::StartResyncLog { from, lineage } => {
-                let started = self.with_store(|store, io| store.start_resync_log(from, &lineage, io));
-                assert!(started.is_ok() || self.store.failure().is_some(), "all extents came: {started:?}");
+                if self.with_store(|store, io| store.start_resync_log(from, &lineage, io)).is_err() {
+                    self.store_refused();
+                }
             }
             action => unreachable!("{action:?} is performed elsewhere"),
         }
@@ -101,7 +108,6 @@ impl Engine {
             StoreEvent::ExtentWritten(token) => self.extent_written(token),
             StoreEvent::ResyncBegun { .. } => {
                 let round = self.resync.setting_aside.take().expect("the copy is set aside for a round");
-                self.resync.ending = false;
                 self.replication(ReplicationEvent::ResyncSetAside { round });
             }
             StoreEvent::ResyncLogStarted { from } => {
@@ -267,7 +273,7 @@ impl Engine {
 
     /// Ends the resync once the log durably reached what the extents need.
     pub(crate) fn resync_log_durable(&mut self, durable: Lsn) {
-        if self.resync.ending && self.store.resync_until().is_none_or(|until| durable >= until) {
+        if self.resync.ending && self.store.resync_until().is_some_and(|until| durable >= until) {
             self.resync.ending = false;
             let ended = self.with_store(|store, io| store.end_resync(io));
             assert!(ended.is_ok() || self.store.failure().is_some(), "the log reached its mark: {ended:?}");

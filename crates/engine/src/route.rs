@@ -7,7 +7,7 @@ use crate::work::{Beside, Work};
 use crate::{Action, Bytes, Engine, RegisterRequest, Report, VmAction};
 use rempart_cluster::{Action as ClusterAction, Condition, Event as ClusterEvent, Receipt};
 use rempart_replication::{Action as ReplicationAction, BatchInfo, Event as ReplicationEvent};
-use rempart_store::{Batch, Health, LogChunk, LogReadError, PinId, StoreEvent, Token};
+use rempart_store::{Batch, Health, LogChunk, LogReadError, PinId, StoreEvent, SyncingPhase, Token};
 use rempart_types::{Lsn, NodeId, SessionId};
 
 /// The journal kept for peers that are being brought up.
@@ -149,12 +149,9 @@ impl Engine {
             }
             ReplicationAction::FlushDone { id } => self.flush_done(id),
             ReplicationAction::TruncateAfter(lsn) => {
-                let result = self.with_store(|store, io| store.truncate_after(lsn, io));
-                if let Err(refused) = result {
-                    assert!(
-                        self.store.failure().is_some(),
-                        "a truncation that was checked is refused: {refused}"
-                    );
+                // The store knows more than what was checked: where batches end, whether the copy is damaged.
+                if self.with_store(|store, io| store.truncate_after(lsn, io)).is_err() {
+                    self.store_refused();
                 }
             }
             ReplicationAction::KeepJournal { after: Some(after) } => self.store.pin(PEERS_PIN, after),
@@ -206,6 +203,16 @@ impl Engine {
                 why: "sent a batch that does not fit the log",
             });
             self.replication(ReplicationEvent::AppendRefused { end: self.store.log_end().lsn });
+        }
+    }
+
+    /// A leader's message asked for something that this copy cannot do. A store that failed is told of elsewhere.
+    pub(crate) fn store_refused(&mut self) {
+        if self.store.failure().is_none() {
+            let health = self.store.health();
+            let syncing = matches!(health, Health::Syncing(SyncingPhase::Extents));
+            let whole = *health == Health::Good;
+            self.replication(ReplicationEvent::StoreRefused { syncing, whole });
         }
     }
 

@@ -74,6 +74,12 @@ pub enum Event {
         batch: BatchInfo,
         sync: bool,
     },
+    /// The store cannot do what `TruncateAfter`, `ResyncSetAside` or `StartResyncLog` wanted. `syncing`: the copy takes
+    /// extents; `whole`: no resync is unfinished.
+    StoreRefused {
+        syncing: bool,
+        whole: bool,
+    },
     /// The store did not take what `AppendForeign` gave it: the log still ends at `end`.
     AppendRefused {
         end: Lsn,

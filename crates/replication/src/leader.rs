@@ -221,7 +221,8 @@ impl Leader {
         let Some(link) = self.links.get_mut(&peer) else { return true };
         let (Progress::Pulling { end }, Some(session)) = (&link.progress, link.session) else { return true };
         let end = *end;
-        let sound = batch.first == local.end.next() && batch.last >= batch.first && batch.bytes > 0;
+        let follows = batch.first == local.end.next() && batch.last >= batch.first;
+        let sound = follows && batch.last <= end && batch.bytes > 0;
         if from != peer || !sound || batch.term < local.lineage.last_term() || batch.term >= self.term {
             return false;
         }
@@ -237,9 +238,14 @@ impl Leader {
 
     /// The store did not take what a member sent.
     pub fn append_refused(&mut self, local: &Local, out: &mut Vec<Action>) {
-        if let Phase::Adopting { from, .. } = self.phase {
-            self.links[&from].close("sent records that do not fit", out);
-            self.start(local, out);
+        match self.phase {
+            Phase::Adopting { from, .. } => {
+                self.links[&from].close("sent records that do not fit", out);
+                self.start(local, out);
+            }
+            // They were to be the last that it takes over.
+            Phase::Starting => self.recent = RecentBytes::new(local.end),
+            _ => {}
         }
     }
 
@@ -499,7 +505,12 @@ impl Leader {
                 self.gather(local, now, out);
             }
             Message::Truncated { end, .. } => {
-                let Progress::Truncating { to, durable, then } = link.progress else { return };
+                let Progress::Truncating { to, durable, then } = link.progress else {
+                    if matches!(link.progress, Progress::CatchingUp { .. } | Progress::Streaming) {
+                        link.close("cut its log unasked", out);
+                    }
+                    return;
+                };
                 if end != to {
                     return link.close("truncated to somewhere else", out);
                 }

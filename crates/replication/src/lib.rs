@@ -161,6 +161,16 @@ impl Replication {
                     Role::Idle => {}
                 }
             }
+            Event::StoreRefused { syncing, whole } => {
+                local.busy -= 1;
+                local.starting_log = None;
+                local.syncing.take_if(|_| !syncing);
+                local.whole = whole;
+                if let Role::Follower(follower) = &mut self.role {
+                    follower.close("asks for what this copy cannot do", out);
+                    follower.answer(local, out);
+                }
+            }
             Event::Truncated { end } => {
                 local.busy -= 1;
                 local.truncate(end, out);

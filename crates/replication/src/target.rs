@@ -70,7 +70,8 @@ impl Follower {
             }
             Message::ResyncFrom { round, at, lineage, .. } => {
                 let Some(target) = self.target(round) else { return };
-                if !matches!(target.stage, Stage::Waiting) || lineage.position(at.lsn) != Some(at) {
+                let goes_on = at.lsn < Lsn(u64::MAX) && lineage.position(at.lsn) == Some(at);
+                if !matches!(target.stage, Stage::Waiting) || !goes_on {
                     return self.close("starts a resync out of turn", out);
                 }
                 let next = first_region(Region::default(), &local.disks);

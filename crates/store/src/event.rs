@@ -219,8 +219,8 @@ pub enum Refused {
     NotServing,
     /// Outside the disk, or an unknown one.
     OutOfRange,
-    /// Records to `bound` cannot be cut off: they are committed or in the image.
-    Committed { bound: Lsn },
+    /// Records to `bound` cannot be cut off: they are stable or in the image.
+    Stable { bound: Lsn },
     /// The position is inside a batch, which is kept or dropped whole: `before` and `last` are its neighbours.
     InsideBatch { before: Lsn, last: Lsn },
     /// The image already passed that position.
@@ -236,7 +236,7 @@ impl fmt::Display for Refused {
         match self {
             Refused::NotServing => f.write_str("this copy serves nothing yet"),
             Refused::OutOfRange => f.write_str("outside the disk"),
-            Refused::Committed { bound } => write!(f, "records to {bound} are committed"),
+            Refused::Stable { bound } => write!(f, "records to {bound} are stable"),
             Refused::InsideBatch { before, last } => write!(f, "inside the batch {}..={last}", before.next()),
             Refused::Passed => f.write_str("the image already passed that position"),
             Refused::Name => f.write_str("the name is taken or unknown"),

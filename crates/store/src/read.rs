@@ -61,6 +61,17 @@ impl Store {
         self.indexed = upto;
     }
 
+    /// Reads no longer see records after `lsn`, which were committed and are cut off.
+    pub(crate) fn uncommit_after(&mut self, lsn: Lsn) {
+        self.committed_told = self.committed_told.min(lsn);
+        if self.indexed > lsn {
+            self.index.clear();
+            self.indexed = self.applied;
+            self.config_committed = self.config_applied.clone();
+            self.index_committed();
+        }
+    }
+
     /// Reads committed bytes: `Read` follows (at once when memory has it all).
     pub fn read(
         &mut self,

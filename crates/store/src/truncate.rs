@@ -13,7 +13,8 @@ use std::collections::VecDeque;
 
 impl Store {
     /// Drops every record after `lsn`, durably, before `Truncated` is reported. Appends are refused meanwhile.
-    /// Falls between batches only: all watermarks that replicas agree on do.
+    /// Falls between batches only: all watermarks that replicas agree on do. Committed records may be among them:
+    /// those that no flush covers are lost when a member that lost them with its power leads next.
     pub fn truncate_after(&mut self, lsn: Lsn, out: &mut Output) -> Result<(), Refused> {
         self.check_running()?;
         if self.truncating || self.takes_extents() || self.superblock.damage.is_some() {
@@ -27,9 +28,9 @@ impl Store {
             return Ok(());
         }
         let reached = self.round.as_ref().map_or(self.applied, |round| round.target);
-        let bound = reached.max(self.stable_told).max(self.committed_told).max(self.applied);
+        let bound = reached.max(self.stable_told).max(self.applied);
         if lsn < bound {
-            return Err(Refused::Committed { bound: bound.min(self.journal.log_end) });
+            return Err(Refused::Stable { bound: bound.min(self.journal.log_end) });
         }
         let (position, chain, term): (JournalPosition, Option<ChainValue>, _) = if lsn == self.applied {
             (self.applied_position, self.applied_position.chain, self.superblock.lineage.term_at(lsn))
@@ -51,6 +52,7 @@ impl Store {
         self.truncating = true;
         self.truncate_position = position;
         self.window.truncate_after(lsn);
+        self.uncommit_after(lsn);
         self.superblock.lineage.truncate(lsn);
         let journal = &mut self.journal;
         journal.waiting.retain(|batch| batch.last() <= lsn);

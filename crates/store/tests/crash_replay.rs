@@ -2,36 +2,13 @@
 
 mod common;
 
-use common::{Change, Moment, Rng, SIZES, World, limits};
+use common::{Change, Dying, Moment, Rng, SIZES, World, limits};
 use rempart_store::simulated::SimulatedDisk;
 use rempart_store::{
-    BatchBuilder, BatchPlace, ChainValue, Disk, FileId, Health, IoError, IoErrorKind, IoOp, IoOutput,
-    OpenOptions, Output, Recovered, Slice, SnapshotId, Store, StoreEvent, SyncingPhase, Token,
+    BatchBuilder, BatchPlace, ChainValue, Disk, FileId, Health, OpenOptions, Output, Recovered, Slice,
+    SnapshotId, Store, StoreEvent, SyncingPhase, Token,
 };
 use rempart_types::{DiskIndex, ExtentIndex, Lineage, LogPosition, Lsn, MonotonicTime, Term, WallTime};
-
-/// A disk that stops working after so many commands, as a machine does that dies during recovery.
-struct Dying<'a> {
-    disk: &'a mut SimulatedDisk,
-    left: u64,
-}
-
-impl Disk for Dying<'_> {
-    fn list(&mut self) -> Result<Vec<FileId>, IoError> {
-        self.disk.list()
-    }
-
-    fn execute(&mut self, op: &IoOp) -> Result<IoOutput, IoError> {
-        if self.left == 0 {
-            let message = "the machine is gone".to_owned();
-            return Err(IoError { kind: IoErrorKind::Io, file: op.file(), path: String::new(), message });
-        }
-        self.left -= 1;
-        self.disk.execute(op)
-    }
-
-    fn locate_image(&mut self, _: DiskIndex, _: &str) {}
-}
 
 fn open(disk: &mut dyn Disk, roll_back: bool) -> Result<(Store, Recovered), rempart_store::OpenError> {
     Store::open(disk, &OpenOptions { limits: limits(), roll_back })

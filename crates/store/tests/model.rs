@@ -84,11 +84,12 @@ fn run(seed: u64, steps: usize) {
             }
             64 => world.store.checkpoint(&mut world.out),
             65 | 66 => {
-                let bound = world.store.applied().0.max(world.committed).max(world.stable);
+                let bound = world.store.applied().0.max(world.stable);
                 let lsn = world.some_end(world.model.end());
                 if lsn >= bound && world.store.truncate_after(Lsn(lsn), &mut world.out).is_ok() {
                     world.model.truncate(lsn);
                     world.durable = world.durable.min(lsn);
+                    world.committed = world.committed.min(lsn);
                     world.drain();
                     assert!(
                         world

@@ -1,6 +1,8 @@
 //! Two engines joined by a network, on simulated disks, with a register and a guest.
 
 mod guest;
+mod liar;
+mod regressions;
 mod world;
 
 use rand::Rng;

@@ -89,6 +89,8 @@ pub struct World {
     /// Last delivery time per session and direction: a session keeps its order.
     last_delivery: BTreeMap<(u64, usize), u64>,
     pub extent_bytes: u64,
+    /// Of every store that starts from now on.
+    pub limits: Limits,
 }
 
 pub fn node_id(node: usize) -> NodeId {
@@ -131,6 +133,7 @@ impl World {
             trace: std::env::var_os("REMPART_TRACE").is_some(),
             last_delivery: BTreeMap::new(),
             extent_bytes: 0,
+            limits: Limits { pin_bound: 64 << 20, ..Limits::immediate() },
         };
         for &base in bases {
             let mut disk = SimulatedDisk::new();
@@ -202,7 +205,7 @@ impl World {
             ..Default::default()
         };
         let roll_back = std::mem::take(&mut self.nodes[node].roll_back);
-        let store = OpenOptions { limits: Limits { pin_bound: 64 << 20, ..Limits::immediate() }, roll_back };
+        let store = OpenOptions { limits: self.limits.clone(), roll_back };
         let params = Params { cluster, replication, store };
         let now = self.monotonic();
         let state = &mut self.nodes[node];
@@ -327,6 +330,11 @@ impl World {
             let delay = self.delay();
             self.at(delay, Event::Disconnected { node, peer, session: id });
         }
+    }
+
+    /// What the two have between them.
+    pub fn session(&self) -> Option<SessionId> {
+        self.sessions.first().map(|session| session.id)
     }
 
     fn delay(&mut self) -> u64 {

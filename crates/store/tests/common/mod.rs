@@ -3,8 +3,8 @@
 
 use rempart_store::simulated::SimulatedDisk;
 use rempart_store::{
-    Batch, BatchBuilder, DiskEntry, FormatParams, IoCompletion, Limits, OpenOptions, Output, ReadPiece,
-    Recovered, Store, StoreEvent, Token,
+    Batch, BatchBuilder, Disk, DiskEntry, FileId, FormatParams, IoCompletion, IoError, IoErrorKind, IoOp,
+    IoOutput, Limits, OpenOptions, Output, ReadPiece, Recovered, Store, StoreEvent, Token,
 };
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, GroupId, Lsn, MonotonicTime, Term, WallTime};
 use std::collections::BTreeSet;
@@ -419,6 +419,29 @@ impl World {
         }
         recovered
     }
+}
+
+/// A disk that stops working after so many commands, as a machine does that dies during recovery.
+pub struct Dying<'a> {
+    pub disk: &'a mut SimulatedDisk,
+    pub left: u64,
+}
+
+impl Disk for Dying<'_> {
+    fn list(&mut self) -> Result<Vec<FileId>, IoError> {
+        self.disk.list()
+    }
+
+    fn execute(&mut self, op: &IoOp) -> Result<IoOutput, IoError> {
+        if self.left == 0 {
+            let message = "the machine is gone".to_owned();
+            return Err(IoError { kind: IoErrorKind::Io, file: op.file(), path: String::new(), message });
+        }
+        self.left -= 1;
+        self.disk.execute(op)
+    }
+
+    fn locate_image(&mut self, _: DiskIndex, _: &str) {}
 }
 
 pub fn open(disk: &mut SimulatedDisk) -> Result<(Store, Recovered), rempart_store::OpenError> {

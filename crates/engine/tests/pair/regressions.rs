@@ -1,0 +1,139 @@
+//! Defects that simulated worlds found, each by its name.
+
+use crate::settle;
+use crate::world::{DISKS, World, node_id};
+use rempart_engine::{Command, CommandError, CommandOutput, Report};
+use rempart_replication::{Report as ReplicationReport, ResyncMode};
+use rempart_store::FileId;
+use rempart_types::{DiskIndex, ExtentIndex, RegisterId};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+const SECONDS: fn(u64) -> Duration = Duration::from_secs;
+
+fn resyncs(world: &World, mode: ResyncMode) -> usize {
+    let started = |report: &Report| matches!(report, Report::Replication(ReplicationReport::ResyncStarted { mode: m, .. }) if *m == mode);
+    world.reports.iter().filter(|(_, report)| started(report)).count()
+}
+
+fn finished_resyncs(world: &World) -> usize {
+    let finished =
+        |report: &Report| matches!(report, Report::Replication(ReplicationReport::ResyncFinished { .. }));
+    world.reports.iter().filter(|(_, report)| finished(report)).count()
+}
+
+/// Extents of all disks that this replica's change map knows of.
+fn touched(world: &World, node: usize) -> BTreeSet<(u16, u64)> {
+    let extents = |disk: u16| {
+        let (extents, next) = world.engine(node).changed_extents(DiskIndex(disk), ExtentIndex(0), 1000);
+        assert_eq!(next, None, "all fit");
+        extents.into_iter().map(move |(extent, _)| (disk, extent.0))
+    };
+    (0..DISKS).flat_map(extents).collect()
+}
+
+/// The end of a limit's wait woke the engine, but replication was not told that time had passed.
+#[test]
+fn a_limited_resync_goes_on_while_the_guest_is_idle() {
+    let mut world = World::new(11, 2);
+    world.guest.depth = 4;
+    world.mirrored();
+    world.run_for(SECONDS(1));
+    world.lose_power(1);
+    world.run_until("solo", SECONDS(10), |w| w.in_sync() == 1);
+    world.run_for(SECONDS(5));
+    world.guest.depth = 0;
+    world.run_until("the guest is idle", SECONDS(60), |w| w.guest.is_idle());
+    world.command(0, Command::LimitResync { bytes_per_second: Some(512 << 10) });
+    let (before, began) = (world.extent_bytes, world.now);
+    world.power_on(1);
+    world.run_until("mirrored again", SECONDS(30), |w| w.in_sync() == 2);
+    let (sent, took) = (world.extent_bytes - before, Duration::from_nanos(world.now - began));
+    assert!(sent > 1 << 20, "{sent} bytes are no test of a limit");
+    // What is sent last is paid for afterwards.
+    assert!(took >= SECONDS(sent / (512 << 10) - 1), "{sent} bytes in {took:?}");
+    settle(&mut world);
+}
+
+/// It was connected all the while: nobody told cluster's new peer of that, nor again that it had caught up.
+#[test]
+fn a_peer_removed_and_added_again_while_connected_is_admitted() {
+    let mut world = World::new(12, 2);
+    world.guest.depth = 2;
+    world.mirrored();
+    world.command(0, Command::RemovePeer { peer: node_id(1) });
+    world.run_until("alone", SECONDS(10), |w| w.in_sync() == 1);
+    world.run_for(SECONDS(2));
+    world.command(0, Command::AddPeer { peer: node_id(1) });
+    world.run_until("mirrored again", SECONDS(20), |w| w.in_sync() == 2);
+    settle(&mut world);
+}
+
+/// Damage takes records whose extents the change map on disk does not know yet, although the image has them. Where
+/// the images are alike nothing is sent: the map must learn of them all the same, or the guest reads zeroes there
+/// after a takeover, and the next resync leaves them out.
+#[test]
+fn a_copy_repaired_by_comparison_knows_every_extent_that_it_holds() {
+    let mut world = World::new(13, 2);
+    // No checkpoint: all that the change maps know comes from the journal.
+    world.limits.checkpoint_every = u64::MAX;
+    world.limits.checkpoint_delay = SECONDS(100_000);
+    world.guest.depth = 4;
+    world.mirrored();
+    world.run_for(SECONDS(1));
+    world.guest.depth = 0;
+    world.run_until("the guest is idle", SECONDS(60), |w| w.guest.is_idle() && w.is_settled());
+    world.crash(1);
+    let segments: Vec<FileId> =
+        world.nodes[1].disk.files().filter(|file| matches!(file, FileId::Segment(_))).collect();
+    for segment in segments {
+        assert!(world.nodes[1].disk.rot(segment, 33, 1));
+    }
+    world.start(1);
+    world.run_until("it is found to be damaged", SECONDS(60), |w| resyncs(w, ResyncMode::Compare) > 0);
+    world.run_until("resynchronised", SECONDS(60), |w| finished_resyncs(w) > 0);
+    world.run_until("mirrored again", SECONDS(60), |w| w.in_sync() == 2 && w.is_settled());
+    let (held, known) = (touched(&world, 0), touched(&world, 1));
+    assert!(held.len() > 10, "{held:?}");
+    assert!(held.is_subset(&known), "not known there: {:?}", held.difference(&known));
+    let before = world.guest.reads;
+    world.guest.depth = 4;
+    world.command(0, Command::Handover { to: node_id(1) });
+    world.run_until("handed over", SECONDS(20), |w| w.primary() == Some(1) && w.nodes[1].vm);
+    // It checks what it reads.
+    world.run_for(SECONDS(2));
+    assert!(world.guest.reads > before + 50);
+    settle(&mut world);
+}
+
+/// Cluster reports that it is superseded, and nothing else: the order was waited for without end, and every later
+/// one, most of all that to rejoin, refused as busy.
+#[test]
+fn a_forced_takeover_of_a_superseded_replica_is_answered() {
+    let mut world = World::new(14, 2);
+    world.guest.depth = 2;
+    world.mirrored();
+    world.cut(0, 1);
+    world.run_until("solo", SECONDS(10), |w| w.in_sync() == 1);
+    world.lose_power(0);
+    let force = |register| Command::Force {
+        confirmed_fenced: true,
+        new_register: RegisterId(register),
+        old_register_lost: false,
+    };
+    // What only the lost one has, this takeover gives up: the guest starts anew.
+    world.guest.depth = 0;
+    let forced = world.command(1, force(0x78));
+    world.run_until("forced", SECONDS(30), |w| w.primary() == Some(1) && w.nodes[1].vm);
+    assert_eq!(world.results.get(&forced), Some(&Ok(CommandOutput::Done)));
+    world.power_on(0);
+    let forced = world.command(0, force(0x79));
+    world.run_until("answered", SECONDS(30), |w| w.results.contains_key(&forced));
+    assert!(matches!(world.results[&forced], Err(CommandError::Aborted(_))), "{:?}", world.results[&forced]);
+    let rejoin = world.command(0, Command::Rejoin);
+    world.heal();
+    world.run_until("mirrored again", SECONDS(60), |w| w.primary() == Some(1) && w.in_sync() == 2);
+    assert_eq!(world.results.get(&rejoin), Some(&Ok(CommandOutput::Done)));
+    world.run_until("all copies are applied", SECONDS(60), World::is_settled);
+    world.assert_images_equal();
+}

@@ -1,0 +1,208 @@
+//! Defects that simulated worlds found, each by its name.
+
+mod common;
+
+use common::{Change, Dying, World, open};
+use rempart_store::{
+    FileId, Health, OpenOptions, Output, Recovered, Slice, SnapshotId, Store, StoreEvent, SuperblockChange,
+    SyncingPhase, Token,
+};
+use rempart_types::{DiskIndex, ExtentIndex, Lineage, LogPosition, Lsn, Term};
+
+const IMAGE: FileId = FileId::Image(DiskIndex(0));
+
+fn write(fill: u8) -> Vec<Change> {
+    vec![Change::Write { disk: 0, offset: 0, data: vec![fill; 4096] }]
+}
+
+/// Runs what there is to do until the store fails, as it must.
+fn until_failed(world: &mut World) {
+    for _ in 0..100 {
+        for command in world.out.commands.drain(..) {
+            world.disk.submit(command);
+        }
+        if world.store.failure().is_some() {
+            return;
+        }
+        if !world.disk.queued().is_empty() {
+            let completion = world.disk.run(0);
+            world.store.complete(completion, &mut world.out);
+        }
+    }
+    panic!("it goes on in spite of the failed sync");
+}
+
+/// The process ends, the page cache lives on; nothing that was under way happens.
+fn restart(world: &mut World) -> Recovered {
+    world.disk.crash_process(&mut || 0);
+    reopened(world)
+}
+
+/// Power is lost, and with it every page that no sync took to the medium.
+fn lose_power(world: &mut World) -> Recovered {
+    world.disk.lose_power(&mut || 0);
+    reopened(world)
+}
+
+fn reopened(world: &mut World) -> Recovered {
+    world.out = Output::default();
+    let (store, recovered) = open(&mut world.disk).expect("opens");
+    world.store = store;
+    recovered
+}
+
+/// A failed sync leaves pages in the cache that look as if they were on the medium, and never will be.
+#[test]
+fn recovery_writes_the_journals_end_again_where_a_sync_failed() {
+    let mut world = World::new(1);
+    world.append(write(1));
+    world.store.sync(&mut world.out);
+    world.drain();
+    world.append(write(2));
+    world.disk.fail_next_sync(FileId::Segment(1));
+    world.store.sync(&mut world.out);
+    until_failed(&mut world);
+    assert_eq!(restart(&mut world).log_end.lsn, Lsn(2), "the process was killed, the cache has it");
+    // Recovery called it durable: others may have built upon that.
+    assert_eq!(lose_power(&mut world).log_end.lsn, Lsn(2));
+}
+
+/// It acts on what the superblock says, long before it writes a newer one.
+#[test]
+fn recovery_writes_the_superblock_again_where_a_sync_failed() {
+    let mut world = World::new(2);
+    for fill in 1..=5 {
+        world.append(write(fill));
+    }
+    world.store.sync(&mut world.out);
+    world.drain();
+    world.store.persist(Token(1), SuperblockChange::default(), &mut world.out);
+    world.drain();
+    // The intent to cut the log reaches the cache and no more.
+    world.disk.fail_next_sync(FileId::Superblock);
+    world.store.truncate_after(Lsn(3), &mut world.out).expect("none of it is stable");
+    until_failed(&mut world);
+    world.disk.crash_process(&mut || 0);
+    for left in 0.. {
+        let mut disk = world.disk.clone();
+        let options = OpenOptions { limits: common::limits(), roll_back: false };
+        let done = Store::open(&mut Dying { disk: &mut disk, left }, &options).is_ok();
+        disk.lose_power(&mut || 0);
+        let (_, recovered) = open(&mut disk).expect("opens");
+        assert_eq!(
+            recovered.health,
+            Health::Good,
+            "recovery ended after {left} commands, then power was lost"
+        );
+        if done {
+            assert_eq!(recovered.log_end.lsn, Lsn(3), "what was found is acted upon");
+            break;
+        }
+    }
+}
+
+#[test]
+fn recovery_writes_the_snapshot_map_again_where_a_sync_failed() {
+    let mut world = World::new(3);
+    world.append(write(1));
+    world.make_all_stable();
+    world.store.open_snapshot(SnapshotId(1), None, &mut world.out).expect("opens");
+    world.drain();
+    world.append(write(2));
+    world.store.sync(&mut world.out);
+    world.drain();
+    world.disk.fail_next_sync(FileId::SnapshotMap);
+    world.store.stable_is(Lsn(2), &mut world.out);
+    until_failed(&mut world);
+    assert_eq!(restart(&mut world).log_end.lsn, Lsn(2));
+    // The extent was saved, says the map: it is overwritten now.
+    world.durable = 2;
+    world.stable_is(2);
+    world.settle();
+    world.store.checkpoint(&mut world.out);
+    world.drain();
+    lose_power(&mut world);
+    assert_eq!(world.disk.content(IMAGE).expect("exists")[0], 2, "the image is durable");
+    world.events.clear();
+    world.store.read_snapshot(Token(7), SnapshotId(1), DiskIndex(0), ExtentIndex(0), &mut world.out);
+    world.drain();
+    let read = world.events.iter().find_map(|event| match event {
+        StoreEvent::SnapshotRead { result, .. } => Some(result.clone()),
+        _ => None,
+    });
+    let data = read.expect("answered").expect("reads").data.expect("no zeroes");
+    assert_eq!((data[0], data[4095]), (1, 1), "as it was before");
+}
+
+/// Who wrote to a stopped copy's image, and where, nobody knows: no extent of it is untouched.
+#[test]
+fn an_image_changed_while_stopped_counts_as_changed_everywhere() {
+    let mut world = World::new(4);
+    world.append(write(1));
+    world.make_all_stable();
+    world.store.close(&mut world.out);
+    world.drain();
+    world.disk.overwrite(IMAGE, 2 * 65536, &[9; 512]);
+    let recovered = reopened(&mut world);
+    assert_eq!(recovered.images_changed, [DiskIndex(0)]);
+    assert!(!world.store.is_untouched(DiskIndex(0), ExtentIndex(2)), "a guest would read zeroes there");
+    let (changed, next) = world.store.changed_since(DiskIndex(0), Lsn(0), ExtentIndex(0), 100);
+    assert_eq!((changed.len(), next), (5, None), "{changed:?}");
+}
+
+/// Runs everything there is to do; the twin knows nothing of a log that starts in the middle.
+fn run(world: &mut World) -> Vec<StoreEvent> {
+    let mut events = Vec::new();
+    loop {
+        events.append(&mut world.out.events);
+        for command in world.out.commands.drain(..) {
+            world.disk.submit(command);
+        }
+        if world.disk.queued().is_empty() {
+            return events;
+        }
+        let completion = world.disk.run(0);
+        world.store.complete(completion, &mut world.out);
+    }
+}
+
+/// The next leader orders a resync while the undo snapshot of the last one is still being put away.
+#[test]
+fn a_resync_may_begin_while_the_last_one_ends() {
+    let mut world = World::new(5);
+    world.append(write(1));
+    world.make_all_stable();
+    world.store.begin_resync(SnapshotId(9), &mut world.out).expect("begins");
+    run(&mut world);
+    let (disk, extent) = (DiskIndex(0), ExtentIndex(0));
+    let data = Some(Slice::copy_of(&[5; 65536]));
+    world.store.write_extent(Token(1), disk, extent, Lsn(7), data, &mut world.out).expect("takes extents");
+    run(&mut world);
+    let mut lineage = Lineage::new();
+    lineage.append(Term::new(3, 0), Lsn(1));
+    let from = LogPosition { term: Term::new(3, 0), lsn: Lsn(7) };
+    world.store.start_resync_log(from, &lineage, &mut world.out).expect("starts the log");
+    run(&mut world);
+    world.store.end_resync(&mut world.out).expect("ends");
+    world.store.begin_resync(SnapshotId(9), &mut world.out).expect("begins again");
+    let events = run(&mut world);
+    let place = |wanted: fn(&StoreEvent) -> bool| events.iter().position(wanted);
+    let ended = place(|event| matches!(event, StoreEvent::ResyncEnded));
+    let begun = place(|event| matches!(event, StoreEvent::ResyncBegun { .. }));
+    assert!(ended.is_some() && ended < begun, "{events:?}");
+    assert!(matches!(world.store.health(), Health::Syncing(SyncingPhase::Extents)));
+}
+
+/// A snapshot for a comparison waits for records that this log will never have.
+#[test]
+fn a_resync_lets_go_of_snapshots_that_wait_for_records() {
+    let mut world = World::new(6);
+    world.append(write(1));
+    world.make_all_stable();
+    world.store.open_snapshot(SnapshotId(3), Some(Lsn(40)), &mut world.out).expect("waits");
+    world.store.begin_resync(SnapshotId(9), &mut world.out).expect("begins");
+    let events = run(&mut world);
+    let closed = |event: &StoreEvent| matches!(event, StoreEvent::SnapshotClosed(SnapshotId(3)));
+    assert!(events.iter().any(closed), "{events:?}");
+    assert!(events.iter().any(|event| matches!(event, StoreEvent::ResyncBegun { .. })));
+}
