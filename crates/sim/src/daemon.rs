@@ -69,6 +69,7 @@ impl World {
             wake_at: Moment::NEVER,
             inbox: VecDeque::new(),
             leftover: BTreeSet::new(),
+            zombies: VecDeque::new(),
             io: BTreeMap::new(),
         });
         let fact = if state.machine.is_some() { VmFact::Running } else { VmFact::Stopped };

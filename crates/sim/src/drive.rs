@@ -115,8 +115,11 @@ impl Drive {
             (Planted::SuperblockSyncIgnored, IoOp::Sync { file: FileId::Superblock }) => true,
             (Planted::SuperblockWriteLost, IoOp::Write { file: FileId::Superblock, .. }) => true,
             (Planted::MapSyncIgnored, IoOp::Sync { file: FileId::ChangeMap(_) }) => true,
+            (Planted::MapWriteLost, IoOp::Write { file: FileId::ChangeMap(_), .. }) => {
+                self.lies += 1;
+                self.lies.is_multiple_of(3)
+            }
             (Planted::ImageWriteLost, IoOp::Write { file: FileId::Image(_), .. })
-            | (Planted::MapWriteLost, IoOp::Write { file: FileId::ChangeMap(_), .. })
             | (Planted::JournalWriteLost, IoOp::Write { file: FileId::Segment(_), .. }) => {
                 self.lies += 1;
                 self.lies.is_multiple_of(20)

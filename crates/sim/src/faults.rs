@@ -136,31 +136,48 @@ pub enum Ending {
 /// Bugs planted in the world around the cores, to see that the checkers find them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Planted {
+    /// The disk answers a sync of such a file without doing it.
     JournalSyncIgnored,
     ImageSyncIgnored,
     SuperblockSyncIgnored,
     MapSyncIgnored,
+    /// The disk answers writes to such a file, or some of them, without doing them.
     SuperblockWriteLost,
     ImageWriteLost,
     MapWriteLost,
     JournalWriteLost,
+    /// Holes are not punched: what was there can be read again.
     PunchIgnored,
+    /// A guard lets its machine run on without a lease.
     GuardIgnoresLease,
+    /// A guard looks at the lease when four times its time to stop the machine is over.
     GuardSleeps,
+    /// Clocks run faster and slower than anyone promised.
     ClockBeyondDrift,
+    /// Reads of the register return its value before the last change, now and then.
     StaleRegister,
+    /// The register takes any value, whatever its author expected to replace.
     SwapIgnoresExpectation,
+    /// A witness that restarts has lost its last change, and one that lost all says that there never was anything.
     RegisterForgets,
     AmnesiaUnnoticed,
+    /// What was under way on a connection that broke comes out of the next one.
     OldSessionsKept,
+    /// Messages of a living session overtake each other, or are lost.
     MessagesReordered,
     MessagesLost,
+    /// The guest is answered before the engine says so.
     WriteAnsweredEarly,
     FlushAnsweredEarly,
+    /// Nobody tells the engine that a write is to be durable when it is answered.
+    FuaIgnored,
+    /// A machine that is to end runs on.
     KillIgnored,
-    PauseIgnored,
+    /// Reads are answered from the image, whatever the log holds beyond it.
     ReadsFromImage,
+    /// A discard is answered and forgotten.
     DiscardDropped,
+    /// Writes of a guest's connection that is gone are carried out when its successor is served.
     ConnectionNotDrained,
 }
 
@@ -187,8 +204,8 @@ impl Planted {
         Planted::MessagesLost,
         Planted::WriteAnsweredEarly,
         Planted::FlushAnsweredEarly,
+        Planted::FuaIgnored,
         Planted::KillIgnored,
-        Planted::PauseIgnored,
         Planted::ReadsFromImage,
         Planted::DiscardDropped,
         Planted::ConnectionNotDrained,
@@ -356,9 +373,7 @@ impl World {
             }
             Fault::GuardFrozen => {
                 // Longer than its share of the guard's time is beyond what anyone promised.
-                let sleeps = self.options.planted == Some(Planted::GuardSleeps);
-                let most = self.setup.timing.guard_stop * 2 / 5;
-                let lasts = if sleeps { Duration::from_secs(10) } else { lasts.min(most) };
+                let lasts = lasts.min(self.setup.timing.guard_stop * 2 / 5);
                 self.freeze_guard(node, true);
                 self.after(lasts, Event::EndFault(Ending::ThawGuard { node }));
             }

@@ -73,11 +73,8 @@ impl World {
             return;
         }
         // One connection is finished before its successor is served.
-        let zombies = self.options.planted == Some(Planted::ConnectionNotDrained);
-        let ready = node_state
-            .daemon
-            .as_ref()
-            .is_some_and(|daemon| !daemon.frozen && (daemon.leftover.is_empty() || zombies));
+        let ready =
+            node_state.daemon.as_ref().is_some_and(|daemon| !daemon.frozen && daemon.leftover.is_empty());
         if !ready || frozen {
             let pause = self.rng.duration(Duration::from_millis(20)..Duration::from_millis(150));
             return self.after(pause, Event::Reconnect { node, nonce });
@@ -129,7 +126,8 @@ impl World {
                 Request::Write { span, fua } => {
                     let sectors = span.sectors.end - span.sectors.start;
                     let bytes = pattern::fill(tag, span.disk, span.sectors.start, sectors);
-                    daemon.engine.write(token, span.disk, span.offset(), &bytes, *fua);
+                    let fua = *fua && self.options.planted != Some(Planted::FuaIgnored);
+                    daemon.engine.write(token, span.disk, span.offset(), &bytes, fua);
                 }
                 Request::Zero { span, discard: true } => daemon.engine.discard(token, range(span), false),
                 Request::Zero { span, discard: false } => {
@@ -141,6 +139,9 @@ impl World {
         }
         for token in early {
             self.reply(node, token, Reply::Done);
+        }
+        if self.options.planted == Some(Planted::ConnectionNotDrained) {
+            self.take_zombie(node);
         }
     }
 
@@ -218,9 +219,26 @@ impl World {
         // What it had not taken yet it never will.
         let untaken: BTreeSet<Tag> = std::mem::take(&mut daemon.inbox).into_iter().collect();
         let tokens: Vec<Token> = sent.difference(&untaken).map(|tag| Token(tag.0)).collect();
+        if self.options.planted == Some(Planted::ConnectionNotDrained) {
+            daemon.zombies.extend(&sent);
+        }
         if !tokens.is_empty() {
             daemon.leftover.extend(daemon.engine.abandon(&tokens));
             self.plan_turn(node);
+        }
+    }
+
+    /// A bug: a write of a connection that is gone is taken now.
+    fn take_zombie(&mut self, node: usize) {
+        let Some(daemon) = &mut self.nodes[node].daemon else { return };
+        if !daemon.engine.accepts_writes() || !self.rng.chance(100) {
+            return;
+        }
+        let Some(tag) = daemon.zombies.pop_front() else { return };
+        if let Request::Write { span, .. } = self.history.request(tag) {
+            let sectors = span.sectors.end - span.sectors.start;
+            let bytes = pattern::fill(tag, span.disk, span.sectors.start, sectors);
+            daemon.engine.write(Token(tag.0), span.disk, span.offset(), &bytes, false);
         }
     }
 

@@ -12,12 +12,10 @@ impl World {
         if !matches!(action, VmAction::RenewLease { .. }) {
             self.tell(|| format!("node {node}: VM {action:?}"));
         }
-        match (self.options.planted, action) {
-            (Some(Planted::KillIgnored), VmAction::Kill | VmAction::ShutDown) => {
-                return self.tell_daemon(node, Duration::from_millis(1), DaemonEvent::Vm(VmFact::Stopped));
-            }
-            (Some(Planted::PauseIgnored), VmAction::Pause) => return,
-            _ => {}
+        if self.options.planted == Some(Planted::KillIgnored)
+            && matches!(action, VmAction::Kill | VmAction::ShutDown)
+        {
+            return self.tell_daemon(node, Duration::from_millis(1), DaemonEvent::Vm(VmFact::Stopped));
         }
         self.nodes[node].vm_may_run = match action {
             VmAction::Run { .. } | VmAction::Resume => true,
@@ -110,7 +108,8 @@ impl World {
     /// The guard sets its own timer, on its node's clock, and is a little late as every process is.
     pub(crate) fn set_guard_timer(&mut self, node: usize) {
         let stop = self.setup.timing.guard_stop;
-        let late = self.rng.duration(Duration::ZERO..stop / 2);
+        let sleeps = self.options.planted == Some(Planted::GuardSleeps);
+        let late = if sleeps { stop * 4 } else { self.rng.duration(Duration::ZERO..stop / 2) };
         let Some(machine) = &mut self.nodes[node].machine else { return };
         let Some(until) = machine.guard.lease_until else { return };
         machine.guard.timer += 1;

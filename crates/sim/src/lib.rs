@@ -19,6 +19,7 @@ pub mod faults;
 pub mod guest;
 mod guest_io;
 pub mod history;
+pub mod hunt;
 mod hypervisor;
 pub mod machine;
 pub mod network;

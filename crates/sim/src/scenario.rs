@@ -8,7 +8,6 @@ use crate::campaign::run_caught;
 use crate::faults::{Fault, FaultPlan};
 use crate::guest::Workload;
 use crate::setup::Setup;
-use crate::trace::Verbosity;
 use crate::violation::{Promise, Violation};
 use crate::world::{Options, World};
 use rempart_engine::Role;
@@ -47,11 +46,11 @@ pub struct Stage {
 
 impl Scenario {
     /// Tells the story once.
-    pub fn tell(&self, seed: u64, verbosity: Verbosity) -> (Stage, Result<(), Violation>) {
+    pub fn tell(&self, seed: u64, options: Options) -> (Stage, Result<(), Violation>) {
         let mut setup = Setup::plain();
         let sectors = setup.disks.iter().map(|size| size / SECTOR_SIZE).collect();
         setup.workload = Some(Workload::steady(sectors));
-        let mut world = World::with_setup(seed, setup, Options { verbosity, planted: None });
+        let mut world = World::with_setup(seed, setup, options);
         world.faults = FaultPlan::none();
         let mut stage = Stage { world, measures: Vec::new() };
         let result = run_caught(&mut stage, |stage| {
@@ -65,7 +64,7 @@ impl Scenario {
     pub fn measure(&self, seeds: u64) -> Result<Vec<Measure>, (u64, Violation)> {
         let mut longest: Vec<Measure> = Vec::new();
         for seed in 0..seeds {
-            let (stage, result) = self.tell(seed, Verbosity::Silent);
+            let (stage, result) = self.tell(seed, Options::default());
             result.map_err(|violation| (seed, violation))?;
             for (index, measure) in stage.measures.into_iter().enumerate() {
                 match longest.get_mut(index) {

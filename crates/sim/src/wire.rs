@@ -110,7 +110,7 @@ impl World {
         let message = if pieces || self.rng.chance(20) { through_the_codec(&message) } else { message };
         if let Some(mut delivery) = self.network.send(session, node, now, &mut self.rng) {
             match self.options.planted {
-                Some(Planted::MessagesReordered) if self.rng.chance(50) => {
+                Some(Planted::MessagesReordered) if self.rng.chance(300) => {
                     delivery.at = delivery.at + Duration::from_millis(2);
                 }
                 Some(Planted::MessagesLost) if self.rng.chance(10) => return,
@@ -126,13 +126,7 @@ impl World {
         match self.network.arrives(delivery, now) {
             Arrival::Lost => {
                 if self.options.planted == Some(Planted::OldSessionsKept) {
-                    // It comes out of the session that replaced its own.
-                    let to = delivery.to;
-                    for session in self.network.open_at(to) {
-                        let peer = self.network.peer(session, to).expect("open");
-                        let message = message.clone();
-                        self.tell_daemon(to, Duration::ZERO, DaemonEvent::Message { session, peer, message });
-                    }
+                    self.deliver_to_successor(delivery, message);
                 }
             }
             Arrival::Held => self.held.push((delivery, message)),
@@ -141,6 +135,24 @@ impl World {
                 let peer = self.network.peer(session, to).expect("it just arrived");
                 self.daemon_event(to, DaemonEvent::Message { session, peer, message });
             }
+        }
+    }
+
+    /// A bug: it comes out of the session that replaced its own, once there is one.
+    fn deliver_to_successor(&mut self, delivery: Delivery, message: PeerMessage) {
+        let to = delivery.to;
+        let alive = self.network.alive_at(to);
+        let successor = self.network.open_at(to).into_iter().find(|session| alive.contains(session));
+        match successor {
+            Some(session) => {
+                let peer = self.network.peer(session, to).expect("open");
+                let delay = self.rng.duration(Duration::ZERO..Duration::from_millis(20));
+                self.tell_daemon(to, delay, DaemonEvent::Message { session, peer, message });
+            }
+            None if self.now().since(delivery.at) < Duration::from_secs(5) => {
+                self.after(Duration::from_millis(1), Event::Deliver { delivery, message });
+            }
+            None => {}
         }
     }
 

@@ -141,6 +141,8 @@ pub(crate) struct Daemon {
     pub inbox: VecDeque<crate::pattern::Tag>,
     /// Requests of a connection that is gone, on their way into the log.
     pub leftover: BTreeSet<Token>,
+    /// What a planted bug does again.
+    pub zombies: VecDeque<crate::pattern::Tag>,
     pub io: BTreeMap<IoId, crate::drive::Started>,
 }
 
@@ -226,7 +228,12 @@ impl World {
     }
 
     /// A world drawn by hand, for scenarios.
-    pub fn with_setup(seed: u64, setup: Setup, options: Options) -> World {
+    pub fn with_setup(seed: u64, mut setup: Setup, options: Options) -> World {
+        if options.planted == Some(Planted::ClockBeyondDrift) {
+            let slow = seed as usize % setup.nodes;
+            let drift = |node| if node == slow { -450_000_000 } else { 450_000_000 };
+            setup.drift_ppb = (0..setup.nodes).map(drift).collect();
+        }
         let mut rng = Rng::new(seed ^ 0x5eed);
         let ids: Vec<NodeId> = (0..setup.nodes).map(|index| NodeId(0xa + index as u128)).collect();
         let sectors: Vec<u64> = setup.disks.iter().map(|size| size / rempart_types::SECTOR_SIZE).collect();

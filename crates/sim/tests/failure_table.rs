@@ -2,6 +2,7 @@
 
 use rempart_sim::scenario::{SCENARIOS, Scenario};
 use rempart_sim::trace::Verbosity;
+use rempart_sim::world::Options;
 
 const SEEDS: u64 = if cfg!(debug_assertions) { 2 } else { 20 };
 
@@ -13,7 +14,8 @@ fn check(scenario: &Scenario) {
             }
         }
         Err((seed, violation)) => {
-            let (stage, _) = scenario.tell(seed, Verbosity::Tail);
+            let options = Options { verbosity: Verbosity::Tail, planted: None };
+            let (stage, _) = scenario.tell(seed, options);
             for line in stage.world.trace().tail() {
                 println!("{line}");
             }

@@ -2,6 +2,7 @@
 
 use rempart_sim::campaign::{CampaignOptions, campaign, run_seed};
 use rempart_sim::faults::Planted;
+use rempart_sim::hunt::{self, Found};
 use rempart_sim::scenario::SCENARIOS;
 use rempart_sim::trace::Verbosity;
 use rempart_sim::world::Options;
@@ -20,30 +21,33 @@ usage: rempart-sim [--seeds N] [--from SEED] [--threads N] [--failures N] [--tim
   --time S      stop after so many seconds
   --least N     fail if anything that must be met was met less often (default: 1000 from 100000 seeds on,
                 below that it is only told what was never met)
-  --planted BUG plant a bug in the world: some seed must fail
+  --planted BUG plant a bug in the world: some seed must fail; `all`: hunt one after the other, each in so many worlds
+                (default 2000), and fail if one is not found
   --seed SEED   run one world and tell how it ended; with --verbose, everything that happened
   --table       the failure table: what each fault costs the machine, in virtual time";
 
 #[derive(Debug)]
 struct Arguments {
-    seeds: u64,
+    seeds: Option<u64>,
     from: u64,
     seed: Option<u64>,
     verbose: bool,
     table: bool,
     least: Option<u64>,
+    hunt: bool,
     options: CampaignOptions,
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut parsed = Arguments {
-        seeds: 1000,
+        seeds: None,
         from: 0,
         seed: None,
         verbose: false,
         table: false,
         least: None,
+        hunt: false,
         options: CampaignOptions { threads, ..CampaignOptions::default() },
     };
     let mut arguments = arguments;
@@ -61,13 +65,17 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
         }
         let value = arguments.next().ok_or_else(|| format!("`{name}` needs a value"))?;
         if name == "--planted" {
+            parsed.hunt = value == "all";
             let bug = Planted::ALL.into_iter().find(|bug| format!("{bug:?}") == value);
-            parsed.options.planted = Some(bug.ok_or_else(|| format!("one of {:?}", Planted::ALL))?);
+            if bug.is_none() && !parsed.hunt {
+                return Err(format!("`--planted` is `all` or one of {:?}", Planted::ALL));
+            }
+            parsed.options.planted = bug;
             continue;
         }
         let number: u64 = value.parse().map_err(|_| format!("`{value}` is not a number"))?;
         match name.as_str() {
-            "--seeds" => parsed.seeds = number,
+            "--seeds" => parsed.seeds = Some(number),
             "--from" => parsed.from = number,
             "--threads" => parsed.options.threads = number as usize,
             "--failures" => parsed.options.failures = number as usize,
@@ -90,6 +98,9 @@ fn main() -> ExitCode {
     };
     if arguments.table {
         return table();
+    }
+    if arguments.hunt {
+        return hunt_all(&arguments);
     }
     match arguments.seed {
         Some(seed) => one(seed, &arguments),
@@ -116,6 +127,28 @@ fn table() -> ExitCode {
     code
 }
 
+fn hunt_all(arguments: &Arguments) -> ExitCode {
+    let seeds = arguments.from..arguments.from.saturating_add(arguments.seeds.unwrap_or(2000));
+    let mut missed = Vec::new();
+    for bug in Planted::ALL {
+        let begin = std::time::Instant::now();
+        match hunt::in_worlds(bug, seeds.clone()) {
+            Some(Found { after, seed, violation }) => {
+                let seconds = begin.elapsed().as_secs_f64();
+                let said: String = violation.to_string().chars().take(120).collect();
+                let said = said.replace('\n', " ");
+                println!("{bug:?}: in world {after} (seed {seed}), {seconds:.1} s: {said}");
+            }
+            None => missed.push(bug),
+        }
+    }
+    if missed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    println!("not found in seeds {seeds:?}: {missed:?}");
+    ExitCode::FAILURE
+}
+
 fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     let verbosity = if arguments.verbose { Verbosity::Everything } else { Verbosity::Tail };
     let (world, result) = run_seed(seed, Options { verbosity, planted: arguments.options.planted });
@@ -135,7 +168,8 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
 }
 
 fn many(arguments: &Arguments) -> ExitCode {
-    let seeds = arguments.from..arguments.from.saturating_add(arguments.seeds);
+    let count = arguments.seeds.unwrap_or(1000);
+    let seeds = arguments.from..arguments.from.saturating_add(count);
     let report = campaign(seeds, &arguments.options);
     print!("{}", report.coverage);
     let seconds = report.elapsed.as_secs_f64();
@@ -147,7 +181,7 @@ fn many(arguments: &Arguments) -> ExitCode {
         report.simulated.as_secs_f64() / 86_400.0,
         report.failures.len()
     );
-    let least = arguments.least.unwrap_or(if arguments.seeds >= 100_000 { 1000 } else { 0 });
+    let least = arguments.least.unwrap_or(if count >= 100_000 { 1000 } else { 0 });
     let short: Vec<_> = report.coverage.below(least.max(1)).collect();
     for (kind, name, times) in &short {
         println!("seldom: {kind} `{name}` {times} times");
