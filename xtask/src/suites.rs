@@ -92,6 +92,17 @@ pub fn run_all(options: &Options) -> Result<()> {
         Count::of(run(cargo().args(["build", "--quiet", "--workspace", "--all-targets"])))
     });
     suite("tests of the workspace", Suite::Workspace, &mut tests_of_workspace);
+    suite("planted mistakes of the cluster core", Suite::Workspace, &mut || {
+        counted(cargo().args([
+            "test",
+            "--quiet",
+            "-p",
+            "rempart-cluster",
+            "--features",
+            "planted-bugs",
+            "planted",
+        ]))
+    });
     suite("documentation tests", Suite::Workspace, &mut || {
         counted(cargo().args(["test", "--quiet", "--workspace", "--doc", "--no-fail-fast"]))
     });

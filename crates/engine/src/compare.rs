@@ -237,6 +237,13 @@ impl Engine {
         }
     }
 
+    /// The disk has no room for it. Where it serves a peer's comparison, the peer is told when it asks for more.
+    pub(crate) fn compare_lost(&mut self, snapshot: SnapshotId) {
+        if self.compares.ordered.as_ref().is_some_and(|ordered| ordered.snapshot == snapshot) {
+            self.compare_aborted("the disk is full: what a comparison keeps aside does not fit");
+        }
+    }
+
     pub(crate) fn compares_disconnected(&mut self, peer: NodeId) {
         if self.compares.ordered.as_ref().is_some_and(|ordered| ordered.peer == peer) {
             self.compare_aborted("the session with the peer ended");

@@ -129,6 +129,7 @@ impl Engine {
             }
             StoreEvent::SnapshotOpened { snapshot, .. } => self.compare_opened(snapshot, true),
             StoreEvent::SnapshotClosed(_) => {}
+            StoreEvent::SnapshotLost(snapshot) => self.compare_lost(snapshot),
             event => unreachable!("{event:?} is handled elsewhere"),
         }
     }

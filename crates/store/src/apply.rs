@@ -16,6 +16,7 @@ use crate::interval::{Content, IntervalMap};
 use crate::io::{FileId, IoClass, IoOp};
 use crate::snapshot::SavedExtent;
 use crate::store::{Pending, Store};
+use crate::superblock_writer::Waiter;
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lsn};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,6 +41,9 @@ enum Stage {
     SyncData,
     WriteMap,
     SyncMap,
+    /// No room for what the snapshots need: they are dropped, durably, before anything is overwritten.
+    DropSnapshots,
+    FreeSnapshots,
     Image,
 }
 
@@ -56,6 +60,8 @@ pub(crate) struct Round {
     to_save: Vec<(DiskIndex, ExtentIndex)>,
     saved: Vec<SavedExtent>,
     data_written: bool,
+    /// An extent could not be saved: the disk is full.
+    no_room: bool,
 }
 
 impl Store {
@@ -182,6 +188,7 @@ impl Store {
             to_save,
             saved: Vec::new(),
             data_written: false,
+            no_room: false,
         });
         self.advance_round(out);
     }
@@ -203,6 +210,19 @@ impl Store {
         }
         // Popped from the back: keep reading in rising order.
         to_save.into_iter().rev().collect()
+    }
+
+    /// What a snapshot needs does not fit on the disk: the copy is worth more than the snapshot. False if it is the
+    /// undo snapshot of a resync, without which there is no copy.
+    pub(crate) fn no_room_to_save(&mut self, out: &mut Output) -> bool {
+        if self.superblock.syncing.is_some() || self.resync_beginning {
+            return false;
+        }
+        let round = self.round.as_mut().expect("an extent is saved for a round");
+        round.no_room = true;
+        round.to_save.clear();
+        self.round_step_done(out);
+        true
     }
 
     pub(crate) fn round_step_done(&mut self, out: &mut Output) {
@@ -227,7 +247,7 @@ impl Store {
             round.data_written = true;
             round.waiting += 1;
             let op = IoOp::Write { file: FileId::SnapshotData, offset: slot * EXTENT_SIZE, data: vec![data] };
-            self.issue(IoClass::Background, op, Pending::Round, out);
+            self.issue(IoClass::Background, op, Pending::Save, out);
         }
         self.round_step_done(out);
     }
@@ -235,6 +255,9 @@ impl Store {
     fn advance_round(&mut self, out: &mut Output) {
         while self.round.as_ref().is_some_and(|round| round.waiting == 0) {
             let mut round = self.round.take().expect("just seen");
+            if std::mem::take(&mut round.no_room) {
+                round.stage = Stage::DropSnapshots;
+            }
             match round.stage {
                 Stage::Save => {
                     if round.to_save.is_empty() {
@@ -261,7 +284,8 @@ impl Store {
                         self.snapshots.encode(&round.saved, self.superblock.snapshot_generation)
                     {
                         let op = IoOp::Write { file: FileId::SnapshotMap, offset, data: vec![page] };
-                        self.issue_for_round(&mut round, op, out);
+                        round.waiting += 1;
+                        self.issue(IoClass::Background, op, Pending::Save, out);
                     }
                     self.round = Some(round);
                 }
@@ -274,6 +298,26 @@ impl Store {
                     round.stage = Stage::Image;
                     // From here on readers of snapshots find them there, before the image changes.
                     self.snapshots.keep(std::mem::take(&mut round.saved));
+                    self.issue_image_writes(&mut round, out);
+                    self.round = Some(round);
+                }
+                Stage::DropSnapshots => {
+                    round.stage = Stage::FreeSnapshots;
+                    (round.to_save, round.saved) = (Vec::new(), Vec::new());
+                    self.superblock.snapshots.clear();
+                    self.superblock.snapshot_generation += 1;
+                    round.waiting += 1;
+                    self.round = Some(round);
+                    self.write_superblock(Waiter::Round, out);
+                }
+                Stage::FreeSnapshots => {
+                    round.stage = Stage::Image;
+                    let lost = self.snapshots.open.iter().map(|&(id, _)| StoreEvent::SnapshotLost(id));
+                    out.events.extend(lost);
+                    self.snapshots.clear();
+                    for file in [FileId::SnapshotMap, FileId::SnapshotData] {
+                        self.issue_for_round(&mut round, IoOp::SetLen { file, len: 0 }, out);
+                    }
                     self.issue_image_writes(&mut round, out);
                     self.round = Some(round);
                 }

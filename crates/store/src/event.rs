@@ -75,6 +75,8 @@ pub enum StoreEvent {
         at: Lsn,
     },
     SnapshotClosed(SnapshotId),
+    /// The disk is full: what the snapshot needs could not be saved, and it is closed.
+    SnapshotLost(SnapshotId),
     SnapshotRead {
         token: Token,
         result: Result<Extent, SnapshotReadError>,

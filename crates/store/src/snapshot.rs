@@ -3,6 +3,9 @@
 //! A saved extent carries the position of the newest snapshot at that time. A snapshot at `n` reads an extent
 //! from the saved one with the smallest position not below `n`, or from the image if there is none: so
 //! one copy serves every older snapshot that had not saved the extent itself.
+//!
+//! Where the disk has no room for them, snapshots are dropped and the copy goes on. Only a resync's undo snapshot is
+//! not: without it an unfinished copy could not go back.
 
 use crate::buffer::{BufferMut, EXTENT_BYTES, PAGE_SIZE, Slice, is_zero};
 use crate::checksum::crc32c;
@@ -334,6 +337,10 @@ impl Store {
         out: &mut Output,
     ) {
         let OldRead { token, at, disk, extent, from } = read;
+        if !self.snapshots.open.iter().any(|&(_, lsn)| lsn == at) {
+            let result = Err(SnapshotReadError::Unknown);
+            return out.events.push(StoreEvent::SnapshotRead { token, result });
+        }
         // The extent may have been saved, and the image changed, while the image was read.
         if from != self.snapshots.find(disk, extent, at) {
             return self.read_old_extent(token, at, disk, extent, out);

@@ -6,7 +6,7 @@ use crate::buffer::Slice;
 use crate::change_map::ChangeMap;
 use crate::event::{AppendError, Output, PinId, Refused, SnapshotId, StoreEvent, StoreFailure, Token};
 use crate::interval::IntervalMap;
-use crate::io::{IoClass, IoCommand, IoCompletion, IoError, IoId, IoOp, IoOutput};
+use crate::io::{IoClass, IoCommand, IoCompletion, IoError, IoErrorKind, IoId, IoOp, IoOutput};
 use crate::journal::Journal;
 use crate::params::{DiskEntry, Limits};
 use crate::read::{GuestRead, LogRead};
@@ -146,6 +146,8 @@ pub(crate) enum Pending {
     Superblock,
     Round,
     SaveRead(DiskIndex, ExtentIndex),
+    /// Writes to what snapshots keep.
+    Save,
     Task,
     CloseStat(DiskIndex),
     GuestRead(u64, usize),
@@ -165,6 +167,7 @@ impl Pending {
             Pending::Superblock => "write the superblock",
             Pending::Round => "apply the log to the image",
             Pending::SaveRead(..) => "read an extent for a snapshot",
+            Pending::Save => "save an extent for a snapshot",
             Pending::Task | Pending::CloseStat(_) => "take a checkpoint",
             Pending::GuestRead(..) | Pending::ExtentRead(_) => "read the image",
             Pending::LogRead(..) => "read the journal",
@@ -370,7 +373,7 @@ impl Store {
                 self.advance_task(out);
             }
             (Pending::Superblock, _) => self.superblock_stepped(out),
-            (Pending::Round, _) => self.round_step_done(out),
+            (Pending::Round | Pending::Save, _) => self.round_step_done(out),
             (Pending::Task, _) => self.task_step_done(out),
             (Pending::CloseStat(disk), output) => self.close_stat(disk, &output, out),
             (Pending::SaveRead(disk, extent), IoOutput::Data(data)) => {
@@ -399,6 +402,7 @@ impl Store {
             Pending::LogRead(key, read) => self.log_chunk_read(key, read, Err(error), out),
             Pending::OldRead(read) => self.old_extent_read(read, Err(error), out),
             Pending::ExtentRead(read) => self.extent_read(read, Err(error), out),
+            Pending::Save if error.kind == IoErrorKind::Full && self.no_room_to_save(out) => {}
             pending => {
                 let failure = StoreFailure::new(pending.verb(), error);
                 self.failed = Some(Arc::new(failure.clone()));

@@ -11,6 +11,7 @@ use crate::superblock::COPY_SIZE;
 pub(crate) enum Waiter {
     Persist(Token),
     Task,
+    Round,
     Gate,
 }
 
@@ -80,6 +81,7 @@ impl Store {
                     self.place_batches(out);
                 }
                 Waiter::Task => self.task_step_done(out),
+                Waiter::Round => self.round_step_done(out),
             }
         }
         if self.superblock_writer.is_idle() && !self.superblock_writer.next.is_empty() {

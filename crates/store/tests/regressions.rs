@@ -206,3 +206,84 @@ fn a_resync_lets_go_of_snapshots_that_wait_for_records() {
     assert!(events.iter().any(closed), "{events:?}");
     assert!(events.iter().any(|event| matches!(event, StoreEvent::ResyncBegun { .. })));
 }
+
+/// A pair of records over one extent, a snapshot between them, and a disk without room for what it needs.
+fn full_disk() -> World {
+    let mut world = World::new(7);
+    world.append(write(1));
+    world.make_all_stable();
+    world.store.open_snapshot(SnapshotId(3), None, &mut world.out).expect("opens");
+    run(&mut world);
+    world.append(write(2));
+    world.store.sync(&mut world.out);
+    run(&mut world);
+    let length = |file| world.disk.content(file).map_or(0, |content| content.len() as u64);
+    let used = world.disk.files().collect::<Vec<_>>().into_iter().map(length).sum();
+    world.disk.set_capacity(Some(used));
+    world
+}
+
+#[test]
+fn a_full_disk_drops_the_snapshot_not_the_replica() {
+    let mut world = full_disk();
+    world.store.stable_is(Lsn(2), &mut world.out);
+    let events = run(&mut world);
+    let lost = |event: &StoreEvent| matches!(event, StoreEvent::SnapshotLost(SnapshotId(3)));
+    assert!(events.iter().any(lost), "{events:?}");
+    assert!(world.store.failure().is_none());
+    assert_eq!(world.store.applied(), Lsn(2));
+    assert_eq!(world.disk.content(IMAGE).expect("exists")[0], 2);
+    assert!(world.store.snapshots().is_empty());
+    world.store.read_snapshot(Token(7), SnapshotId(3), DiskIndex(0), ExtentIndex(0), &mut world.out);
+    let events = run(&mut world);
+    assert!(matches!(events[..], [StoreEvent::SnapshotRead { result: Err(_), .. }]), "{events:?}");
+    // Another one may be opened.
+    world.disk.set_capacity(None);
+    world.store.open_snapshot(SnapshotId(4), None, &mut world.out).expect("opens");
+    run(&mut world);
+    assert_eq!(world.store.snapshots().len(), 1);
+}
+
+/// Wherever power is lost meanwhile: a snapshot that is still open is what it was.
+#[test]
+fn a_snapshot_is_dropped_before_anything_is_overwritten() {
+    let (mut kept, mut dropped) = (0, 0);
+    for steps in 0.. {
+        let mut world = full_disk();
+        world.store.stable_is(Lsn(2), &mut world.out);
+        let mut left = steps;
+        while left > 0 {
+            for command in world.out.commands.drain(..) {
+                world.disk.submit(command);
+            }
+            if world.disk.queued().is_empty() {
+                break;
+            }
+            let completion = world.disk.run(0);
+            world.store.complete(completion, &mut world.out);
+            left -= 1;
+        }
+        // All that was written stays: the worst that can happen to a snapshot.
+        world.disk.set_capacity(None);
+        world.disk.lose_power(&mut || 1);
+        let recovered = reopened(&mut world);
+        assert_eq!(recovered.health, Health::Good);
+        if recovered.snapshots.is_empty() {
+            dropped += 1;
+        } else {
+            kept += 1;
+            world.store.read_snapshot(Token(7), SnapshotId(3), DiskIndex(0), ExtentIndex(0), &mut world.out);
+            let events = run(&mut world);
+            let read = events.iter().find_map(|event| match event {
+                StoreEvent::SnapshotRead { result, .. } => Some(result.clone()),
+                _ => None,
+            });
+            let data = read.expect("answered").expect("reads").data.expect("no zeroes");
+            assert_eq!(data[0], 1, "after {steps} steps");
+        }
+        if left > 0 {
+            break;
+        }
+    }
+    assert!(kept > 1 && dropped > 1, "kept {kept} times, dropped {dropped} times");
+}
