@@ -4,6 +4,7 @@ use crate::commands::Commands;
 use crate::compare::Compares;
 use crate::configs::Configs;
 use crate::control::Control;
+use crate::flush_habit::FlushHabit;
 use crate::requests::Requests;
 use crate::resync::ResyncJobs;
 use crate::status::ResyncStatus;
@@ -28,6 +29,7 @@ pub struct Engine {
     pub(crate) builder: BatchBuilder,
     /// A request in the open batch waits for the disk.
     pub(crate) sync_open_batch: bool,
+    pub(crate) flush_habit: FlushHabit,
     pub(crate) now: MonotonicTime,
     pub(crate) wall: WallTime,
     pub(crate) queue: VecDeque<Work>,
@@ -143,6 +145,7 @@ impl Engine {
             member,
             replication,
             sync_open_batch: false,
+            flush_habit: FlushHabit::new(),
             now,
             wall: WallTime(0),
             queue: VecDeque::new(),
@@ -357,7 +360,8 @@ impl Engine {
             return;
         }
         let batch = self.builder.seal(&self.store.next_place(term, self.wall));
-        let sync = std::mem::take(&mut self.sync_open_batch);
+        let asked = std::mem::take(&mut self.sync_open_batch);
+        let sync = self.flush_habit.sealed() || asked;
         self.configs.appended(&batch);
         let event = ReplicationEvent::Sealed { batch: info(&batch), sync };
         // The peers' copies leave before the local one is written: both are on their way at once.

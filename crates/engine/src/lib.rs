@@ -16,6 +16,7 @@ mod configs;
 mod control;
 mod disks;
 mod engine;
+mod flush_habit;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod guest;

@@ -215,6 +215,7 @@ impl Engine {
 
     /// Done when everything acknowledged before this call is durable on every member.
     pub fn flush(&mut self, token: Token) {
+        self.flush_habit.flushed();
         if self.is_open() {
             self.start_flush(FlushFor::Guest(token), false);
             self.pump();

@@ -13,7 +13,7 @@ mod export;
 pub mod fuzz;
 mod header;
 mod output;
-mod protocol;
+pub mod protocol;
 mod receive_buffer;
 pub mod server;
 mod wire;

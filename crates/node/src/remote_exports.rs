@@ -6,6 +6,18 @@
 
 use crate::node::Node;
 use crate::vm::Vm;
+use rempart_nbd::protocol::option::{
+    ABORT, EXPORT_NAME, EXTENDED_HEADERS, GO, INFO, LIST, LIST_META_CONTEXT, SET_META_CONTEXT, STARTTLS,
+    STRUCTURED_REPLY,
+};
+use rempart_nbd::protocol::option_reply::{
+    ACK, ERR_INVALID as INVALID, ERR_TLS_REQD as TLS_REQUIRED, ERR_UNKNOWN as UNKNOWN_EXPORT,
+    ERR_UNSUP as UNSUPPORTED, ERROR_BIT as ERROR, INFO as INFO_REPLY, SERVER,
+};
+use rempart_nbd::protocol::{
+    EXTENDED_REQUEST_MAGIC, IHAVEOPT as OPTION_MAGIC, OPTION_REPLY_MAGIC as REPLY_MAGIC, REQUEST_MAGIC,
+    command, command_flag, handshake_flag, transmission_flag,
+};
 use rempart_transport::{Deadlines, HttpStream, Role, accept_member};
 use std::collections::BTreeMap;
 use std::io;
@@ -27,33 +39,9 @@ const MAX_OPTION_BYTES: u32 = 64 << 10;
 const MAX_REPLY_BYTES: u32 = 64 << 10;
 
 const GREETING: &[u8; 16] = b"NBDMAGICIHAVEOPT";
-const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
-const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Fixed newstyle, no zeroes.
-const SERVER_FLAGS: u16 = 3;
-const NO_ZEROES: u32 = 2;
-/// Of an export.
-const READ_ONLY: u16 = 1 << 1;
-
-const EXPORT_NAME: u32 = 1;
-const ABORT: u32 = 2;
-const LIST: u32 = 3;
-const STARTTLS: u32 = 5;
-const INFO: u32 = 6;
-const GO: u32 = 7;
-const STRUCTURED_REPLY: u32 = 8;
-const LIST_META_CONTEXT: u32 = 9;
-const SET_META_CONTEXT: u32 = 10;
-const EXTENDED_HEADERS: u32 = 11;
-
-const ACK: u32 = 1;
-const SERVER: u32 = 2;
-const INFO_REPLY: u32 = 3;
-const ERROR: u32 = 1 << 31;
-const UNSUPPORTED: u32 = ERROR | 1;
-const INVALID: u32 = ERROR | 3;
-const TLS_REQUIRED: u32 = ERROR | 5;
-const UNKNOWN_EXPORT: u32 = ERROR | 6;
+const SERVER_FLAGS: u16 = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
+const NO_ZEROES: u32 = handshake_flag::NO_ZEROES as u32;
 
 /// Accepts until the daemon ends.
 pub async fn serve(node: Arc<Node>, listener: TcpListener, writable: bool) {
@@ -301,7 +289,7 @@ async fn pass_replies(from: &mut UnixStream, to: &mut HttpStream, writable: bool
         let (option, kind, mut data) = read_reply(from).await?;
         // Type 0: size and flags of the export.
         if kind == INFO_REPLY && data.len() == 12 && data[..2] == [0, 0] && !writable {
-            let flags = u16::from_be_bytes([data[10], data[11]]) | READ_ONLY;
+            let flags = u16::from_be_bytes([data[10], data[11]]) | transmission_flag::READ_ONLY;
             data[10..].copy_from_slice(&flags.to_be_bytes());
         }
         reply(to, option, kind, &data).await?;
@@ -322,7 +310,7 @@ async fn enter_by_name(
     let mut entered = vec![0; length];
     backend.read_exact(&mut entered).await?;
     if !writable {
-        let flags = u16::from_be_bytes([entered[8], entered[9]]) | READ_ONLY;
+        let flags = u16::from_be_bytes([entered[8], entered[9]]) | transmission_flag::READ_ONLY;
         entered[8..10].copy_from_slice(&flags.to_be_bytes());
     }
     client.write_all(&entered).await?;
@@ -362,13 +350,6 @@ async fn reads_only(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<()> {
-    const REQUEST: u32 = 0x2560_9513;
-    const EXTENDED_REQUEST: u32 = 0x21e4_1c71;
-    const PAYLOAD: u16 = 1 << 5;
-    const READ: u16 = 0;
-    const DISCONNECT: u16 = 2;
-    const FLUSH: u16 = 3;
-    const BLOCK_STATUS: u16 = 7;
     loop {
         let mut header = [0; 32];
         match from.read_exact(&mut header[..28]).await {
@@ -379,12 +360,14 @@ async fn reads_only(
         let flags = u16::from_be_bytes([header[4], header[5]]);
         let command = u16::from_be_bytes([header[6], header[7]]);
         let length = match magic {
-            REQUEST => 28,
-            EXTENDED_REQUEST => 32,
+            REQUEST_MAGIC => 28,
+            EXTENDED_REQUEST_MAGIC => 32,
             _ => return Err(wrong("sent no request where one was due")),
         };
         from.read_exact(&mut header[28..length]).await?;
-        let harmless = matches!(command, READ | DISCONNECT | FLUSH | BLOCK_STATUS) && flags & PAYLOAD == 0;
+        let harmless =
+            matches!(command, command::READ | command::DISC | command::FLUSH | command::BLOCK_STATUS)
+                && flags & command_flag::PAYLOAD_LEN == 0;
         if !harmless {
             return Err(wrong("wants to change a disk that is offered for reading"));
         }

@@ -268,7 +268,7 @@ fn filled(seed: u64, len: usize) -> Slice {
     Slice::copy_of(&pattern(seed, len))
 }
 
-/// Long writes go past the page cache, short and crooked ones through it: reads must not tell which did.
+/// Long reads and writes go past the page cache, short and crooked ones through it: what is read must not tell.
 #[test]
 fn writes_past_and_through_the_page_cache_agree() {
     // Not below /tmp: that is often a file system without O_DIRECT, where half of this would not be tested.
@@ -292,9 +292,15 @@ fn writes_past_and_through_the_page_cache_agree() {
         let at = offset as usize;
         expected[at..at + data.len()].copy_from_slice(&data);
         disk.perform(&IoOp::Write { file, offset, data: vec![data] }).expect("writes");
-        let read = disk.perform(&IoOp::Read { file, offset: 0, len: len as usize }).expect("reads");
-        let IoOutput::Data(read) = read else { panic!("a read is answered with data") };
-        assert!(*read == *expected, "after the write at {offset}");
+        for piece in [len as usize, 64 * 1024] {
+            for (index, expected) in expected.chunks(piece).enumerate() {
+                let read = IoOp::Read { file, offset: (index * piece) as u64, len: piece };
+                let Ok(IoOutput::Data(read)) = disk.perform(&read) else {
+                    panic!("a read is answered with data")
+                };
+                assert!(*read == *expected, "piece {index} of {piece}, after the write at {offset}");
+            }
+        }
     }
     disk.perform(&IoOp::Sync { file }).expect("syncs");
 }

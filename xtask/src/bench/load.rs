@@ -12,6 +12,9 @@ use super::server::Server;
 /// would measure half the work. The same for everybody.
 const LEAST_BYTES: u64 = 3 * (64 << 20);
 
+/// More than twice the log that our nodes keep for peers that were away.
+const WARM_UP_BYTES: u64 = 3 * LEAST_BYTES;
+
 #[derive(Debug)]
 pub struct Load {
     pub name: &'static str,
@@ -56,16 +59,25 @@ impl Load {
         },
     ];
 
-    /// Runs for the time given and at least [`LEAST_BYTES`] (write+flush: the time only). It ends when everything is
-    /// flushed and every image of the server has it, on the disk.
+    /// Writes so much that a log has reached its size: from then on its files are used again, and none is made.
+    pub fn warm_up(server: &Server) -> Result<()> {
+        let [.., sequential] = &Load::ALL;
+        for _ in 0..WARM_UP_BYTES / LEAST_BYTES {
+            sequential.run(server, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Runs for the time given and at least [`LEAST_BYTES`] (write+flush, which takes minutes for so many: three times
+    /// the time). It ends when everything is flushed and every image of the server has it, on the disk.
     pub fn run(&self, server: &Server, seconds: u64) -> Result<Measured> {
         let mut client = Client::connect(&server.socket, server.export)?;
         let blocks = client.size.min(disk::BYTES) / self.block as u64;
         let mut random = Random::new(u64::from(std::process::id()));
         let mut data = vec![0; self.block];
         random.fill(&mut data);
-        let least = if self.flush_each { 0 } else { LEAST_BYTES / self.block as u64 };
-        let end = Duration::from_secs(seconds);
+        let (least, times) = if self.flush_each { (0, 3) } else { (LEAST_BYTES / self.block as u64, 1) };
+        let end = Duration::from_secs(seconds) * times;
 
         let processor_before = server.processor_seconds()?;
         let started = Instant::now();

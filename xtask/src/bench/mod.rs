@@ -42,7 +42,7 @@ pub struct Options {
     /// Seconds a load runs at least
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// Only loads whose name contains this, and neither idle nodes nor resynchronisation
+    /// Only loads whose name contains this; `idle` and `resynchronisation` are names, too
     #[arg(long)]
     only: Option<String>,
     /// Measure this build of the program instead of building it
@@ -69,13 +69,14 @@ pub fn run(bench: &Bench) -> Result<()> {
     };
     let ours = Ours::start(Lab::build(false)?, &program)?;
     let peers = Peers::start(ours.lab())?;
-    let loads: Vec<Load> = Load::ALL
-        .into_iter()
-        .filter(|load| options.only.as_ref().is_none_or(|only| load.name.contains(only)))
-        .collect();
+    let wanted = |name: &str| options.only.as_ref().is_none_or(|only| name.contains(only));
+    let loads: Vec<Load> = Load::ALL.into_iter().filter(|load| wanted(load.name)).collect();
     let servers = [ours.two_copies(), peers.quorum(), ours.one_copy(), peers.single()];
     let mut contestants =
         servers.map(|server| Contestant { server, measured: vec![Vec::new(); loads.len()] });
+    if !loads.is_empty() {
+        contestants.iter().try_for_each(|contestant| Load::warm_up(&contestant.server))?;
+    }
     for round in 1..=options.rounds {
         for (index, load) in loads.iter().enumerate() {
             for contestant in &mut contestants {
@@ -90,12 +91,14 @@ pub fn run(bench: &Bench) -> Result<()> {
     let [two_copies, quorum, one_copy, single] = &contestants;
     report.loads(&loads, two_copies, quorum);
     report.loads(&loads, one_copy, single);
-    if options.only.is_none() {
-        drop(peers);
+    drop(peers);
+    if wanted("idle") {
         let idle = ours.idle()?;
         let mib = idle.memory_per_group as f64 / f64::from(1 << 20);
         report.figure("memory of an idle group", "MiB", mib, None);
         report.figure("processor of both idle nodes", "s/s", idle.processor_share, None);
+    }
+    if wanted("resynchronisation") {
         let resync = ours.resync(LINE)?;
         let line = ("the line", resync.line_bytes_per_second / 1e6);
         report.figure("resynchronisation", "MB/s", resync.bytes_per_second / 1e6, Some(line));

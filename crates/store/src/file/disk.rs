@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::IoSlice;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -93,8 +94,25 @@ impl FileDisk {
         self.shared.directory.join(name)
     }
 
-    /// The open file, if it is open: for `sync_file_range`.
-    pub(crate) fn opened(&self, file: FileId) -> Option<Arc<File>> {
+    /// Starts write-back without waiting for it. Only a hint: errors show at the next sync.
+    pub(crate) fn start_write_back(&self, file: FileId, offset: u64, len: u64) {
+        if let Some(handle) = self.opened(file) {
+            let _ = sync_file_range(&handle, offset, len, libc::SYNC_FILE_RANGE_WRITE);
+        }
+    }
+
+    /// Writes back, and waits for it, without what makes it durable. An error is told here and not again by a sync.
+    pub(crate) fn write_back(&self, file: FileId, offset: u64, len: u64) -> Result<(), IoError> {
+        let Some(handle) = self.opened(file) else { return Ok(()) };
+        let flags = libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        match sync_file_range(&handle, offset, len, flags) {
+            // Not every kind of file knows it; a sync does the same work later.
+            Ok(()) | Err(Errno::SPIPE | Errno::INVAL | Errno::NOSYS) => Ok(()),
+            Err(errno) => Err(error(file, &self.path(file), errno)),
+        }
+    }
+
+    fn opened(&self, file: FileId) -> Option<Arc<File>> {
         self.shared.open.read().expect("no holder panics").get(&file).cloned()
     }
 
@@ -142,6 +160,37 @@ impl FileDisk {
         }
     }
 
+    /// The way past the page cache, for a long read of an image: a resync is not to push everything else out of the cache.
+    fn direct_handle_to_read(&self, file: FileId, offset: u64, buffer: &BufferMut) -> Option<Arc<File>> {
+        let fits = matches!(file, FileId::Image(_))
+            && buffer.len() > BUFFERED_LIMIT
+            && buffer.len().is_multiple_of(DIRECT_ALIGNMENT)
+            && (buffer.as_ptr() as usize).is_multiple_of(DIRECT_ALIGNMENT)
+            && offset.is_multiple_of(DIRECT_ALIGNMENT as u64);
+        fits.then(|| self.direct_handle(file)).flatten()
+    }
+
+    /// Writes a new file's `len` bytes, so that no later write has to allocate. Past the page cache: a whole
+    /// segment written back at once is what other writes wait behind, and the large folios it would leave cost
+    /// every small write a walk through all their blocks.
+    fn write_ahead(&self, file: FileId, handle: &File, len: u64) -> Result<(), Errno> {
+        if len == 0 {
+            return Ok(());
+        }
+        match fs::fallocate(handle, FallocateFlags::empty(), 0, len) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NODEV) => {}
+            Err(errno) => return Err(errno),
+        }
+        let direct = self.direct_handle(file);
+        match write_zeroes(direct.as_deref().unwrap_or(handle), 0, len) {
+            Err(Errno::INVAL | Errno::OPNOTSUPP) if direct.is_some() => write_zeroes(handle, 0, len)?,
+            written => written?,
+        }
+        fs::fdatasync(handle)?;
+        let _ = fs::fadvise(handle, 0, None, fs::Advice::DontNeed);
+        Ok(())
+    }
+
     fn handle(&self, file: FileId, create: bool) -> Result<Arc<File>, Errno> {
         if let Some(handle) = self.opened(file) {
             return Ok(handle);
@@ -181,17 +230,16 @@ impl FileDisk {
                 write_all(&*self.handle(*file, create)?, *offset, data)?;
             }
             IoOp::Read { file, offset, len } => {
-                let handle = self.handle(*file, false)?;
                 let mut buffer = BufferMut::for_overwrite(*len);
-                let mut at = 0;
-                while at < *len {
-                    match rustix::io::pread(&*handle, &mut buffer[at..], offset + at as u64) {
-                        Ok(0) => break,
-                        Ok(read) => at += read,
-                        Err(Errno::INTR) => {}
-                        Err(errno) => return Err(errno),
+                let direct = self.direct_handle_to_read(*file, *offset, &buffer);
+                let at = match direct.map(|handle| read_all(&handle, *offset, &mut buffer)) {
+                    Some(Ok(read)) => read,
+                    // A device with larger blocks, say: as if there were no such way.
+                    Some(Err(Errno::INVAL | Errno::OPNOTSUPP)) | None => {
+                        read_all(&*self.handle(*file, false)?, *offset, &mut buffer)?
                     }
-                }
+                    Some(Err(errno)) => return Err(errno),
+                };
                 // Past the end of the file.
                 buffer[at..].fill(0);
                 return Ok(IoOutput::Data(buffer.freeze()));
@@ -252,8 +300,7 @@ impl FileDisk {
                 let _ = fs::ioctl_setflags(&handle, attributes | IFlags::NOCOW);
             }
         }
-        write_zeroes(&handle, 0, len)?;
-        fs::fdatasync(&handle)?;
+        self.write_ahead(file, &handle, len)?;
         if !head.is_empty() {
             write_all(&handle, 0, std::slice::from_ref(head))?;
         }
@@ -266,6 +313,20 @@ impl FileDisk {
 
 fn file_type(file: &File) -> Result<FileType, Errno> {
     Ok(FileType::from_raw_mode(fs::fstat(file)?.st_mode))
+}
+
+/// Reads to the end of the buffer or of the file; returns the bytes read.
+fn read_all(file: &File, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let mut at = 0;
+    while at < buffer.len() {
+        match rustix::io::pread(file, &mut buffer[at..], offset + at as u64) {
+            Ok(0) => break,
+            Ok(read) => at += read,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(at)
 }
 
 fn write_all(file: &File, offset: u64, data: &[Slice]) -> Result<(), Errno> {
@@ -328,6 +389,17 @@ fn zero(id: FileId, file: &File, offset: u64, len: u64, punch: bool) -> Result<(
         _ => (offset + len).min(fs::fstat(file)?.st_size as u64),
     };
     write_zeroes(file, offset, end.saturating_sub(offset))
+}
+
+fn sync_file_range(file: &File, offset: u64, len: u64, flags: libc::c_uint) -> Result<(), Errno> {
+    // SAFETY: the descriptor is open for the call; no memory is passed.
+    let result = unsafe {
+        libc::sync_file_range(file.as_raw_fd(), offset as libc::off64_t, len as libc::off64_t, flags)
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
 }
 
 fn error(file: FileId, path: &Path, errno: Errno) -> IoError {

@@ -3,11 +3,10 @@
 use crate::buffer::keep_no_spares;
 use crate::file::FileDisk;
 use crate::file::disk::BUFFERED_LIMIT;
-use crate::io::{FileId, IoClass, IoCommand, IoCompletion, IoErrorKind, IoId, IoOp};
+use crate::io::{FileId, IoClass, IoCommand, IoCompletion, IoError, IoErrorKind, IoId, IoOp};
 use rempart_types::DiskIndex;
 use rustix::event::{EventfdFlags, eventfd};
-use std::collections::VecDeque;
-use std::os::fd::AsRawFd;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +16,13 @@ use std::thread::JoinHandle;
 /// Journal writes up to this are executed on the calling thread: copying into the page cache takes less than
 /// handing them over. Longer ones wait for the device.
 const INLINE_LIMIT: usize = BUFFERED_LIMIT;
-/// Image writes a worker takes at once, and their bytes: handing over small ones singly costs more than executing them.
-const GATHER: usize = 256;
+/// Image writes a worker takes at once. Handing over small ones singly costs more than executing them; a flush waits
+/// behind those that are with the device.
+const GATHER: usize = 8;
+/// With so many waiting, they come faster than they go that way, and a worker takes more.
+const PILE: usize = 1024;
+const GATHER_FROM_PILE: usize = 256;
+/// Bytes of what a worker takes at once.
 const GATHER_BYTES: usize = 1024 * 1024;
 
 /// Executes commands on real files: small journal writes inline, the rest on worker threads. Owned and called
@@ -72,9 +76,10 @@ impl Queues {
         if self.background_busy + 1 >= self.workers {
             return None;
         }
+        let most = if self.background.len() > PILE { GATHER_FROM_PILE } else { GATHER };
         into.push(self.background.pop_front()?);
         let mut bytes = image_write_len(&into[0]).unwrap_or(GATHER_BYTES);
-        while into.len() < GATHER
+        while into.len() < most
             && let Some(len) = self.background.front().and_then(image_write_len)
             && bytes + len <= GATHER_BYTES
         {
@@ -141,6 +146,9 @@ impl Executor {
             self.background.push(command);
             return;
         }
+        if let IoOp::Sync { file } = command.op {
+            self.eager.retain(|&(eager, ..)| eager != file);
+        }
         self.shared.queues.lock().expect("no holder panics").urgent.push_back(command);
         self.shared.work.notify_one();
     }
@@ -188,9 +196,7 @@ impl Executor {
     pub fn after_replies(&mut self) {
         self.start_background();
         for (file, start, end) in self.eager.drain(..) {
-            if let Some(handle) = self.disk.opened(file) {
-                sync_file_range(&handle, start, end - start);
-            }
+            self.disk.start_write_back(file, start, end - start);
         }
     }
 
@@ -258,7 +264,10 @@ fn work(shared: &Shared, disk: &FileDisk) {
             debug_assert!(!matches!(&result, Err(error) if error.kind == IoErrorKind::Locked));
             IoCompletion { id: command.id, result }
         }));
-        start_write_back(disk, &commands);
+        if let Err(error) = write_back(disk, &commands) {
+            // Whoever waits for write-back takes its errors: the sync of the checkpoint does not see them again.
+            completions.iter_mut().for_each(|completion| completion.result = Err(error.clone()));
+        }
         // Before anybody hears of it: the owner's thread is to have the last hold of the buffers, and use them again.
         commands.clear();
         shared.done.lock().expect("no holder panics").append(&mut completions);
@@ -285,42 +294,24 @@ fn image_write_len(command: &IoCommand) -> Option<usize> {
     }
 }
 
-/// Write-back of the images goes on all the time, so that a checkpoint does not wait for all of it. One call for all
-/// that was written to one image: the kernel finds what is dirty in between.
-fn start_write_back(disk: &FileDisk, commands: &[IoCommand]) {
-    let mut range: Option<(FileId, u64, u64)> = None;
-    let start = |file, from, to| {
-        if let Some(handle) = disk.opened(file) {
-            sync_file_range(&handle, from, to - from);
-        }
-    };
+/// Write-back of the images goes on all the time: a checkpoint is not to wait for all of it. A few writes are waited for, so
+/// that a flush of the journal, on the same disk, is not behind more than these. One call for all of one image: the kernel
+/// finds what is dirty in between.
+fn write_back(disk: &FileDisk, commands: &[IoCommand]) -> Result<(), IoError> {
+    let mut ranges: BTreeMap<FileId, (u64, u64)> = BTreeMap::new();
     for command in commands {
         let Some(len) = image_write_len(command) else { continue };
         let IoOp::Write { file, offset, .. } = command.op else { unreachable!("it is a write") };
         let end = offset + len as u64;
-        range = match range {
-            Some((last, from, to)) if last == file => Some((file, from.min(offset), to.max(end))),
-            Some((last, from, to)) => {
-                start(last, from, to);
-                Some((file, offset, end))
-            }
-            None => Some((file, offset, end)),
-        };
+        let range = ranges.entry(file).or_insert((offset, end));
+        *range = (range.0.min(offset), range.1.max(end));
     }
-    if let Some((file, from, to)) = range {
-        start(file, from, to);
-    }
-}
-
-/// Starts write-back without waiting for it. Only a hint: errors show at the next `fdatasync`.
-fn sync_file_range(file: &std::fs::File, offset: u64, len: u64) {
-    // SAFETY: the descriptor is open for the call; no memory is passed.
-    unsafe {
-        libc::sync_file_range(
-            file.as_raw_fd(),
-            offset as libc::off64_t,
-            len as libc::off64_t,
-            libc::SYNC_FILE_RANGE_WRITE,
-        );
-    }
+    let wait = commands.len() <= GATHER;
+    ranges.into_iter().try_for_each(|(file, (from, to))| match wait {
+        true => disk.write_back(file, from, to - from),
+        false => {
+            disk.start_write_back(file, from, to - from);
+            Ok(())
+        }
+    })
 }
