@@ -204,7 +204,7 @@ impl World {
         }
         let reply = match request {
             RegisterRequest::Read { request, register } => {
-                let stale = self.options.planted == Some(Planted::StaleRegister) && self.rng.chance(300);
+                let stale = self.options.planted == Some(Planted::StaleRegister) && self.rng.chance(900);
                 let read =
                     if stale { self.witness.read_stale(register) } else { self.witness.read(register) };
                 Some(read_reply(request, read))
