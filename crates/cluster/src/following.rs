@@ -113,6 +113,9 @@ impl Member {
             Some(ours) if ours != register => {
                 // A register's successor starts its epochs above everything its predecessor could reach.
                 if term.epoch.generation() > promise.generation() {
+                    // Remembered: without a register to ask, a restart must not take it for the primary it was.
+                    let state = self.ledger.change();
+                    state.promise = state.promise.max(term.epoch);
                     self.supersede(register, out);
                 }
                 return;

@@ -161,7 +161,8 @@ impl Member {
     /// The successor holds this.
     pub(crate) fn forced(&mut self, value: RegisterValue, now: MonotonicTime, out: &mut Vec<Action>) {
         let state = self.ledger.change();
-        if state.attempt(value.nonce).is_none() || value.epoch <= state.activated.epoch {
+        let ours = value.primary == self.config.me && state.attempt(value.nonce).is_some();
+        if !ours || value.epoch <= state.activated.epoch {
             return self.supersede(value.register, out);
         }
         state.register = Some(value.register);

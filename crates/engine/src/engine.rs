@@ -126,6 +126,7 @@ impl Engine {
         let whole = recovered.health == Health::Good;
         let replication = rempart_replication::Recovered {
             state,
+            applied_chain: store.applied_chain().map(|chain| chain.0),
             journal_start: store.oldest_available_lsn(),
             promise: control.cluster.promise,
             whole,

@@ -9,7 +9,7 @@ use rempart_replication::{
     Action as ReplicationAction, Digest, Event as ReplicationEvent, ExtentPiece, Region, RegionBits,
     ResyncMode,
 };
-use rempart_store::{Health, Slice, SnapshotId, StoreEvent, Token};
+use rempart_store::{ChainValue, Health, Slice, SnapshotId, StoreEvent, Token};
 use rempart_types::{EXTENT_SIZE, ExtentIndex, Lsn};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -92,8 +92,9 @@ impl Engine {
             ReplicationAction::WriteExtents { round, sequence, pieces } => {
                 self.write_extents(round, sequence, &pieces, beside);
             }
-            ReplicationAction::StartResyncLog { from, lineage } => {
-                if self.with_store(|store, io| store.start_resync_log(from, &lineage, io)).is_err() {
+            ReplicationAction::StartResyncLog { from, chain, lineage } => {
+                let chain = chain.map(ChainValue);
+                if self.with_store(|store, io| store.start_resync_log(from, chain, &lineage, io)).is_err() {
                     self.store_refused();
                 }
             }

@@ -226,7 +226,8 @@ impl Engine {
                 self.resync_log_durable(lsn);
             }
             StoreEvent::Applied(lsn) => {
-                self.replication(ReplicationEvent::Applied(lsn));
+                let chain = self.store.applied_chain().map(|chain| chain.0);
+                self.replication(ReplicationEvent::Applied { upto: self.store.applied(), chain });
                 self.configs.applied(lsn);
             }
             StoreEvent::Checkpointed(_) | StoreEvent::PinLost(_) => {

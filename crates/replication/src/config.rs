@@ -25,7 +25,7 @@ pub struct Config {
     pub resync_regions_ahead: usize,
     /// Bytes a target takes between two durable notes of how far it is.
     pub resync_checkpoint_bytes: u64,
-    /// A new leader waits that long for the other members' logs before it goes on with its own.
+    /// A new leader waits that long for a member to tell what it holds, then reports it as blocking.
     pub adoption_wait: Duration,
     /// A peer that does not answer a probe or a truncation is asked again in a new session after that long.
     pub answer_deadline: Duration,
@@ -43,7 +43,7 @@ impl Default for Config {
             resync_bytes_per_second: None,
             resync_regions_ahead: 4,
             resync_checkpoint_bytes: 256 << 20,
-            adoption_wait: Duration::from_millis(500),
+            adoption_wait: Duration::from_millis(1500),
             answer_deadline: Duration::from_secs(5),
         }
     }

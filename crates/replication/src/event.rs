@@ -86,7 +86,11 @@ pub enum Event {
     },
     Accepted(Lsn),
     Durable(Lsn),
-    Applied(Lsn),
+    /// The image holds records to `upto`. `chain` is the store's name for what ends there.
+    Applied {
+        upto: Lsn,
+        chain: Option<u32>,
+    },
     /// What `TruncateAfter` asked for is durable.
     Truncated {
         end: Lsn,
@@ -278,6 +282,8 @@ pub enum Action {
     /// once the log reached what the extents need.
     StartResyncLog {
         from: LogPosition,
+        /// By what the next batch names what ends at `from`.
+        chain: Option<u32>,
         lineage: Lineage,
     },
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// How far a term is.
 ///
 /// ```text
-///  Gathering ── all reachable acknowledgers answered, or time is up ──► Starting ── first record sealed ──► Committing
+///  Gathering ── all acknowledgers answered, or left the in-sync set ──► Starting ── first record sealed ──► Committing
 ///      │ one has a longer log          ▲                                                                       │
 ///      └────────► Adopting ────────────┘ taken, or it went away                     committed to that record   ▼
 ///                                                                                                           Serving
@@ -84,6 +84,7 @@ impl Leader {
             impatient_until: MonotonicTime::ZERO,
             journal_kept: None,
         };
+        leader.note_alone(local);
         for (&peer, &session) in sessions {
             leader.connected(peer, session, now, out);
         }
@@ -150,10 +151,16 @@ impl Leader {
             }
         }
         self.acknowledgers = nodes;
+        self.note_alone(local);
         if matches!(self.phase, Phase::Gathering { .. }) {
             self.gather(local, now, out);
         }
         self.advance(local, now, out);
+    }
+
+    /// Whoever must acknowledge from now on holds all that was committed before.
+    fn note_alone(&self, local: &mut Local) {
+        local.wrote_alone = self.acknowledgers.len() == 1;
     }
 
     /// `peer` is in step but will not be admitted before `until`: the guest need not wait for it meanwhile.
@@ -176,14 +183,22 @@ impl Leader {
 
     // --- the start of a term ---
 
-    /// Goes on once every reachable acknowledger told what it holds.
+    /// Goes on once every acknowledger told what it holds.
     fn gather(&mut self, local: &mut Local, now: MonotonicTime, out: &mut Vec<Action>) {
         let Phase::Gathering { until } = self.phase else { return };
-        let answered = self.acknowledgers.others(local.node).all(|peer| {
+        let answered = |peer: NodeId| {
             let link = self.links.get(&peer);
             link.is_some_and(|link| matches!(link.progress, Progress::Known(_) | Progress::Refused))
-        });
-        if !answered && now < until {
+        };
+        let silent: Vec<NodeId> =
+            self.acknowledgers.others(local.node).filter(|&peer| !answered(peer)).collect();
+        if !silent.is_empty() {
+            // Without them nothing would be committed anyway, and they may hold what is missing here. Only what left
+            // is given up.
+            if now >= until {
+                self.phase = Phase::Gathering { until: now + local.config.adoption_wait };
+                out.extend(silent.into_iter().map(|peer| Action::BlockedBy { peer }));
+            }
             return;
         }
         let longer = self.acknowledgers.others(local.node).filter_map(|peer| {

@@ -35,6 +35,8 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovered {
     pub state: LogState,
+    /// By what the next batch names what ends where the image is.
+    pub applied_chain: Option<u32>,
     /// The first record the journal can still give.
     pub journal_start: Lsn,
     /// Terms of older epochs are refused.
@@ -101,7 +103,11 @@ impl Replication {
                 local.sync.durable(lsn);
                 self.after_store_progress(now, out);
             }
-            Event::Applied(lsn) => local.applied = local.applied.max(lsn),
+            Event::Applied { upto, chain } => {
+                if upto > local.applied {
+                    (local.applied, local.applied_chain) = (upto, chain);
+                }
+            }
             Event::Flush { id, all } => {
                 let Role::Leader(leader) = &mut self.role else { panic!("only a leader is asked to flush") };
                 leader.flush(id, all, local, now, out);

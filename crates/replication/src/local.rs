@@ -16,6 +16,8 @@ pub(crate) struct Local {
     pub accepted: Lsn,
     pub durable: Lsn,
     pub applied: Lsn,
+    /// By what the next batch names what ends at `applied`: handed on to a peer whose log starts there.
+    pub applied_chain: Option<u32>,
     pub committed: Lsn,
     pub stable: Lsn,
     /// The first record the journal can still give.
@@ -29,7 +31,7 @@ pub(crate) struct Local {
     pub whole: bool,
     pub syncing: Option<Syncing>,
     /// Where the store is about to start a new log after a resync.
-    pub starting_log: Option<(LogPosition, Lineage)>,
+    pub starting_log: Option<(LogPosition, Option<u32>, Lineage)>,
     /// Rounds of resync begun by this replica as leader.
     pub rounds: u64,
     /// Sizes of the disks in bytes, by index.
@@ -43,7 +45,7 @@ pub(crate) struct Local {
 
 impl Local {
     pub fn new(node: NodeId, config: Config, recovered: Recovered) -> Local {
-        let Recovered { state, journal_start, promise, whole, disks } = recovered;
+        let Recovered { state, applied_chain, journal_start, promise, whole, disks } = recovered;
         let bucket = Bucket::new(config.resync_bytes_per_second);
         Local {
             node,
@@ -53,6 +55,7 @@ impl Local {
             accepted: state.end,
             durable: state.durable,
             applied: state.applied,
+            applied_chain,
             committed: state.stable.min(state.end),
             stable: state.stable.min(state.end),
             journal_start,
@@ -100,10 +103,11 @@ impl Local {
 
     /// The log is a new one, which starts after `from`.
     pub fn log_started(&mut self, from: Lsn, out: &mut Vec<Action>) {
-        let (at, lineage) = self.starting_log.take().expect("a log is started when it was asked for");
+        let (at, chain, lineage) = self.starting_log.take().expect("a log is started when it was asked for");
         assert_eq!(at.lsn, from, "the store starts the log where it was told");
         (self.end, self.accepted, self.durable) = (from, from, from);
         (self.applied, self.committed, self.stable) = (from, from, from);
+        self.applied_chain = chain;
         self.journal_start = from.next();
         self.lineage = lineage;
         self.syncing = None;

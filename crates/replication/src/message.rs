@@ -163,7 +163,8 @@ pub enum Message {
     ResyncReady { term: Term, round: u64 },
     /// Leader: extents will be as of `at` or later; the log after `at` makes them one state again. `lineage` ends
     /// at `at`.
-    ResyncFrom { term: Term, round: u64, at: LogPosition, lineage: Lineage },
+    /// `chain`: by what the batch after `at` names what ends there.
+    ResyncFrom { term: Term, round: u64, at: LogPosition, chain: Option<u32>, lineage: Lineage },
     /// Target: give me a region: what you changed after `since`, and what this side changed on its own
     /// (`changed`); or, with `digests`, whatever differs from them. Missing digests at the end are of holes.
     ResyncRegion {

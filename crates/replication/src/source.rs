@@ -103,7 +103,7 @@ impl Link {
         source.at = Some(at);
         let mut lineage = local.lineage.clone();
         lineage.truncate(at.lsn);
-        self.send(Message::ResyncFrom { term, round, at, lineage }, None, out);
+        self.send(Message::ResyncFrom { term, round, at, chain: local.applied_chain, lineage }, None, out);
     }
 
     pub fn region_wanted(

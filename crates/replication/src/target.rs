@@ -27,6 +27,7 @@ enum Stage {
 #[derive(Debug)]
 struct Taking {
     at: LogPosition,
+    chain: Option<u32>,
     lineage: Lineage,
     /// The next region to look at; `None` when all were.
     next: Option<Region>,
@@ -68,7 +69,7 @@ impl Follower {
             Message::ResyncBegin { round, base, mode, restart, .. } => {
                 self.begin(round, base, mode, restart, local, out)
             }
-            Message::ResyncFrom { round, at, lineage, .. } => {
+            Message::ResyncFrom { round, at, chain, lineage, .. } => {
                 let Some(target) = self.target(round) else { return };
                 let goes_on = at.lsn < Lsn(u64::MAX) && lineage.position(at.lsn) == Some(at);
                 if !matches!(target.stage, Stage::Waiting) || !goes_on {
@@ -76,7 +77,7 @@ impl Follower {
                 }
                 let next = first_region(Region::default(), &local.disks);
                 let (open, writing) = (VecDeque::new(), VecDeque::new());
-                target.stage = Stage::Taking(Taking { at, lineage, next, open, received: 0, writing });
+                target.stage = Stage::Taking(Taking { at, chain, lineage, next, open, received: 0, writing });
                 self.pump(local, out);
             }
             Message::ResyncExtents { round, sequence, region, pieces, last, .. } => {
@@ -158,11 +159,11 @@ impl Follower {
             });
         }
         if taking.open.is_empty() && taking.writing.is_empty() {
-            let (from, lineage) = (taking.at, taking.lineage.clone());
+            let (from, chain, lineage) = (taking.at, taking.chain, taking.lineage.clone());
             target.stage = Stage::StartingLog { at: from };
             local.busy += 1;
-            local.starting_log = Some((from, lineage.clone()));
-            out.push(Action::StartResyncLog { from, lineage });
+            local.starting_log = Some((from, chain, lineage.clone()));
+            out.push(Action::StartResyncLog { from, chain, lineage });
         }
     }
 

@@ -55,7 +55,13 @@ impl World {
     /// One node serves, its machine runs, and every configured replica is in sync.
     pub fn is_mirrored(&self) -> bool {
         let Some(leader) = self.serving_node() else { return false };
-        if (0..self.nodes.len()).any(|node| node != leader && self.role(node) != Some(Role::Secondary)) {
+        let glance = |node: usize| self.nodes[node].daemon.as_ref().map(|daemon| daemon.engine.glance());
+        let Some(leads) = glance(leader) else { return false };
+        // A leader may not know yet that its follower is another one by now.
+        let follows = |node: usize| {
+            glance(node).is_some_and(|glance| glance.role == Role::Secondary && glance.term == leads.term)
+        };
+        if (0..self.nodes.len()).any(|node| node != leader && !follows(node)) {
             return false;
         }
         let now = self.nodes[leader].clock.reading(self.now());
@@ -86,6 +92,8 @@ impl World {
                 let text = format!("the pair does not come to rest: {}", self.summary());
                 return Err(Violation::new(Promise::BoundedStall, text));
             }
+            // An answer of a disk from before the healing may still be on its way.
+            self.settle();
             let next = self.now() + Duration::from_millis(100);
             self.run_until(next)?;
             let Some(leader) = self.serving_node() else { continue };

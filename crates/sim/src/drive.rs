@@ -60,6 +60,7 @@ impl Drive {
         self.sync_fails = false;
         self.write_fails = None;
         self.disk.set_capacity(None);
+        self.disk.fail_nothing();
     }
 
     pub fn latency(&self, command: &IoCommand, rng: &mut Rng) -> Duration {

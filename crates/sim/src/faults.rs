@@ -108,11 +108,13 @@ impl Fault {
     /// How likely beside the others, when it is on.
     fn weight(self) -> u32 {
         match self {
-            Fault::DaemonCrash | Fault::PowerLoss | Fault::SessionReset | Fault::Partition => 10,
+            Fault::DaemonCrash | Fault::PowerLoss | Fault::SessionReset => 10,
+            Fault::Partition | Fault::IsolatedNode => 10,
             Fault::SyncError | Fault::DiskFull | Fault::WitnessAmnesia => 3,
             // Only as a strike: it needs a resync under way.
             Fault::RollBack => 0,
-            Fault::NodeFrozen | Fault::BitRot => 12,
+            Fault::NodeFrozen => 18,
+            Fault::BitRot => 12,
             _ => 6,
         }
     }
@@ -235,7 +237,7 @@ impl FaultPlan {
             gap: Duration::from_millis(*rng.pick(&[300, 1_000, 2_500])),
             longest: Duration::from_millis(*rng.pick(&[500, 3_000, 10_000])),
             until: Moment::START + setup.fault_phase,
-            strikes: *rng.pick(&[0, 300, 700]),
+            strikes: *rng.pick(&[300, 800, 1000]),
             order_gap: Duration::from_millis(*rng.pick(&[1_000, 5_000, 20_000])),
             orders: if rng.chance(600) { rng.u64() as u32 } else { 0 },
         }
@@ -280,9 +282,20 @@ impl World {
             return;
         }
         if let Some(kind) = self.rng.weighted(&self.faults.weights) {
-            let node = self.rng.index(self.nodes.len());
-            self.play(Fault::ALL[kind], node);
+            let fault = Fault::ALL[kind];
+            let node = self.aim(fault);
+            self.play(fault, node);
         }
+    }
+
+    /// Where a fault strikes: some mean most to the node that serves.
+    fn aim(&mut self, fault: Fault) -> usize {
+        let any = self.rng.index(self.nodes.len());
+        let at_the_leader = matches!(
+            fault,
+            Fault::IsolatedNode | Fault::NodeFrozen | Fault::GuardFrozen | Fault::QemuKilled | Fault::BitRot
+        );
+        if at_the_leader && self.rng.chance(600) { self.serving_node().unwrap_or(any) } else { any }
     }
 
     /// A resync has just begun, or just sent its last extent: the moments at which losing a side matters most.
@@ -290,27 +303,35 @@ impl World {
         let (peer, longest, faults) = match report {
             Report::ResyncStarted { peer, .. } => {
                 let faults = [Fault::DaemonCrash, Fault::PowerLoss, Fault::RollBack, Fault::RollBack];
-                (*peer, Duration::from_millis(80), faults)
+                (*peer, Duration::from_millis(40), faults)
             }
             Report::ResyncFinished { peer, .. } => {
-                let faults = [Fault::DaemonCrash, Fault::DaemonCrash, Fault::PowerLoss, Fault::RollBack];
-                (*peer, Duration::from_millis(4), faults)
+                let faults = [Fault::DaemonCrash, Fault::DaemonCrash, Fault::PowerLoss, Fault::PowerLoss];
+                (*peer, Duration::from_millis(3), faults)
             }
             _ => return,
         };
-        if self.now() >= self.faults.until || !self.rng.chance(self.faults.strikes) {
+        // The end is rarely met in time: it is struck more often than the beginning.
+        let twice = matches!(report, Report::ResyncFinished { .. }) && self.rng.chance(self.faults.strikes);
+        if self.now() >= self.faults.until || !(twice || self.rng.chance(self.faults.strikes)) {
             return;
         }
         let target = self.index_of(peer);
+        // Most resyncs of such small disks are short.
+        let longest = longest / (1 << self.rng.below(5));
         let delay = self.rng.duration(Duration::ZERO..longest);
         let fault = *self.rng.pick(&faults);
-        let node = if fault == Fault::RollBack || self.rng.chance(250) { source } else { target };
+        let node = if fault == Fault::RollBack || self.rng.chance(150) { source } else { target };
         self.after(delay, Event::Strike { node, fault });
     }
 
-    /// A takeover begins: its register goes away at that moment, and the primary that was given up comes back.
+    /// A takeover begins: its register goes away at that moment, and the primary that was given up comes back. Some
+    /// that are frozen are left so: they shall find their successor at work.
     pub(crate) fn strike_a_takeover(&mut self) {
         if self.now() >= self.faults.until || !self.rng.chance(self.faults.strikes) {
+            return;
+        }
+        if self.nodes.iter().any(|node| node.frozen) && self.rng.chance(850) {
             return;
         }
         let lasts = self.rng.duration(Duration::from_secs(2)..Duration::from_secs(6));
@@ -328,7 +349,9 @@ impl World {
 
     pub(crate) fn strike(&mut self, fault: Fault, node: usize) {
         if self.now() < self.faults.until && !self.a_copy_is_rotten() {
-            self.play(fault, node);
+            // Soon back, so that what was interrupted goes on, and may be struck again.
+            let lasts = self.rng.duration(Duration::from_millis(10)..Duration::from_millis(500));
+            self.play_for(fault, node, lasts);
         }
     }
 
@@ -379,7 +402,7 @@ impl World {
             }
             Fault::NodeFrozen => {
                 // Now and then long enough to be taken over meanwhile.
-                let more = Duration::from_secs(if self.rng.chance(600) { 9 } else { 0 });
+                let more = Duration::from_secs(if self.rng.chance(700) { 9 } else { 0 });
                 let lasts = lasts + more;
                 self.nodes[node].frozen = true;
                 self.freeze_daemon(node, true);
@@ -405,6 +428,9 @@ impl World {
                 self.after(lasts, Event::EndFault(Ending::LinkSpeed { from: node, to: peer }));
             }
             Fault::IsolatedNode => {
+                // Most of them long enough to be suspected.
+                let more = Duration::from_millis(if self.rng.chance(700) { 2_000 } else { 0 });
+                let lasts = lasts + more;
                 for other in (0..self.nodes.len()).filter(|&other| other != node) {
                     self.cut_both(node, other, lasts);
                 }
@@ -482,6 +508,13 @@ impl World {
             }
             Fault::BitRot => self.rot_is_survivable(node),
             Fault::ImageTouched => self.rot_is_survivable(node) && self.serving_node() != Some(node),
+            Fault::IsolatedNode
+            | Fault::WitnessCut
+            | Fault::WitnessDown
+            | Fault::WitnessSlow
+            | Fault::WitnessLossy
+            | Fault::WitnessLate => !self.is_returning(),
+            Fault::RollBack => self.may_force(node, (node + 1) % self.nodes.len()),
             _ => true,
         }
     }
@@ -506,7 +539,7 @@ impl World {
             Ending::ThawNode { node } => self.thaw_node(node),
             Ending::Heal { from, to } => self.heal_direction(from, to),
             Ending::Flap { a, b, times } => {
-                if self.healed {
+                if self.healed || self.a_copy_is_rotten() {
                     return;
                 }
                 let cut = self.network.is_cut(a, b);
@@ -546,8 +579,24 @@ impl World {
         self.nodes[node].excused_until = self.now() + Duration::from_secs(1);
         self.set_guard_timer(node);
         self.after(Duration::from_millis(1001), Event::Look);
-        self.freeze_daemon(node, false);
+        if let Some(daemon) = &self.nodes[node].daemon {
+            // A process that is continued waits for its turn on a processor, as its machine does.
+            let life = daemon.life;
+            let delay = self.rng.duration(Duration::ZERO..Duration::from_millis(50));
+            self.after(delay, Event::EndFault(Ending::ThawDaemon { node, life }));
+        }
         self.wake_guest(node);
+    }
+
+    /// Replicas hear each other as on the first day, and their disks work.
+    pub(crate) fn mend_all_links_and_drives(&mut self) {
+        for node in 0..self.nodes.len() {
+            for other in (0..self.nodes.len()).filter(|&other| other != node) {
+                self.heal_direction(node, other);
+                self.network.set_delay(node, other, Duration::from_micros(50)..Duration::from_micros(300));
+            }
+            self.nodes[node].drive.heal();
+        }
     }
 
     /// Everything that was broken works again, and nothing breaks any more.
@@ -556,19 +605,9 @@ impl World {
         self.faults.weights.fill(0);
         self.healed = true;
         self.witness.up = true;
+        self.mend_all_links_and_drives();
         for node in 0..self.nodes.len() {
-            for other in 0..self.nodes.len() {
-                if node != other {
-                    self.heal_direction(node, other);
-                    self.network.set_delay(
-                        node,
-                        other,
-                        Duration::from_micros(50)..Duration::from_micros(300),
-                    );
-                }
-            }
             self.nodes[node].witness = crate::wire::WitnessPath::default();
-            self.nodes[node].drive.heal();
             self.freeze_guard(node, false);
             self.thaw_node(node);
             if self.nodes[node].daemon.as_ref().is_some_and(|daemon| daemon.frozen) {

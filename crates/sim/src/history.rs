@@ -80,6 +80,8 @@ struct Op {
     fate: Fate,
     /// Nodes whose memory was wiped since the request was made, one bit each.
     wiped: u8,
+    /// It may be gone although its answer is still to come.
+    revoked: bool,
     /// For a flush: the acknowledged writes it covers.
     covers: Vec<Tag>,
 }
@@ -96,6 +98,11 @@ struct Zone {
 }
 
 impl Zone {
+    fn tell(&self) -> String {
+        let Zone { tag, start, first_finish, last_start, .. } = self;
+        format!("request {} (made {start}, known there from {first_finish} to {last_start})", tag.0)
+    }
+
     fn lies_across(&self, other: &Zone) -> bool {
         let forward = |zone: &Zone| zone.first_finish < zone.last_start;
         match (forward(self), forward(other)) {
@@ -266,7 +273,15 @@ impl History {
         if matches!(request, Request::Write { fua: true, .. }) {
             covers.push(tag);
         }
-        self.ops.push(Op { request, life, start: at, fate: Fate::InFlight, wiped: 0, covers });
+        self.ops.push(Op {
+            request,
+            life,
+            start: at,
+            fate: Fate::InFlight,
+            wiped: 0,
+            revoked: false,
+            covers,
+        });
         self.in_flight[life.0].push(tag);
         tag
     }
@@ -277,6 +292,10 @@ impl History {
         let op = self.op_mut(tag);
         let covers = std::mem::take(&mut op.covers);
         let (start, life) = (op.start, op.life);
+        if op.revoked && covers.is_empty() {
+            // No flush ever covered it: the answer came after what it told of was lost.
+            return Ok(());
+        }
         // A machine that was frozen while its successor started may still be given the answer to what landed
         // before, and to nothing else.
         let finish = at.min(self.superseded[life.0]);
@@ -363,6 +382,7 @@ impl History {
 
     /// The machine's disk driver reconnected and sent an unanswered request again: it may land twice.
     pub fn resent(&mut self, tag: Tag) {
+        self.op_mut(tag).revoked = false;
         let start = self.op(tag).start;
         if let Request::Write { span, .. } = self.op(tag).request.clone() {
             for sector in span.sectors.clone() {
@@ -381,6 +401,17 @@ impl History {
             let op = self.op_mut(tag);
             op.wiped |= 1 << node;
             if in_sync & !op.wiped == 0 {
+                self.revoke(tag, at);
+            } else {
+                self.unflushed.push(tag);
+            }
+        }
+    }
+
+    /// From here on only the nodes of `in_sync` matter. What all of them lost, and none `holds` again, may be gone.
+    pub fn in_sync_is(&mut self, in_sync: u8, at: Moment, holds: impl Fn(Tag) -> bool) {
+        for tag in std::mem::take(&mut self.unflushed) {
+            if in_sync & !self.op(tag).wiped == 0 && !holds(tag) {
                 self.revoke(tag, at);
             } else {
                 self.unflushed.push(tag);
@@ -422,8 +453,12 @@ impl History {
     }
 
     fn revoke(&mut self, tag: Tag, at: Moment) {
+        let op = self.op_mut(tag);
+        op.revoked = op.fate == Fate::InFlight;
+        // What is still under way may land later than it was lost.
+        let under_way = op.revoked || self.orphans.contains(&tag);
         self.each_zone(tag, |zone| {
-            zone.first_finish = at.max(zone.start);
+            zone.first_finish = if under_way { Moment::NEVER } else { at.max(zone.start) };
             zone.last_start = zone.start;
             zone.counts = false;
         });
@@ -494,22 +529,18 @@ impl History {
         if all.zeroed.iter().rev().any(|zero| explains(&zero)) {
             return Ok(());
         }
-        let last = all.written.iter().rev().find(|zone| zone.counts).expect("something lies across");
+        let known = all.written.iter().filter(|zone| zone.counts).map(Zone::tell);
+        let zeroed = all.zeroed.iter().map(Zone::tell);
         let detail = format!(
-            "disk {disk} sector {sector} reads as zero at {finish}; among others request {} is known there from {} to {}",
-            last.tag.0, last.first_finish, last.last_start
+            "disk {disk} sector {sector} reads as zero at {finish}; there are {}; zeroed by {}",
+            known.collect::<Vec<_>>().join(", "),
+            zeroed.collect::<Vec<_>>().join(", ")
         );
         Err(Violation::new(Promise::ReadsConsistent, detail))
     }
 
     fn contradiction(&self, disk: DiskIndex, sector: u64, zone: &Zone, other: &Zone) -> Violation {
-        let tell = |zone: &Zone| {
-            format!(
-                "request {} (made {}, known there from {} to {})",
-                zone.tag.0, zone.start, zone.first_finish, zone.last_start
-            )
-        };
-        let detail = format!("disk {disk} sector {sector}: {} and {}", tell(zone), tell(other));
+        let detail = format!("disk {disk} sector {sector}: {} and {}", zone.tell(), other.tell());
         Violation::new(Promise::ReadsConsistent, detail)
     }
 }
@@ -702,6 +733,53 @@ mod tests {
         assert!(tale.reads(old).is_err(), "found once, kept");
         assert!({ story(&[0, 1], true) }.0.reads(Tag(1)).is_err(), "a flush covered it");
         assert!({ story(&[0], false) }.0.reads(Tag(1)).is_err(), "the other copy has it");
+    }
+
+    #[test]
+    fn a_failed_sync_loses_what_is_acknowledged_before_it_is_noticed() {
+        let mut tale = Tale::new();
+        let old = tale.written();
+        tale.flush();
+        let new = tale.write();
+        let at = tale.tick();
+        tale.history.memory_wiped(0, 0b1, at);
+        tale.ack(new).unwrap();
+        tale.reads(old).unwrap();
+        assert!(tale.reads(new).is_err(), "lost once, lost for good");
+    }
+
+    #[test]
+    fn what_was_under_way_when_memory_was_lost_may_land_later() {
+        let mut tale = Tale::new();
+        let old = tale.written();
+        tale.flush();
+        let new = tale.write();
+        let at = tale.tick();
+        tale.history.memory_wiped(0, 0b1, at);
+        tale.reads(old).unwrap();
+        tale.history.machine_died(tale.life);
+        tale.restart();
+        tale.reads(new).unwrap();
+    }
+
+    #[test]
+    fn a_member_that_lost_its_memory_may_lead_without_what_no_flush_covers() {
+        let story = |holds: bool| {
+            let mut tale = Tale::new();
+            let old = tale.written();
+            tale.flush();
+            let new = tale.written();
+            let at = tale.tick();
+            tale.history.memory_wiped(1, 0b11, at);
+            assert!(tale.reads(old).is_err(), "the other copy has it");
+            let at = tale.tick();
+            tale.history.in_sync_is(0b10, at, |tag| holds && tag == new);
+            (tale, old)
+        };
+        let (mut tale, old) = story(false);
+        tale.reads(old).unwrap();
+        let (mut tale, old) = story(true);
+        assert!(tale.reads(old).is_err(), "it caught up before it led");
     }
 
     #[test]

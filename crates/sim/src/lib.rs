@@ -25,7 +25,7 @@ pub mod machine;
 pub mod network;
 mod operator;
 pub mod pattern;
-mod reached;
+pub mod reached;
 pub mod rng;
 mod rot;
 pub mod scenario;

@@ -19,15 +19,28 @@ pub(crate) struct Operator {
     /// The nodes configured to hold a replica.
     pub peers: NodeSet,
     next: u64,
-    open: BTreeMap<CommandId, (usize, &'static str)>,
-    /// Nodes that reported that the group moved on without them.
-    superseded: NodeSet,
-    /// A forced takeover needs the other side fenced until the end.
+    open: BTreeMap<CommandId, Order>,
+    /// A forced takeover needs the other side fenced until it is carried out or refused.
     fenced: Vec<usize>,
+    /// Came back from behind a fence and was not told yet that it was replaced. Only the register tells it for certain.
+    returning: Option<usize>,
+    /// The node whose takeover is forced: ordered again until it is carried out or refused.
+    forcing: Option<usize>,
+    /// The daemon, by node and life, that was told to send resyncs as fast as it can.
+    unlimited: Option<(usize, u64)>,
     /// The replica that was taken out, to be put back.
     removed: Option<NodeId>,
     /// A takeover was forced once.
     forced: bool,
+}
+
+/// An order that was given and not answered yet.
+#[derive(Debug)]
+struct Order {
+    node: usize,
+    /// Which life of its daemon was told: with the daemon goes the order.
+    life: u64,
+    name: &'static str,
 }
 
 impl Operator {
@@ -72,13 +85,19 @@ impl World {
     pub(crate) fn order(&mut self, node: usize, name: &'static str, command: Command) {
         self.operator.next += 1;
         let id = CommandId(self.operator.next);
-        if self.nodes[node].daemon.is_none() {
-            return;
-        }
+        let Some(daemon) = &self.nodes[node].daemon else { return };
+        let life = daemon.life;
         self.tell(|| format!("ORDER  {} {name} at node {node}: {command:?}", id.0));
-        self.operator.open.insert(id, (node, name));
+        self.operator.open.insert(id, Order { node, life, name });
         self.coverage.count(Kind::Reached, name);
         self.tell_daemon(node, Duration::from_micros(50), DaemonEvent::Command(id, command));
+    }
+
+    /// Such an order was given to the daemon that runs at `node`, and is not answered yet.
+    fn is_ordered(&self, node: usize, name: &str) -> bool {
+        let Some(daemon) = &self.nodes[node].daemon else { return false };
+        let same = |order: &Order| order.node == node && order.life == daemon.life && order.name == name;
+        self.operator.open.values().any(same)
     }
 
     pub(crate) fn command_done(
@@ -87,11 +106,11 @@ impl World {
         id: CommandId,
         result: Result<CommandOutput, CommandError>,
     ) {
-        let Some((_, name)) = self.operator.open.remove(&id) else {
+        let Some(order) = self.operator.open.remove(&id) else {
             let detail = format!("node {node} answers command {} twice or unasked", id.0);
             return self.broken(Violation::new(Promise::CoreAssertion, detail));
         };
-        match (name, result) {
+        match (order.name, result) {
             // Taken, not done: the peer is out when the in-sync set no longer names it.
             ("remove peer", Ok(_)) => {}
             ("remove peer", Err(_)) => {
@@ -100,16 +119,20 @@ impl World {
                     self.operator.peers.insert(removed);
                 }
             }
-            ("force", Ok(_)) => self.reached("force done"),
+            ("force", Ok(_)) => {
+                self.reached("force done");
+                self.operator.forcing = None;
+                self.operator.returning = self.operator.fenced.first().copied();
+                let pause = self.rng.duration(Duration::from_millis(20)..Duration::from_secs(3));
+                self.after(pause, Event::TendTakeover);
+            }
+            // Ordered again later.
+            ("force", Err(CommandError::Busy)) => {}
+            ("force", Err(_)) => self.operator.forcing = None,
             ("handover", Ok(_)) => self.reached("handover done"),
             ("stop", Ok(_)) => {
                 let life = self.nodes[node].lives;
                 self.after(Duration::from_millis(1), Event::Exit { node, life, clean: true });
-            }
-            // Ordered again later.
-            ("rejoin", Err(_)) => {
-                let id = self.nodes[node].id;
-                self.operator.superseded.insert(id);
             }
             _ => {}
         }
@@ -126,6 +149,7 @@ impl World {
             return;
         }
         self.finish_removal();
+        self.tend_forced_takeover();
         let weights = ORDERS.map(|(name, weight)| if self.faults.orders(name) { weight } else { 0 });
         let Some(choice) = self.rng.weighted(&weights) else { return };
         let leader = self.serving_node().unwrap_or_else(|| self.rng.index(self.nodes.len()));
@@ -199,16 +223,31 @@ impl World {
     fn force(&mut self, node: usize) {
         let Some(primary) = self.witness.current().map(|value| self.index_of(value.primary)) else { return };
         let target = if primary == node { (node + 1) % self.nodes.len() } else { node };
-        let reachable = self.witness.up && !self.witness.knows_nothing() && !self.nodes[target].witness.cut;
         let leads = matches!(self.role(target), None | Some(Role::Primary | Role::PrimaryFrozen));
-        if !reachable || leads || self.nodes.len() > 2 || self.operator.removed.is_some() {
+        if leads || !self.may_force(primary, target) {
             return;
         }
         self.fence(primary);
+        self.operator.forcing = Some(target);
         self.order_force(target);
     }
 
-    /// The node is switched off, and stays so until everything is settled. What only it held may be lost.
+    /// `primary` leads by the register, which `target` can reach, and every replica has its place.
+    pub(crate) fn may_force(&self, primary: usize, target: usize) -> bool {
+        let leads = self.witness.current().is_some_and(|value| value.primary == self.nodes[primary].id);
+        let reachable = self.witness.up && !self.witness.knows_nothing() && !self.nodes[target].witness.cut;
+        leads && reachable && self.nodes.len() == 2 && self.operator_is_idle()
+    }
+
+    /// The only copy in sync is lost: the other one leads from here on, with what it has.
+    pub(crate) fn give_up(&mut self, node: usize) {
+        let other = (node + 1) % self.nodes.len();
+        if self.may_force(node, other) {
+            self.force(other);
+        }
+    }
+
+    /// The node is switched off, and stays so until the takeover is carried out. What only it held may be lost.
     fn fence(&mut self, node: usize) {
         self.power_off(node);
         self.nodes[node].stays_down = true;
@@ -218,7 +257,44 @@ impl World {
         self.operator.forced = true;
     }
 
-    pub(crate) fn order_force(&mut self, node: usize) {
+    /// Until a forced takeover is carried out or refused it is ordered again, as often as the daemon that was told
+    /// of it died. Only then may the fenced node come back, which is told to rejoin the group it finds there.
+    pub(crate) fn tend_forced_takeover(&mut self) {
+        match self.operator.forcing {
+            Some(node) => {
+                if !self.is_ordered(node, "force") {
+                    self.order_force(node);
+                }
+            }
+            None if self.may_return() => {
+                for node in std::mem::take(&mut self.operator.fenced) {
+                    self.nodes[node].stays_down = false;
+                    self.power_on(node);
+                }
+            }
+            None => {}
+        }
+        for node in 0..self.nodes.len() {
+            let now = self.nodes[node].clock.reading(self.now());
+            let Some(daemon) = &self.nodes[node].daemon else { continue };
+            if daemon.engine.status(now).superseded && !self.is_ordered(node, "rejoin") {
+                self.order(node, "rejoin", Command::Rejoin);
+            }
+        }
+    }
+
+    /// A fenced node is kept off until the witness can tell it what happened meanwhile.
+    fn may_return(&self) -> bool {
+        let told = |&node: &usize| self.nodes[node].witness == crate::wire::WitnessPath::default();
+        self.witness.up && self.operator.fenced.iter().all(told)
+    }
+
+    /// A node that was fenced is about to hear that it was replaced: nothing comes between it and the witness.
+    pub(crate) fn is_returning(&self) -> bool {
+        self.operator.returning.is_some()
+    }
+
+    fn order_force(&mut self, node: usize) {
         let new_register = RegisterId(self.rng.u128());
         let command = Command::Force { confirmed_fenced: true, new_register, old_register_lost: false };
         self.order(node, "force", command);
@@ -226,17 +302,13 @@ impl World {
 
     /// The source of a resync is lost for good, and its target goes back to what it was before.
     pub(crate) fn force_a_rolled_back_copy(&mut self, source: usize, target: usize) {
-        let leads = self.witness.current().is_some_and(|value| value.primary == self.nodes[source].id);
-        let reachable = self.witness.up && !self.witness.knows_nothing() && !self.nodes[target].witness.cut;
-        if !leads || !reachable || self.nodes.len() > 2 || self.operator.removed.is_some() {
-            return;
-        }
         self.fence(source);
+        self.operator.forcing = Some(target);
         self.crash_daemon(target);
         self.nodes[target].roll_back = true;
         let boot = self.nodes[target].boots;
         self.after(Duration::from_millis(200), Event::StartDaemon { node: target, boot });
-        self.after(Duration::from_millis(600), Event::Force { node: target });
+        self.after(Duration::from_millis(600), Event::TendTakeover);
     }
 
     /// The daemon is asked to stop in order; one that takes too long is killed.
@@ -264,12 +336,15 @@ impl World {
     }
 
     pub(crate) fn operator_sees_condition(&mut self, node: usize, condition: Condition) {
+        if let Condition::Superseded { .. } = condition {
+            if self.operator.returning == Some(node) {
+                self.operator.returning = None;
+            }
+            let pause = self.rng.duration(Duration::from_millis(10)..Duration::from_secs(1));
+            self.after(pause, Event::TendTakeover);
+        }
         if let Condition::TakingOver { .. } = condition {
             self.strike_a_takeover();
-        }
-        if let Condition::Superseded { .. } = condition {
-            let id = self.nodes[node].id;
-            self.operator.superseded.insert(id);
         }
     }
 
@@ -296,16 +371,8 @@ impl World {
 
     /// After healing: whatever waits for a person is settled.
     pub(crate) fn settle(&mut self) {
-        for node in std::mem::take(&mut self.operator.fenced) {
-            self.nodes[node].stays_down = false;
-            self.power_on(node);
-        }
+        self.tend_forced_takeover();
         for node in 0..self.nodes.len() {
-            let id = self.nodes[node].id;
-            if self.operator.superseded.contains(id) && self.nodes[node].daemon.is_some() {
-                self.operator.superseded.remove(id);
-                self.order(node, "rejoin", Command::Rejoin);
-            }
             if self.nodes[node].daemon.is_none() && self.nodes[node].powered {
                 self.start_daemon(node);
             }
@@ -317,6 +384,7 @@ impl World {
             self.order(0, "create", Command::Create);
         }
         let Some(leader) = self.serving_node() else { return };
+        self.lift_limit(leader);
         self.put_back();
         let now = self.nodes[leader].clock.reading(self.now());
         let status = self.nodes[leader].daemon.as_ref().expect("it serves").engine.status(now);
@@ -330,9 +398,19 @@ impl World {
         }
     }
 
+    /// A resync that may send less than the guest writes need never end: the limit is taken away, once in each life
+    /// of the leader's daemon.
+    fn lift_limit(&mut self, leader: usize) {
+        let life = self.nodes[leader].lives;
+        if self.operator.unlimited.replace((leader, life)) != Some((leader, life)) {
+            self.order(leader, "limit resync", Command::LimitResync { bytes_per_second: None });
+        }
+    }
+
     /// Every replica is configured and nothing is fenced.
     pub(crate) fn operator_is_idle(&self) -> bool {
-        self.operator.removed.is_none() && self.operator.fenced.is_empty()
+        let Operator { removed, fenced, forcing, .. } = &self.operator;
+        removed.is_none() && fenced.is_empty() && forcing.is_none()
     }
 }
 

@@ -17,11 +17,20 @@ impl World {
     /// A copy may rot while all are in sync and nothing else is broken, and only one at a time.
     pub(crate) fn rot_is_survivable(&self, node: usize) -> bool {
         let alone = self.nodes.iter().all(|node| !node.rotten) && self.operator_is_idle();
-        alone && self.nodes[node].daemon.is_some() && self.witness.current().is_some() && self.is_mirrored()
+        // A member that is about to leave may be out by the register, while the leader still asks it.
+        let all_in_sync = self.in_sync_mask().count_ones() as usize == self.nodes.len();
+        let awake = self.nodes.iter().all(|node| node.daemon.as_ref().is_some_and(|daemon| !daemon.frozen));
+        alone
+            && awake
+            && all_in_sync
+            && self.nodes[node].daemon.is_some()
+            && self.witness.current().is_some()
+            && self.is_mirrored()
     }
 
     /// Some bytes of one file change; the daemon restarts and has to notice.
     pub(crate) fn rot(&mut self, node: usize) {
+        self.mend_all_links_and_drives();
         self.crash_daemon(node);
         let files = self.nodes[node].drive.disk.list().unwrap_or_default();
         let may_rot =
@@ -36,7 +45,7 @@ impl World {
         } else if !files.is_empty() {
             let journal: Vec<FileId> =
                 files.iter().copied().filter(|file| matches!(file, FileId::Segment(_))).collect();
-            let some = if self.rng.chance(700) { &journal } else { &files };
+            let some = if self.rng.chance(800) { &journal } else { &files };
             let file = *self.rng.pick(some);
             for _ in 0..1 + self.rng.below(3) {
                 if let Some(offset) = self.used_byte(node, file) {
@@ -66,7 +75,7 @@ impl World {
             return None;
         }
         // The newest part of a journal is what a recovery reads.
-        let from = if self.rng.coin() { used.len() * 7 / 8 } else { 0 };
+        let from = if self.rng.chance(750) { used.len() * 7 / 8 } else { 0 };
         Some(used[from + self.rng.index(used.len() - from)] * NEAR + self.rng.below(NEAR))
     }
 
@@ -97,18 +106,28 @@ impl World {
         self.coverage.count(Kind::Recovery, "refused to open");
         if !self.nodes[node].rotten {
             // A fault of the disk that passes: the service manager tries again.
-            let boot = self.nodes[node].boots;
-            return self.after(Duration::from_secs(1), Event::StartDaemon { node, boot });
+            return self.try_again(node);
         }
-        if self.in_sync_mask() >> node & 1 == 1 {
+        let in_sync = self.in_sync_mask();
+        if in_sync >> node & 1 == 1 {
             // An empty disk must not come back as a member of the in-sync set: first the other copy leads alone.
-            let boot = self.nodes[node].boots;
-            return self.after(Duration::from_secs(1), Event::StartDaemon { node, boot });
+            if in_sync == 1 << node && self.healed {
+                self.give_up(node);
+            }
+            return self.try_again(node);
         }
         self.reached("damaged copy refused");
         self.replace_disk(node);
         let boot = self.nodes[node].boots;
         self.after(Duration::from_millis(500), Event::StartDaemon { node, boot });
+    }
+
+    /// The daemon starts again in a while; after the healing the operator sees to that.
+    fn try_again(&mut self, node: usize) {
+        if !self.healed {
+            let boot = self.nodes[node].boots;
+            self.after(Duration::from_secs(1), Event::StartDaemon { node, boot });
+        }
     }
 
     /// While a copy is rotten nothing else may break.

@@ -1,5 +1,6 @@
 //! What travels: sessions between the daemons, and requests to the witness.
 
+use crate::agenda::Moment;
 use crate::coverage::Kind;
 use crate::faults::Planted;
 use crate::network::{Arrival, Delivery};
@@ -10,7 +11,7 @@ use rempart_types::{NodeSet, SessionId};
 use std::time::Duration;
 
 /// The way from one node to the witness and back.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WitnessPath {
     pub cut: bool,
     pub delay: std::ops::Range<Duration>,
@@ -275,8 +276,28 @@ impl World {
             self.history.memory_restored(node);
         }
         let now = self.now();
+        self.note_lost(after, now);
         let result = self.checker.register_changed(value, now);
         self.must(result);
+    }
+}
+
+impl World {
+    /// A member that lost its power may lead without what no flush covers, before it caught up.
+    fn note_lost(&mut self, in_sync: u8, now: Moment) {
+        let members = self.nodes.iter().enumerate().filter(|(index, _)| in_sync >> index & 1 == 1);
+        let engines: Vec<_> =
+            members.filter_map(|(_, node)| node.daemon.as_ref().map(|daemon| &daemon.engine)).collect();
+        let book = &self.book;
+        let holds = |tag| {
+            book.place_of(tag).is_some_and(|(term, lsn)| {
+                let held = |engine: &&rempart_engine::Engine| {
+                    engine.glance().end >= lsn && engine.lineage().term_at(lsn) == Some(term)
+                };
+                engines.iter().any(held)
+            })
+        };
+        self.history.in_sync_is(in_sync, now, holds);
     }
 }
 

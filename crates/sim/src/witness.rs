@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Witness {
     pub up: bool,
     values: BTreeMap<RegisterId, RegisterValue>,
-    /// The state was lost.
-    forgot: bool,
+    /// Registers whose value was lost at some time.
+    lost: BTreeSet<RegisterId>,
     /// What each replica reported since then, by register. One is served again once every replica reported.
     reports: BTreeMap<RegisterId, BTreeMap<NodeId, (Option<RegisterValue>, Epoch)>>,
     restored: BTreeSet<RegisterId>,
@@ -27,7 +27,7 @@ impl Default for Witness {
         Witness {
             up: true,
             values: BTreeMap::new(),
-            forgot: false,
+            lost: BTreeSet::new(),
             reports: BTreeMap::new(),
             restored: BTreeSet::new(),
             changes: Vec::new(),
@@ -36,14 +36,14 @@ impl Default for Witness {
 }
 
 impl Witness {
-    /// It lost its state and serves nobody that register's value.
+    /// It lost its state and serves nobody that register's value. A register that is new since then is served.
     pub fn is_amnesiac(&self, register: RegisterId) -> bool {
-        self.forgot && !self.restored.contains(&register)
+        self.lost.contains(&register) && !self.restored.contains(&register)
     }
 
     /// It lost its state and has served nobody since.
     pub fn knows_nothing(&self) -> bool {
-        self.forgot && self.restored.is_empty()
+        !self.lost.is_empty() && self.restored.is_empty()
     }
 
     pub fn value(&self, register: RegisterId) -> Option<&RegisterValue> {
@@ -85,10 +85,14 @@ impl Witness {
     /// Its disk is lost, or was copied from another machine: it starts anew and knows that it knows nothing.
     /// `unnoticed`: it does not know, which is a bug.
     pub fn lose_memory(&mut self, unnoticed: bool) {
+        if unnoticed {
+            self.lost.clear();
+        } else {
+            self.lost.extend(self.values.keys());
+        }
         self.values.clear();
         self.reports.clear();
         self.restored.clear();
-        self.forgot = !unnoticed;
     }
 
     /// A bug: it answered before its last change was durable.

@@ -100,10 +100,8 @@ pub(crate) enum Event {
         node: usize,
         fault: Fault,
     },
-    /// The order to lead, to a copy that was made fit for it.
-    Force {
-        node: usize,
-    },
+    /// The operator looks how far a forced takeover is.
+    TendTakeover,
     EndFault(Ending),
     NextOrder,
     /// A moment at which checkers look although nothing else happens.
@@ -426,7 +424,7 @@ impl World {
             Event::Exit { node, life, clean } => self.daemon_exits(node, life, clean),
             Event::NextFault => self.next_fault(),
             Event::Strike { node, fault } => self.strike(fault, node),
-            Event::Force { node } => self.order_force(node),
+            Event::TendTakeover => self.tend_forced_takeover(),
             Event::EndFault(ending) => self.end_fault(ending),
             Event::NextOrder => self.next_order(),
             Event::Look => {}

@@ -238,7 +238,7 @@ impl fmt::Display for Refused {
         match self {
             Refused::NotServing => f.write_str("this copy serves nothing yet"),
             Refused::OutOfRange => f.write_str("outside the disk"),
-            Refused::Stable { bound } => write!(f, "records to {bound} are stable"),
+            Refused::Stable { bound } => write!(f, "records to {bound} are stable or in the image"),
             Refused::InsideBatch { before, last } => write!(f, "inside the batch {}..={last}", before.next()),
             Refused::Passed => f.write_str("the image already passed that position"),
             Refused::Name => f.write_str("the name is taken or unknown"),

@@ -14,6 +14,7 @@
 //! log reached the largest `q`, image and log are a prefix of the history.
 
 use crate::apply::IncomingExtent;
+use crate::batch::ChainValue;
 use crate::buffer::{EXTENT_BYTES, Slice};
 use crate::event::{Output, Refused, SnapshotId, StoreEvent, Token};
 use crate::io::{FileId, IoClass, IoError, IoOp};
@@ -141,11 +142,13 @@ impl Store {
     }
 
     /// All extents came. The old log is dropped and a new one starts after `from`, which no extent's source
-    /// was behind; `lineage` is the source's, to `from`. `ResyncLogStarted` follows, then batches after `from`
-    /// may be appended, and are applied as they become stable.
+    /// was behind; `lineage` is the source's, to `from`, and `chain` names what ends there, so that this log can be
+    /// led on without a word from the source. `ResyncLogStarted` follows, then batches after `from` may be appended,
+    /// and are applied as they become stable.
     pub fn start_resync_log(
         &mut self,
         from: LogPosition,
+        chain: Option<ChainValue>,
         lineage: &Lineage,
         out: &mut Output,
     ) -> Result<(), Refused> {
@@ -159,7 +162,7 @@ impl Store {
             return Err(Refused::OutOfRange);
         }
         self.log_restarting = true;
-        self.queue_task(Purpose::StartLog { from, lineage }, out);
+        self.queue_task(Purpose::StartLog { from, chain, lineage }, out);
         Ok(())
     }
 

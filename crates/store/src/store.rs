@@ -499,6 +499,11 @@ impl Store {
         self.stable_told
     }
 
+    /// By what the next batch names what ends where the image is, if that is known.
+    pub fn applied_chain(&self) -> Option<ChainValue> {
+        self.applied_position.chain
+    }
+
     /// The highest number told to be committed.
     pub fn committed(&self) -> Lsn {
         self.committed_told

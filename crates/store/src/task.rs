@@ -8,6 +8,7 @@
 //! capture position ─► sync images ─► write change map pages ─► sync maps ─► [purpose's own files] ─► superblock
 //! ```
 
+use crate::batch::ChainValue;
 use crate::event::{Output, SnapshotId, StoreEvent, Token};
 use crate::io::{FileId, IoClass, IoOp, IoOutput};
 use crate::journal::Prepared;
@@ -25,7 +26,7 @@ pub(crate) enum Purpose {
     OpenSnapshot(SnapshotId, Lsn),
     CloseSnapshot(SnapshotId),
     BeginResync(SnapshotId),
-    StartLog { from: LogPosition, lineage: Lineage },
+    StartLog { from: LogPosition, chain: Option<ChainValue>, lineage: Lineage },
     EndResync,
     Truncate(Lsn),
     AddDisk(Token, DiskEntry),
@@ -308,11 +309,11 @@ impl Store {
                     });
                 }
             }
-            Purpose::StartLog { from, lineage } => {
+            Purpose::StartLog { from, chain, lineage } => {
                 let fresh = task.fresh.expect("made in an earlier step");
                 self.superblock.applied = from.lsn;
                 self.superblock.redo =
-                    JournalPosition { sequence: fresh.sequence, offset: BATCHES_START, chain: None };
+                    JournalPosition { sequence: fresh.sequence, offset: BATCHES_START, chain: *chain };
                 self.superblock.first_sequence = fresh.sequence;
                 self.superblock.lineage = lineage.clone();
                 self.superblock.damage = None;
@@ -352,7 +353,7 @@ impl Store {
         let journal = &mut self.journal;
         journal.log_end = from.lsn;
         journal.term = from.term;
-        journal.chain = None;
+        journal.chain = self.applied_position.chain;
         journal.accepted = from.lsn;
         journal.durable = from.lsn;
         journal.unbacked_to = Lsn::ZERO;

@@ -28,6 +28,7 @@ impl Store {
             return Ok(());
         }
         let reached = self.round.as_ref().map_or(self.applied, |round| round.target);
+        // What is committed and not stable is in memory here and there: a member that lost its power may lead without it.
         let bound = reached.max(self.stable_told).max(self.applied);
         if lsn < bound {
             return Err(Refused::Stable { bound: bound.min(self.journal.log_end) });

@@ -233,6 +233,7 @@ fn every_crash_of_a_scripted_life_recovers_a_prefix() {
 /// The source of a resync: another branch of the log.
 struct Source {
     at: LogPosition,
+    chain: Option<ChainValue>,
     lineage: Lineage,
     disks: Vec<Vec<u8>>,
 }
@@ -253,7 +254,8 @@ fn source(world: &mut World) -> Source {
             disks[disk][offset as usize..offset as usize + data.len()].copy_from_slice(&data);
         }
     }
-    Source { at: LogPosition { term: Term::new(90, 0), lsn: Lsn(500) }, lineage, disks }
+    let at = LogPosition { term: Term::new(90, 0), lsn: Lsn(500) };
+    Source { at, chain: Some(ChainValue(0x5eed)), lineage, disks }
 }
 
 /// Completes a resync on a store that crashed in the middle of one, from its beginning.
@@ -272,9 +274,13 @@ fn resync_again(alone: &mut Alone, source: &Source) {
         }
     }
     alone.run();
-    alone.store.start_resync_log(source.at, &source.lineage, &mut alone.out).expect("starts the log");
+    alone
+        .store
+        .start_resync_log(source.at, source.chain, &source.lineage, &mut alone.out)
+        .expect("starts the log");
     alone.run();
     assert_eq!(alone.store.log_end(), source.at);
+    assert_eq!(alone.store.chain(), ChainValue(0x5eed), "it can be led on without a word from the source");
     alone.store.end_resync(&mut alone.out).expect("ends");
     alone.run();
     assert!(alone.events.iter().any(|event| matches!(event, StoreEvent::ResyncEnded)));
@@ -308,7 +314,7 @@ fn every_crash_of_a_resync_can_be_rolled_back_and_repeated() {
     }
     world.drain();
     world.note = "the new log".into();
-    world.store.start_resync_log(source.at, &source.lineage, &mut world.out).expect("starts");
+    world.store.start_resync_log(source.at, source.chain, &source.lineage, &mut world.out).expect("starts");
     // The twin's world counts from the old log: from here on only this test watches.
     world.durable = 0;
     event(&mut world, |event| matches!(event, StoreEvent::ResyncLogStarted { .. }));
@@ -327,10 +333,10 @@ fn every_crash_of_a_resync_can_be_rolled_back_and_repeated() {
         stable: source.at.lsn,
         wall: WallTime(5),
         clock: WallTime(5),
-        previous: ChainValue(0xdead),
+        previous: ChainValue(0x5eed),
     };
     let batch = builder.seal(&place);
-    world.store.append(&batch, &mut world.out).expect("any first chain value is taken");
+    world.store.append(&batch, &mut world.out).expect("it follows what the source's log ended with");
     world.store.sync(&mut world.out);
     while world.store.durable() < batch.last() {
         for command in world.out.commands.drain(..) {
@@ -378,7 +384,8 @@ fn every_crash_of_a_resync_can_be_rolled_back_and_repeated() {
             let seen = alone.disk.clone();
             // The log must reach what extents of the first attempt held already: the source went on meanwhile.
             let at = LogPosition { lsn: Lsn(600), ..source.at };
-            resync_again(&mut alone, &Source { at, lineage: source.lineage.clone(), disks: before.clone() });
+            let (chain, lineage, disks) = (source.chain, source.lineage.clone(), before.clone());
+            resync_again(&mut alone, &Source { at, chain, lineage, disks });
 
             // A clean stop noted how the unfinished images look: rolling back changes them, and knows that it does.
             let (mut stopped, _) = recover(seen.clone(), seed + 76, false);

@@ -106,6 +106,29 @@ fn a_peer_behind_the_journal_gets_only_the_extents_that_changed() {
     assert!(sent > 0 && sent <= 6 * 65536, "{sent} bytes of extents");
 }
 
+/// It never saw a batch of the log that it goes on with: what its first one must name came with the extents.
+#[test]
+fn a_copy_brought_up_while_the_guest_was_idle_can_lead() {
+    let mut world = World::new(4, 2);
+    world.guest.depth = 4;
+    world.mirrored();
+    world.run_for(SECONDS(1));
+    world.lose_power(1);
+    world.run_until("solo", SECONDS(10), |w| w.in_sync() == 1);
+    world.guest.range = Some((0, 32));
+    world.run_for(SECONDS(5));
+    world.guest.depth = 0;
+    world.run_until("the guest is idle", SECONDS(60), |w| w.guest.is_idle());
+    world.run_until("the image has it all", SECONDS(60), World::is_settled);
+    let before = world.extent_bytes;
+    world.power_on(1);
+    world.run_until("mirrored again", SECONDS(60), |w| w.in_sync() == 2);
+    assert!(world.extent_bytes > before, "brought up by extents");
+    world.command(0, Command::Handover { to: node_id(1) });
+    world.run_until("handed over", SECONDS(20), |w| w.primary() == Some(1) && w.nodes[1].vm);
+    settle(&mut world);
+}
+
 #[test]
 fn an_image_that_came_with_content_is_compared_and_copied() {
     let mut world = World::with_bases(5, &[DiskEntry::EXISTING, DiskEntry::EMPTY]);

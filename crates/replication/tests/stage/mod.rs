@@ -200,6 +200,7 @@ impl Stage {
             syncing: (!replica.whole).then(Syncing::default),
         };
         Recovered {
+            applied_chain: None,
             state,
             journal_start: replica.journal_start,
             promise: Epoch(0),
@@ -280,7 +281,7 @@ impl Stage {
         let applied = replica.stable.min(replica.durable);
         if applied > replica.applied {
             replica.applied = applied;
-            self.feed(who, Event::Applied(applied));
+            self.feed(who, Event::Applied { upto: applied, chain: None });
         }
     }
 
@@ -444,7 +445,7 @@ impl Stage {
                 }
                 self.feed(who, Event::ExtentsWritten { round, sequence });
             }
-            Action::StartResyncLog { from, lineage } => {
+            Action::StartResyncLog { from, lineage, .. } => {
                 self.told.push(format!("{me} starts its log after {}", from.lsn));
                 let replica = self.at(who);
                 replica.resync = Some((from, lineage));
@@ -484,6 +485,7 @@ impl Stage {
 impl Replica {
     fn empty() -> Replica {
         let recovered = Recovered {
+            applied_chain: None,
             state: LogState {
                 lineage: Lineage::new(),
                 end: Lsn(0),

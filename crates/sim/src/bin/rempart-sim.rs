@@ -1,8 +1,10 @@
 //! Runs simulated worlds: `rempart-sim --seeds 100000`, or one of them again: `rempart-sim --seed 42 --verbose`.
 
 use rempart_sim::campaign::{CampaignOptions, campaign, run_seed};
+use rempart_sim::coverage::Coverage;
 use rempart_sim::faults::Planted;
 use rempart_sim::hunt::{self, Found};
+use rempart_sim::reached;
 use rempart_sim::scenario::SCENARIOS;
 use rempart_sim::trace::Verbosity;
 use rempart_sim::world::Options;
@@ -13,6 +15,7 @@ const USAGE: &str = "\
 usage: rempart-sim [--seeds N] [--from SEED] [--threads N] [--failures N] [--time SECONDS] [--least N]
        rempart-sim --seed SEED [--verbose]
        rempart-sim --table
+       rempart-sim --sum FILE [--sum FILE ...] [--least N]
 
   --seeds N     worlds to run (default 1000)
   --from SEED   the first of them (default 0)
@@ -24,7 +27,8 @@ usage: rempart-sim [--seeds N] [--from SEED] [--threads N] [--failures N] [--tim
   --planted BUG plant a bug in the world: some seed must fail; `all`: hunt one after the other, each in so many worlds
                 (default 2000), and fail if one is not found
   --seed SEED   run one world and tell how it ended; with --verbose, everything that happened
-  --table       the failure table: what each fault costs the machine, in virtual time";
+  --table       the failure table: what each fault costs the machine, in virtual time
+  --sum FILE    add up what campaigns over parts of the seeds printed, one file each (least: 1000)";
 
 #[derive(Debug)]
 struct Arguments {
@@ -33,6 +37,7 @@ struct Arguments {
     seed: Option<u64>,
     verbose: bool,
     table: bool,
+    sum: Vec<String>,
     least: Option<u64>,
     hunt: bool,
     options: CampaignOptions,
@@ -46,6 +51,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
         seed: None,
         verbose: false,
         table: false,
+        sum: Vec::new(),
         least: None,
         hunt: false,
         options: CampaignOptions { threads, ..CampaignOptions::default() },
@@ -64,6 +70,10 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
             _ => {}
         }
         let value = arguments.next().ok_or_else(|| format!("`{name}` needs a value"))?;
+        if name == "--sum" {
+            parsed.sum.push(value);
+            continue;
+        }
         if name == "--planted" {
             parsed.hunt = value == "all";
             let bug = Planted::ALL.into_iter().find(|bug| format!("{bug:?}") == value);
@@ -101,6 +111,9 @@ fn main() -> ExitCode {
     }
     if arguments.hunt {
         return hunt_all(&arguments);
+    }
+    if !arguments.sum.is_empty() {
+        return sum(&arguments);
     }
     match arguments.seed {
         Some(seed) => one(seed, &arguments),
@@ -147,6 +160,38 @@ fn hunt_all(arguments: &Arguments) -> ExitCode {
     }
     println!("not found in seeds {seeds:?}: {missed:?}");
     ExitCode::FAILURE
+}
+
+/// Adds up the tables and the last lines of several campaigns.
+fn sum(arguments: &Arguments) -> ExitCode {
+    let mut coverage = Coverage::default();
+    reached::declare(&mut coverage);
+    let (mut seeds, mut failed) = (0, 0);
+    for file in &arguments.sum {
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) => {
+                eprintln!("error: cannot read `{file}`: {error}");
+                return ExitCode::from(2);
+            }
+        };
+        coverage.add_printed(&text);
+        let Some(end) = text.lines().find(|line| line.contains(" seeds in ")) else {
+            eprintln!("error: `{file}` does not tell how the campaign ended");
+            return ExitCode::from(2);
+        };
+        let words: Vec<&str> = end.split(' ').collect();
+        let number = |word: Option<&&str>| word.and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        seeds += number(words.first());
+        failed += number(words.iter().rev().nth(1));
+    }
+    print!("{coverage}");
+    println!("{seeds} seeds, {failed} failed");
+    let short: Vec<_> = coverage.below(arguments.least.unwrap_or(1000)).collect();
+    for (kind, name, times) in &short {
+        println!("seldom: {kind} `{name}` {times} times");
+    }
+    if failed == 0 && short.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn one(seed: u64, arguments: &Arguments) -> ExitCode {

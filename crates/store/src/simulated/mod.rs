@@ -232,6 +232,11 @@ impl SimulatedDisk {
         self.faults.push((file, Fault::Read));
     }
 
+    /// Failures that were to come and did not strike yet are taken back.
+    pub fn fail_nothing(&mut self) {
+        self.faults.clear();
+    }
+
     /// Bytes all files together may hold; writes past it fail with [`IoErrorKind::Full`].
     pub fn set_capacity(&mut self, bytes: Option<u64>) {
         self.capacity = bytes;
