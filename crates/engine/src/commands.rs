@@ -126,6 +126,8 @@ impl Engine {
             (Condition::Superseded { .. }, Until::Leading | Until::Forced | Until::HandedOver) => {
                 Err(CommandError::Aborted("the group lives on in another register"))
             }
+            // Another one leads: what this one was told to do as the primary it cannot do any more.
+            (Condition::Fenced { .. }, Until::HandedOver | Until::Moved) => Err(CommandError::NotPrimary),
             (Condition::Leading { .. }, Until::Leading)
             | (Condition::Forced { .. }, Until::Forced)
             | (Condition::HandedOver { .. }, Until::HandedOver)

@@ -114,7 +114,7 @@ impl Fault {
             // Only as a strike: it needs a resync under way.
             Fault::RollBack => 0,
             Fault::NodeFrozen => 18,
-            Fault::BitRot => 12,
+            Fault::BitRot => 16,
             _ => 6,
         }
     }
