@@ -153,6 +153,24 @@ fn a_planned_handover_moves_the_machine() {
     }
 }
 
+/// Its daemon slept, was replaced, and is told to hand over before it notices: the order is answered, and not in the
+/// way of others.
+#[test]
+fn a_handover_ordered_to_a_primary_that_was_replaced_is_answered() {
+    let mut world = World::new(6, 2);
+    world.mirrored();
+    world.run_for(SECONDS(1));
+    let asleep = world.nodes[0].engine.take();
+    world.run_until("takeover", SECONDS(20), |w| w.is_up(1) && w.primary() == Some(1));
+    world.nodes[0].engine = asleep;
+    let handover = world.command(0, Command::Handover { to: node_id(1) });
+    world.run_until("an answer", SECONDS(30), |w| w.results.contains_key(&handover));
+    assert!(matches!(world.results[&handover], Err(_)), "{:?}", world.results[&handover]);
+    let next = world.command(0, Command::AddPeer { peer: node_id(1) });
+    world.run_for(SECONDS(1));
+    assert_eq!(world.results.get(&next), Some(&Ok(CommandOutput::Done)));
+}
+
 #[test]
 fn compare_finds_equal_copies_equal_and_a_flipped_byte() {
     let mut world = World::new(6, 2);
