@@ -69,7 +69,8 @@ impl World {
         let Some(machine) = node_state.machine.as_mut().filter(|machine| machine.nonce == nonce) else {
             return;
         };
-        if machine.connection.open {
+        // A machine that never asked for anything and was stopped will not begin now.
+        if machine.connection.open || (machine.life.is_none() && machine.stopped_by_guard) {
             return;
         }
         // One connection is finished before its successor is served.

@@ -46,8 +46,9 @@ impl World {
         if possible && self.network.between(a, b).is_none() {
             let now = self.now();
             let session = self.network.connect(a, b, now);
+            // Nothing arrives at an end before that end knows of the connection.
+            let delay = self.network.delay(a, b, &mut self.rng);
             for node in if self.rng.coin() { [a, b] } else { [b, a] } {
-                let delay = self.network.delay(a, b, &mut self.rng);
                 let peer = if node == a { b } else { a };
                 self.tell_daemon(node, delay, DaemonEvent::SessionOpen { session, peer });
             }
