@@ -260,19 +260,15 @@ impl World {
     /// Until a forced takeover is carried out or refused it is ordered again, as often as the daemon that was told
     /// of it died. Only then may the fenced node come back, which is told to rejoin the group it finds there.
     pub(crate) fn tend_forced_takeover(&mut self) {
-        match self.operator.forcing {
-            Some(node) => {
-                if !self.is_ordered(node, "force") {
-                    self.order_force(node);
-                }
+        if let Some(node) = self.operator.forcing {
+            if !self.is_ordered(node, "force") {
+                self.order_force(node);
             }
-            None if self.may_return() => {
-                for node in std::mem::take(&mut self.operator.fenced) {
-                    self.nodes[node].stays_down = false;
-                    self.power_on(node);
-                }
+        } else if self.may_return() {
+            for node in std::mem::take(&mut self.operator.fenced) {
+                self.nodes[node].stays_down = false;
+                self.power_on(node);
             }
-            None => {}
         }
         for node in 0..self.nodes.len() {
             let now = self.nodes[node].clock.reading(self.now());

@@ -181,7 +181,7 @@ fn a_resync_may_begin_while_the_last_one_ends() {
     let mut lineage = Lineage::new();
     lineage.append(Term::new(3, 0), Lsn(1));
     let from = LogPosition { term: Term::new(3, 0), lsn: Lsn(7) };
-    world.store.start_resync_log(from, &lineage, &mut world.out).expect("starts the log");
+    world.store.start_resync_log(from, None, &lineage, &mut world.out).expect("starts the log");
     run(&mut world);
     world.store.end_resync(&mut world.out).expect("ends");
     world.store.begin_resync(SnapshotId(9), &mut world.out).expect("begins again");

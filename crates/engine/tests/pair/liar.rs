@@ -130,7 +130,7 @@ impl Liar<'_> {
             3 => {
                 let lineage = self.lineage();
                 let at = self.position(&lineage);
-                Message::ResyncFrom { term, round, at, lineage }
+                Message::ResyncFrom { term, round, at, chain: None, lineage }
             }
             4 => {
                 let region = self.region();
@@ -286,7 +286,7 @@ fn a_resync_to_the_end_of_all_numbers_is_refused() {
     let session = world.session();
     let lineage = world.engine(1).lineage().clone();
     let at = lineage.position(Lsn(u64::MAX)).expect("the last term goes on for ever");
-    tell_follower(&mut world, Message::ResyncFrom { term, round, at, lineage });
+    tell_follower(&mut world, Message::ResyncFrom { term, round, at, chain: None, lineage });
     world.run_for(Duration::from_millis(50));
     assert_ne!(world.session(), session, "who says so is not talked to");
     crate::settle(&mut world);
@@ -304,7 +304,7 @@ fn a_resync_that_begins_before_the_last_one_ended_stops_no_engine() {
     tell_follower(&mut world, Message::Probe { term });
     tell_follower(&mut world, Message::ResyncBegin { term, round, base, mode, restart: true });
     world.run_for(Duration::from_millis(50));
-    tell_follower(&mut world, Message::ResyncFrom { term, round, at, lineage });
+    tell_follower(&mut world, Message::ResyncFrom { term, round, at, chain: None, lineage });
     world.run_for(Duration::from_millis(50));
     for disk in 0..DISKS {
         let region = Region { disk: DiskIndex(disk), index: 0 };
