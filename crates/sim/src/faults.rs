@@ -498,8 +498,10 @@ impl World {
         let state = &self.nodes[node];
         match fault {
             Fault::DaemonCrash => state.daemon.is_some(),
-            Fault::DaemonFrozen => state.daemon.as_ref().is_some_and(|daemon| !daemon.frozen),
-            Fault::NodeFrozen => state.powered && !state.frozen,
+            Fault::DaemonFrozen => {
+                state.daemon.as_ref().is_some_and(|daemon| !daemon.frozen) && !self.is_returning()
+            }
+            Fault::NodeFrozen => state.powered && !state.frozen && !self.is_returning(),
             Fault::PowerLoss | Fault::PowerLossOfAll => state.powered,
             Fault::QemuKilled | Fault::GuardFrozen => state.machine.is_some(),
             // Without the tombstone a fenced primary would not know that it was replaced.

@@ -376,6 +376,13 @@ impl World {
                 self.restart_if_failed(node);
             }
         }
+        for node in 0..self.nodes.len() {
+            // The others left before anybody knew that this copy is damaged.
+            let last = self.nodes[node].rotten && self.in_sync_mask() == 1 << node;
+            if last && self.serving_node().is_none() {
+                self.give_up(node);
+            }
+        }
         if self.witness.changes.is_empty() && !self.witness.knows_nothing() {
             self.order(0, "create", Command::Create);
         }
