@@ -292,10 +292,7 @@ impl History {
         let op = self.op_mut(tag);
         let covers = std::mem::take(&mut op.covers);
         let (start, life) = (op.start, op.life);
-        if op.revoked && covers.is_empty() {
-            // No flush ever covered it: the answer came after what it told of was lost.
-            return Ok(());
-        }
+        let revoked = op.revoked && covers.is_empty();
         // A machine that was frozen while its successor started may still be given the answer to what landed
         // before, and to nothing else.
         let finish = at.min(self.superseded[life.0]);
@@ -303,6 +300,11 @@ impl History {
             let detail =
                 format!("request {}, made after another machine had started, is acknowledged", tag.0);
             return Err(Violation::new(Promise::ReadsConsistent, detail));
+        }
+        if revoked {
+            // No flush ever covered it: the answer came after what it told of was lost.
+            self.land_by(tag, finish);
+            return Ok(());
         }
         if !covers.is_empty() {
             self.unflushed.retain(|tag| covers.binary_search(tag).is_err());
