@@ -4,7 +4,7 @@
 use rempart_sim::faults::Planted;
 use rempart_sim::hunt::{in_row, in_worlds};
 
-/// Many times as many worlds as each takes now: what changes a world must not make this test fail by chance.
+/// Far more worlds than each takes now (a stale register some 4,000, the others few): what changes a world must not make this test fail by chance.
 const WORLDS: u64 = 8_000;
 
 macro_rules! found {
