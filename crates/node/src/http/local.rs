@@ -122,11 +122,11 @@ async fn stop(
     let vm = node.vm(&name)?;
     let request = request.unwrap_or_default();
     let usual = Duration::from_secs(node.config.vm.shutdown_timeout_s);
-    let grace = match request {
-        StopRequest { force: true, .. } => Duration::ZERO,
-        StopRequest { timeout_s, .. } => timeout_s.map_or(usual, Duration::from_secs),
+    let grace = request.timeout_s.map_or(usual, Duration::from_secs);
+    let work = async move {
+        let stopped = if request.force { vm.stop_by_force().await } else { vm.stop(grace).await };
+        stopped.map(|()| serde_json::json!({ "name": vm.name() }))
     };
-    let work = async move { vm.stop(grace).await.map(|()| serde_json::json!({ "name": vm.name() })) };
     answer(Ok(node.jobs.start(format!("stop `{name}`"), move |_| work)))
 }
 

@@ -34,6 +34,10 @@ const NBD_LISTENER: &str = "nbd";
 
 /// How long a copy may take to write everything back.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(20);
+/// A primary is frozen for a moment now and then: while its in-sync set changes.
+const THAW_PATIENCE: Duration = Duration::from_secs(10);
+/// For the record that a machine shall not run, once it does not.
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What every machine on this node shares.
 #[derive(Debug, Clone)]
@@ -343,12 +347,54 @@ impl Vm {
         }
     }
 
-    /// Has it stopped, and waits until no process of it is left.
+    /// Has it stopped, and waits until no process of it is left. That it shall not run is written into its log first.
     pub async fn stop(&self, grace: Duration) -> Result<(), Error> {
         if !self.is_primary() {
             return Err(self.not_here("stop"));
         }
+        let mut status = self.group.status.clone();
+        let thawed = status.wait_for(|status| status.engine.serving && status.engine.frozen.is_none());
+        if tokio::time::timeout(THAW_PATIENCE, thawed).await.is_err() {
+            return Err(Error::conflict(format!("cannot stop `{}` now: it is frozen", self.name()))
+                .cause(self.why_frozen())
+                .hint(
+                    "that it shall not run is written into its log, which takes nothing until then; `--force` \
+                     ends its process at once",
+                ));
+        }
         self.put_config(|config| config.should_run = false).await?;
+        self.end_process(grace).await
+    }
+
+    /// Ends its process at once, whatever state its log is in; then that it shall not run is recorded, when it can be.
+    pub async fn stop_by_force(self: &Arc<Self>) -> Result<(), Error> {
+        if !self.is_primary() {
+            return Err(self.not_here("stop"));
+        }
+        self.end_process(Duration::ZERO).await?;
+        let vm = self.clone();
+        let recording = tokio::spawn(async move { vm.put_config(|config| config.should_run = false).await });
+        match tokio::time::timeout(RECORD_PATIENCE, recording).await {
+            Ok(Ok(recorded)) => recorded,
+            Ok(Err(error)) => {
+                Err(Error::failed(format!("cannot record that `{}` is stopped", self.name())).cause(error))
+            }
+            Err(_) => Err(Error::failed(format!(
+                "`{}` is stopped, but that it shall not run cannot be recorded yet",
+                self.name()
+            ))
+            .cause(self.why_frozen())
+            .hint(
+                "it is recorded as soon as its log takes it; if a peer takes over before, it starts there",
+            )),
+        }
+    }
+
+    fn why_frozen(&self) -> &'static str {
+        self.group.status.borrow().engine.frozen.map_or("its log is not served yet", why_frozen)
+    }
+
+    async fn end_process(&self, grace: Duration) -> Result<(), Error> {
         self.control(|control| control.wanted = Wanted::Stopped { grace });
         let mut shown = self.shown.clone();
         let gone = shown.wait_for(|shown| shown.machine.is_none() && !shown.starting);

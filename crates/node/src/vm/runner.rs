@@ -287,6 +287,10 @@ impl Runner {
             (Allowed::ShutDown { grace }, _) | (Allowed::Run, Wanted::Stopped { grace }) => {
                 self.stop(machine, grace).await
             }
+            // Nothing is waited for: paused or not.
+            (Allowed::Paused, Wanted::Stopped { grace }) if grace.is_zero() => {
+                self.stop(machine, grace).await
+            }
             (Allowed::Paused, _) => {
                 if !paused {
                     match machine.pause().await {

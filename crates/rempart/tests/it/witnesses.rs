@@ -173,3 +173,28 @@ fn a_witness_is_replaced_after_a_node_was_given_up() {
     a.until("it serves", || a.log().contains("the witness serves the register again"));
     a.ok(&["protect", "shop", "--peer", "node-c"]);
 }
+
+/// Its log takes nothing: what an order writes there waits, and the order with it, unless it can do without.
+#[test]
+fn a_frozen_machine_is_stopped_by_force_only() {
+    let rack = Rack::new();
+    let (a, mut b, mut witness) = rack.cluster();
+    a.import("shop", &[&rack.image("disk.raw", 1 << 20, 7)]);
+    a.ok(&["protect", "shop", "--peer", "node-b"]);
+    a.until_mirrored("shop");
+    a.ok(&["vm", "start", "shop"]);
+    a.until("it runs", || a.vm("shop")["state"] == "running");
+    witness.kill();
+    b.kill();
+    a.until("it is frozen", || a.vm("shop")["frozen"] == true);
+
+    let answer = a.refused(&["vm", "stop", "--force", "shop"]);
+    assert!(answer.err.contains("`shop` is stopped, but"), "{}", answer.err);
+    assert_ne!(a.vm("shop")["state"], "running");
+    let answer = a.refused(&["vm", "stop", "shop"]);
+    assert!(answer.err.contains("it is frozen") && answer.err.contains("--force"), "{}", answer.err);
+
+    b.start();
+    witness.start();
+    a.until("it is recorded", || record(&a, "shop")["config"]["should_run"] == false);
+}
