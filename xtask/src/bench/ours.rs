@@ -144,9 +144,10 @@ impl Ours {
             let (status, now) = (self.status()?, Instant::now());
             let bytes = status["resync"]["bytes_sent"].as_u64().unwrap_or(0);
             match &mut seen {
-                None if bytes > 0 => seen = Some([(now, bytes); 2]),
                 Some([_, last]) if bytes > last.1 => *last = (now, bytes),
-                _ => {}
+                Some([_, last]) if bytes == last.1 => {}
+                // Fewer: until now these were the figures of the resync before, which are kept.
+                _ => seen = (bytes > 0).then_some([(now, bytes); 2]),
             }
             if seen.is_some() && status["mirrored"] == true {
                 break;

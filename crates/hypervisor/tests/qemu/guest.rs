@@ -71,13 +71,17 @@ impl Guest {
     fn make() -> Self {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
         let unpacked = dir.join("kernel");
+        std::fs::create_dir_all(&dir).unwrap();
+        // Each test is a process of its own, and two of them may be the first.
+        let lock = std::fs::File::create(dir.join("lock")).unwrap();
+        lock.lock().unwrap();
         if !unpacked.exists() {
-            std::fs::create_dir_all(&dir).unwrap();
             let script = "p=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/{print $2; exit}')
-                apt-get download -q $p && dpkg -x $p*.deb kernel.new && mv kernel.new kernel";
+                apt-get download -q $p && rm -rf kernel.new && dpkg -x $p*.deb kernel.new && mv kernel.new kernel";
             let done = Command::new("sh").args(["-ec", script]).current_dir(&dir).output().unwrap();
             assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         }
+        drop(lock);
         let kernel = only_entry(&unpacked.join("boot"), "vmlinuz-");
         let modules = only_entry(&unpacked.join("lib/modules"), "");
         let (draft, initramfs) =
