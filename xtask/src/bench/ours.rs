@@ -135,37 +135,44 @@ impl Ours {
     pub fn resync(&self, megabits_per_second: u64) -> Result<Resync> {
         self.rack.user(Host::A, &["unprotect", MIRRORED])?;
         self.lab().shape(Link::Peer, megabits_per_second)?;
-        self.rack.user(Host::A, &["protect", MIRRORED, "--peer", Host::B.name()])?;
+        // It returns when the copy is ready; meanwhile its progress is looked at.
+        let seen = thread::scope(|scope| {
+            let protecting = scope.spawn(|| self.protect());
+            let seen = self.watch_resync(|| protecting.is_finished());
+            protecting.join().expect("it does not panic")?;
+            seen
+        })?;
+        self.lab().unshape(Link::Peer)?;
+        let Some([first, last]) = seen.filter(|[first, last]| last.1 - first.1 >= disk::BYTES / 2) else {
+            bail!("the copy was ready before its speed could be seen");
+        };
+        Ok(Resync {
+            bytes_per_second: (last.1 - first.1) as f64 / (last.0 - first.0).as_secs_f64(),
+            line_bytes_per_second: megabits_per_second as f64 * 1e6 / 8.0,
+        })
+    }
+
+    /// When how much was seen to be sent, the first time and the last time that it was more than before.
+    fn watch_resync(&self, is_over: impl Fn() -> bool) -> Result<Option<[(Instant, u64); 2]>> {
         let end = Instant::now() + COPY_DEADLINE;
-        // When how much was seen to be sent, the first time and the last time that it was more than before.
         let mut seen: Option<[(Instant, u64); 2]> = None;
-        loop {
+        while !is_over() {
             interrupt::check()?;
             let (status, now) = (self.status()?, Instant::now());
-            let bytes = status["resync"]["bytes_sent"].as_u64().unwrap_or(0);
+            let resync = &status["resync"];
+            // Those of the resync before are kept.
+            let bytes = resync["bytes_sent"].as_u64().filter(|_| resync["running"] == true).unwrap_or(0);
             match &mut seen {
+                None if bytes > 0 => seen = Some([(now, bytes); 2]),
                 Some([_, last]) if bytes > last.1 => *last = (now, bytes),
-                Some([_, last]) if bytes == last.1 => {}
-                // Fewer: until now these were the figures of the resync before, which are kept.
-                _ => seen = (bytes > 0).then_some([(now, bytes); 2]),
-            }
-            if seen.is_some() && status["mirrored"] == true {
-                break;
+                _ => {}
             }
             if now > end {
                 bail!("the copy does not get ready: {status}");
             }
             thread::sleep(POLL);
         }
-        self.lab().unshape(Link::Peer)?;
-        let [first, last] = seen.expect("the loop ends when bytes were seen");
-        if last.1 - first.1 < disk::BYTES / 2 {
-            bail!("the copy was ready before its speed could be seen");
-        }
-        Ok(Resync {
-            bytes_per_second: (last.1 - first.1) as f64 / (last.0 - first.0).as_secs_f64(),
-            line_bytes_per_second: megabits_per_second as f64 * 1e6 / 8.0,
-        })
+        Ok(seen)
     }
 }
 
