@@ -17,24 +17,26 @@ pub(crate) struct FlushHabit {
     usual: u32,
     confirmed: u32,
     needed: u32,
-    /// The batch sealed last was taken for the last before a flush.
-    guessed: bool,
 }
 
 impl FlushHabit {
     pub fn new() -> FlushHabit {
-        FlushHabit { batches: 0, usual: 0, confirmed: 0, needed: CONFIRMATIONS, guessed: false }
+        FlushHabit { batches: 0, usual: 0, confirmed: 0, needed: CONFIRMATIONS }
+    }
+
+    /// The batch sealed last is taken for the last before a flush.
+    fn expects_flush(&self) -> bool {
+        self.batches == self.usual && self.confirmed >= self.needed
     }
 
     /// A batch was sealed. True if a flush is expected next.
     pub fn sealed(&mut self) -> bool {
-        if self.guessed {
+        if self.expects_flush() {
             self.confirmed = 0;
             self.needed = (self.needed * 2).min(MOST_CONFIRMATIONS);
         }
         self.batches = self.batches.saturating_add(1);
-        self.guessed = self.batches == self.usual && self.confirmed >= self.needed;
-        self.guessed
+        self.expects_flush()
     }
 
     /// The guest flushes.
@@ -42,7 +44,7 @@ impl FlushHabit {
         if self.batches == 0 {
             return;
         }
-        if self.guessed {
+        if self.expects_flush() {
             self.needed = (self.needed / 2).max(CONFIRMATIONS);
         }
         if self.batches == self.usual {
@@ -51,7 +53,6 @@ impl FlushHabit {
             (self.usual, self.confirmed) = (self.batches, 0);
         }
         self.batches = 0;
-        self.guessed = false;
     }
 }
 

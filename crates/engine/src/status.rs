@@ -153,7 +153,8 @@ impl Engine {
     pub fn status(&self, now: MonotonicTime) -> Status {
         let cluster = self.member.status();
         let replication = self.replication.status(now);
-        let end = self.log_end();
+        let Glance { role, term, serving, end, accepted, durable, committed, stable, applied } =
+            self.glance();
         let total_bytes = self.disk_sizes.iter().sum();
         let peers = replication.peers.iter().map(|peer| PeerStatus {
             node: peer.peer,
@@ -176,24 +177,24 @@ impl Engine {
             diverged: peer.progress == PeerProgress::Diverged,
         });
         Status {
-            role: self.role(),
-            term: cluster.term.unwrap_or_default(),
+            role,
+            term,
             epoch: cluster.epoch,
             primary: cluster.primary,
             register: cluster.register,
             in_sync: cluster.in_sync.clone(),
             end,
-            accepted: replication.accepted,
-            durable: replication.durable,
-            committed: self.replication.committed(),
-            stable: self.replication.stable(),
-            applied: self.store.applied(),
+            accepted,
+            durable,
+            committed,
+            stable,
+            applied,
             unapplied_bytes: self.store.unapplied_bytes(),
             journal_used_bytes: self.store.journal_bytes(),
             in_flight: self.requests.in_flight(),
             stall: replication.stall,
             stalled_on: replication.stalled_on,
-            serving: self.serves(),
+            serving,
             frozen: cluster.frozen,
             disk_failed: self.failure.is_some(),
             superseded: self.is_superseded(),

@@ -156,7 +156,7 @@ pub enum Planted {
     GuardSleeps,
     /// Clocks run faster and slower than anyone promised.
     ClockBeyondDrift,
-    /// Reads of the register return its value before the last change, now and then.
+    /// Most reads of the register return its value before the last change.
     StaleRegister,
     /// The register takes any value, whatever its author expected to replace.
     SwapIgnoresExpectation,

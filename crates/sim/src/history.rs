@@ -737,14 +737,20 @@ mod tests {
         assert!({ story(&[0], false) }.0.reads(Tag(1)).is_err(), "the other copy has it");
     }
 
-    #[test]
-    fn a_failed_sync_loses_what_is_acknowledged_before_it_is_noticed() {
+    /// A flushed value, and a newer one that is under way while the only node loses its memory.
+    fn wiped_under_way() -> (Tale, Tag, Tag) {
         let mut tale = Tale::new();
         let old = tale.written();
         tale.flush();
         let new = tale.write();
         let at = tale.tick();
         tale.history.memory_wiped(0, 0b1, at);
+        (tale, old, new)
+    }
+
+    #[test]
+    fn a_failed_sync_loses_what_is_acknowledged_before_it_is_noticed() {
+        let (mut tale, old, new) = wiped_under_way();
         tale.ack(new).unwrap();
         tale.reads(old).unwrap();
         assert!(tale.reads(new).is_err(), "lost once, lost for good");
@@ -752,12 +758,7 @@ mod tests {
 
     #[test]
     fn what_was_under_way_when_memory_was_lost_may_land_later() {
-        let mut tale = Tale::new();
-        let old = tale.written();
-        tale.flush();
-        let new = tale.write();
-        let at = tale.tick();
-        tale.history.memory_wiped(0, 0b1, at);
+        let (mut tale, old, new) = wiped_under_way();
         tale.reads(old).unwrap();
         tale.history.machine_died(tale.life);
         tale.restart();

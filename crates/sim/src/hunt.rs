@@ -17,18 +17,9 @@ pub struct Found {
     pub violation: Violation,
 }
 
-fn options(planted: Option<Planted>) -> Options {
-    Options { verbosity: Verbosity::Silent, planted }
-}
-
 /// Plays the worlds of `seeds` until one breaks a promise that it keeps without the bug.
 pub fn in_worlds(bug: Planted, seeds: Range<u64>) -> Option<Found> {
-    let first = seeds.start;
-    seeds.into_iter().find_map(|seed| {
-        let violation = run_seed(seed, options(Some(bug))).1.err()?;
-        let of_the_bug = run_seed(seed, options(None)).1.is_ok();
-        of_the_bug.then_some(Found { after: seed - first + 1, seed, violation })
-    })
+    first_found(bug, seeds, |seed, options| run_seed(seed, options).1)
 }
 
 /// Tells a row of the failure table until it breaks a promise that it keeps without the bug.
@@ -37,10 +28,19 @@ pub fn in_worlds(bug: Planted, seeds: Range<u64>) -> Option<Found> {
 /// If there is no row of that name.
 pub fn in_row(bug: Planted, row: &str, seeds: Range<u64>) -> Option<Found> {
     let scenario = SCENARIOS.iter().find(|scenario| scenario.name == row).expect("a row of the table");
+    first_found(bug, seeds, |seed, options| scenario.tell(seed, options).1)
+}
+
+fn first_found(
+    bug: Planted,
+    seeds: Range<u64>,
+    play: impl Fn(u64, Options) -> Result<(), Violation>,
+) -> Option<Found> {
+    let with = |planted| Options { verbosity: Verbosity::Silent, planted };
     let first = seeds.start;
     seeds.into_iter().find_map(|seed| {
-        let violation = scenario.tell(seed, options(Some(bug))).1.err()?;
-        let of_the_bug = scenario.tell(seed, options(None)).1.is_ok();
+        let violation = play(seed, with(Some(bug))).err()?;
+        let of_the_bug = play(seed, with(None)).is_ok();
         of_the_bug.then_some(Found { after: seed - first + 1, seed, violation })
     })
 }

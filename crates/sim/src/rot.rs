@@ -6,12 +6,9 @@
 
 use crate::coverage::Kind;
 use crate::world::{Event, World};
-use rempart_store::{Disk, FileId};
+use rempart_store::{Disk, FileId, SUPERBLOCK_COPY_SIZE};
 use rempart_types::{DiskIndex, SECTOR_SIZE};
 use std::time::Duration;
-
-/// Bytes from one copy of the superblock to the other.
-const SUPERBLOCK_COPY: u64 = 256 * 1024;
 
 impl World {
     /// A copy may rot while all are in sync and nothing else is broken, and only one at a time.
@@ -39,7 +36,7 @@ impl World {
         if self.rng.chance(200) {
             // Both copies of the superblock: nothing can be made of such a disk.
             for copy in 0..2 {
-                let offset = copy * SUPERBLOCK_COPY + self.rng.below(64);
+                let offset = copy * SUPERBLOCK_COPY_SIZE + self.rng.below(64);
                 self.flip(node, FileId::Superblock, offset);
             }
         } else if !files.is_empty() {

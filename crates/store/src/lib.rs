@@ -53,4 +53,4 @@ pub use io::{
 };
 pub use params::{DiskEntry, FormatParams, Limits};
 pub use store::{Damage, Health, OpenError, OpenOptions, Pressure, Recovered, Store, SyncingPhase};
-pub use superblock::SuperblockChange;
+pub use superblock::{COPY_SIZE as SUPERBLOCK_COPY_SIZE, SuperblockChange};

@@ -28,7 +28,7 @@ pub struct SuperblockChange {
 pub(crate) const MAGIC: [u8; 8] = *b"RMPSUPER";
 pub(crate) const VERSION: u32 = 1;
 /// Bytes reserved for each copy.
-pub(crate) const COPY_SIZE: u64 = 256 * 1024;
+pub const COPY_SIZE: u64 = 256 * 1024;
 const PREFIX: usize = 32;
 pub(crate) const MAX_CONTROL: usize = 16 * 1024;
 pub(crate) const MAX_DISKS: usize = 64;

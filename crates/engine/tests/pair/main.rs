@@ -35,6 +35,17 @@ fn settle(world: &mut World) {
     world.check_images();
 }
 
+/// A busy guest, mirrored for a second, whose second copy is gone.
+fn peer_lost_its_power(seed: u64) -> World {
+    let mut world = World::new(seed, 2);
+    world.guest.depth = 4;
+    world.mirrored();
+    world.run_for(SECONDS(1));
+    world.lose_power(1);
+    world.run_until("solo", SECONDS(10), |w| w.in_sync() == 1);
+    world
+}
+
 #[test]
 fn a_mirrored_guest_writes_to_both_copies() {
     let mut world = World::new(1, 2);
@@ -91,12 +102,7 @@ fn a_held_back_peer_is_let_in_although_the_guest_is_idle() {
 
 #[test]
 fn a_peer_behind_the_journal_gets_only_the_extents_that_changed() {
-    let mut world = World::new(4, 2);
-    world.guest.depth = 4;
-    world.mirrored();
-    world.run_for(SECONDS(1));
-    world.lose_power(1);
-    world.run_until("solo", SECONDS(10), |w| w.in_sync() == 1);
+    let mut world = peer_lost_its_power(4);
     // Blocks 0..32 are two extents.
     world.guest.range = Some((0, 32));
     world.run_for(SECONDS(5));
@@ -109,12 +115,7 @@ fn a_peer_behind_the_journal_gets_only_the_extents_that_changed() {
 /// It never saw a batch of the log that it goes on with: what its first one must name came with the extents.
 #[test]
 fn a_copy_brought_up_while_the_guest_was_idle_can_lead() {
-    let mut world = World::new(4, 2);
-    world.guest.depth = 4;
-    world.mirrored();
-    world.run_for(SECONDS(1));
-    world.lose_power(1);
-    world.run_until("solo", SECONDS(10), |w| w.in_sync() == 1);
+    let mut world = peer_lost_its_power(4);
     world.guest.range = Some((0, 32));
     world.run_for(SECONDS(5));
     world.guest.depth = 0;

@@ -1,7 +1,7 @@
 //! Defects that simulated worlds found, each by its name.
 
-use crate::settle;
 use crate::world::{DISKS, World, node_id};
+use crate::{peer_lost_its_power, settle};
 use rempart_engine::{Command, CommandError, CommandOutput, Report};
 use rempart_replication::{Report as ReplicationReport, ResyncMode};
 use rempart_store::FileId;
@@ -35,12 +35,7 @@ fn touched(world: &World, node: usize) -> BTreeSet<(u16, u64)> {
 /// The end of a limit's wait woke the engine, but replication was not told that time had passed.
 #[test]
 fn a_limited_resync_goes_on_while_the_guest_is_idle() {
-    let mut world = World::new(11, 2);
-    world.guest.depth = 4;
-    world.mirrored();
-    world.run_for(SECONDS(1));
-    world.lose_power(1);
-    world.run_until("solo", SECONDS(10), |w| w.in_sync() == 1);
+    let mut world = peer_lost_its_power(11);
     world.run_for(SECONDS(5));
     world.guest.depth = 0;
     world.run_until("the guest is idle", SECONDS(60), |w| w.guest.is_idle());

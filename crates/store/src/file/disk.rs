@@ -140,14 +140,8 @@ impl FileDisk {
 
     /// Writes past the page cache if that pays and is possible. False when nothing was done.
     fn write_direct(&self, file: FileId, offset: u64, data: &[Slice]) -> Result<bool, Errno> {
-        let is_aligned = |slice: &Slice| {
-            slice.len().is_multiple_of(DIRECT_ALIGNMENT)
-                && (slice.as_ptr() as usize).is_multiple_of(DIRECT_ALIGNMENT)
-        };
-        let fits = matches!(file, FileId::Image(_) | FileId::Segment(_))
-            && data.iter().map(|slice| slice.len()).sum::<usize>() > BUFFERED_LIMIT
-            && offset.is_multiple_of(DIRECT_ALIGNMENT as u64)
-            && data.iter().all(is_aligned);
+        let parts = data.iter().map(|slice| &slice[..]);
+        let fits = matches!(file, FileId::Image(_) | FileId::Segment(_)) && pays_direct(offset, parts);
         let Some(handle) = fits.then(|| self.direct_handle(file)).flatten() else { return Ok(false) };
         match write_all(&handle, offset, data) {
             Ok(()) => Ok(true),
@@ -161,12 +155,8 @@ impl FileDisk {
     }
 
     /// The way past the page cache, for a long read of an image: a resync is not to push everything else out of the cache.
-    fn direct_handle_to_read(&self, file: FileId, offset: u64, buffer: &BufferMut) -> Option<Arc<File>> {
-        let fits = matches!(file, FileId::Image(_))
-            && buffer.len() > BUFFERED_LIMIT
-            && buffer.len().is_multiple_of(DIRECT_ALIGNMENT)
-            && (buffer.as_ptr() as usize).is_multiple_of(DIRECT_ALIGNMENT)
-            && offset.is_multiple_of(DIRECT_ALIGNMENT as u64);
+    fn direct_handle_to_read(&self, file: FileId, offset: u64, buffer: &[u8]) -> Option<Arc<File>> {
+        let fits = matches!(file, FileId::Image(_)) && pays_direct(offset, std::iter::once(buffer));
         fits.then(|| self.direct_handle(file)).flatten()
     }
 
@@ -313,6 +303,17 @@ impl FileDisk {
 
 fn file_type(file: &File) -> Result<FileType, Errno> {
     Ok(FileType::from_raw_mode(fs::fstat(file)?.st_mode))
+}
+
+/// Whether so many bytes, at this place in the file and in memory, are worth and fit for `O_DIRECT`.
+fn pays_direct<'a>(offset: u64, parts: impl Iterator<Item = &'a [u8]> + Clone) -> bool {
+    let is_aligned = |part: &[u8]| {
+        part.len().is_multiple_of(DIRECT_ALIGNMENT)
+            && (part.as_ptr() as usize).is_multiple_of(DIRECT_ALIGNMENT)
+    };
+    parts.clone().map(<[u8]>::len).sum::<usize>() > BUFFERED_LIMIT
+        && offset.is_multiple_of(DIRECT_ALIGNMENT as u64)
+        && parts.into_iter().all(is_aligned)
 }
 
 /// Reads to the end of the buffer or of the file; returns the bytes read.
