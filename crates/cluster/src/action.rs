@@ -50,6 +50,13 @@ pub enum Action {
         message: Message,
     },
 
+    /// Close this session: the peer says what cannot be true.
+    CloseSession {
+        peer: NodeId,
+        session: SessionId,
+        why: &'static str,
+    },
+
     // Replication.
     /// Lead in `term` from here on. Serve no request until the whole recovered log, the longest of the reachable
     /// acknowledgers', is committed in it; then `Event::TailCommitted`. The promise is durable.
@@ -159,6 +166,9 @@ pub enum Condition {
     Leading {
         term: Term,
     },
+    /// This replica led last, the register does not answer, and what it can reach does not tell that nobody was
+    /// given the primacy since: it leads again once the register or every other replica says so.
+    WaitsToLead,
     /// This replica follows `primary`.
     Following {
         primary: NodeId,

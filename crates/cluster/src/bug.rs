@@ -11,6 +11,8 @@ pub enum Bug {
     OutsiderTakesOver,
     /// Rule 12: a restart without the register forgets that an own swap may still land.
     RestartForgetsAttempts,
+    /// Rule 16: a primary that was alone and switched off leads again without having asked anybody.
+    RestartAsksNobody,
     /// Rule 2: a restart without the register opens the same term again.
     SameTermAgain,
     /// Rule 9: only the known in-sync set acknowledges while a swap is open.
@@ -38,12 +40,13 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Bug; 16] = [
+    pub const ALL: [Bug; 17] = [
         Bug::SwapBeforePromise,
         Bug::AckAfterPromise,
         Bug::OutsiderTakesOver,
         Bug::JoinOutlivesAttempt,
         Bug::RestartForgetsAttempts,
+        Bug::RestartAsksNobody,
         Bug::SameTermAgain,
         Bug::NoUnion,
         Bug::UnknownIsLost,

@@ -2,7 +2,7 @@
 //!
 //! | the register says | this copy | then |
 //! |---|---|---|
-//! | out of reach; known: me, and everyone who could matter is here and promised no more | – | lead with incarnation + 1 |
+//! | out of reach; known: me, and everyone who could matter is here, in this register, and promised no more | – | lead with incarnation + 1 |
 //! | out of reach | – | ask again; follow whoever beacons |
 //! | nothing, and nothing is known | – | idle until `Lead` or a beacon |
 //! | nothing, or older than known | – | reported, to it too: it serves again when every replica told what it knows |
@@ -259,7 +259,9 @@ impl Member {
 
     /// The register is out of reach, but nobody can have been given the primacy since: go on in the same epoch
     /// (rule 12). Everyone named by the known value or by an own swap that may still land is this replica itself,
-    /// or is connected and promised nothing newer; and no such swap gives the primacy away.
+    /// or is connected and promised nothing newer; and no such swap gives the primacy away. Nor was anybody forced
+    /// to lead while this replica was fenced (ADR 0025): the register answered in this life, or the machine was
+    /// never switched off, or every other replica says that it knows of nothing.
     fn restart_without_register(&mut self, now: MonotonicTime, out: &mut Vec<Action>) -> bool {
         if self.timers.is_set(Timer::Patience) || self.desk.reachable() || !self.can_lead() {
             return false;
@@ -269,13 +271,20 @@ impl Member {
         let Some(known) = &state.known else { return false };
         let forgets = self.bug(Bug::RestartForgetsAttempts);
         let named = if forgets { known.in_sync.clone() } else { self.ledger.named() };
-        let all_agree = named.others(me).all(|node| {
+        let confirmed = matches!(self.state, State::Claiming(_))
+            || self.machine.exists == Some(true)
+            || self.bug(Bug::RestartAsksNobody);
+        let replicas = self.config.peers.iter().filter(|_| !confirmed);
+        let all_agree = named.iter().chain(replicas).filter(|&node| node != me).all(|node| {
             self.peers
                 .get(&node)
-                .is_some_and(|peer| peer.session.is_some() && peer.greeted && peer.promise <= known.epoch)
+                .is_some_and(|peer| peer.session.is_some() && peer.agrees && peer.promise <= known.epoch)
         });
         let ours = known.primary == me && !matches!(known.intent, Intent::Tombstone { .. });
         if !ours || !all_agree || state.promise > known.epoch || (state.gives_away(me) && !forgets) {
+            if ours && !std::mem::replace(&mut self.waits_told, true) {
+                out.push(Action::Report(Condition::WaitsToLead));
+            }
             return false;
         }
         let last = state.activated;

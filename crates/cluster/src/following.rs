@@ -2,6 +2,7 @@
 
 use crate::bug::Bug;
 use crate::member::{Member, State};
+use crate::peer::Peer;
 use crate::timers::Timer;
 use crate::{Action, Condition, Message};
 use rempart_types::{Epoch, MonotonicTime, NodeId, NodeSet, RegisterId, Term};
@@ -107,12 +108,16 @@ impl Member {
         if matches!(self.state, State::Stopped | State::Failed { .. } | State::Superseded { .. }) {
             return;
         }
+        if !Peer::may_be_told(term.epoch) {
+            return self.close_session(from, "leads in an epoch that no register ever gets to", out);
+        }
         let wanted = self.ledger.wanted();
-        let promise = wanted.promise.max(wanted.known_epoch());
+        // Of the register this replica lives in. What it promised may have been to the successor.
+        let known = wanted.known.as_ref().map_or(wanted.promise, |known| known.epoch);
         match wanted.register {
             Some(ours) if ours != register => {
                 // A register's successor starts its epochs above everything its predecessor could reach.
-                if term.epoch.generation() > promise.generation() {
+                if term.epoch.generation() > known.generation() && term.epoch >= wanted.promise {
                     // Remembered: without a register to ask, a restart must not take it for the primary it was.
                     let state = self.ledger.change();
                     state.promise = state.promise.max(term.epoch);
@@ -123,8 +128,8 @@ impl Member {
             Some(_) => {}
             None => self.ledger.change().register = Some(register),
         }
-        if let Some(led) = self.led_term() {
-            assert_ne!(led.epoch, term.epoch, "two primaries in one epoch");
+        if self.led_term().is_some_and(|led| led.epoch == term.epoch) {
+            return self.close_session(from, "leads in the epoch in which this node leads", out);
         }
         let state = self.ledger.wanted();
         let leads_newer = matches!(self.state, State::Leading(_)) && term.epoch <= state.known_epoch();

@@ -149,6 +149,13 @@ impl Member {
         self.create_successor(value);
     }
 
+    /// The old register lost its state: it takes no tombstone, as if it were out of reach for good.
+    pub(crate) fn force_without_tombstone(&mut self) {
+        if let State::Forcing(forcing) = &mut self.state {
+            forcing.old_register_lost = true;
+        }
+    }
+
     fn create_successor(&mut self, value: RegisterValue) {
         let (target, nonce) = (value.register, value.nonce);
         let state = self.ledger.change();

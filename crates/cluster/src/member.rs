@@ -14,7 +14,7 @@ use crate::{
     Action, Command, Condition, Config, Event, Message, PersistentState, ReadOutcome, RefusedWhy, RequestId,
     SwapOutcome,
 };
-use rempart_types::{Epoch, Lineage, MonotonicTime, NodeId, Nonce, RegisterId, SessionId, Term};
+use rempart_types::{Epoch, Intent, Lineage, MonotonicTime, NodeId, Nonce, RegisterId, SessionId, Term};
 use std::collections::BTreeMap;
 
 /// One replica of one group: who leads, who must acknowledge, may the machine run.
@@ -33,6 +33,8 @@ pub struct Member {
     /// When this member last acknowledged a beacon, in this life.
     pub(crate) last_acknowledged: Option<MonotonicTime>,
     pub(crate) state: State,
+    /// `Condition::WaitsToLead` was reported in this life.
+    pub(crate) waits_told: bool,
     nonces_drawn: u128,
     bug: Option<Bug>,
 }
@@ -79,6 +81,7 @@ impl Member {
             copy_usable: usable,
             last_acknowledged: None,
             state: State::Booting,
+            waits_told: false,
             nonces_drawn: 0,
             bug: None,
         }
@@ -153,7 +156,13 @@ impl Member {
             // These only had to be over: whoever waits looks whether they still run.
             Timer::RegisterRetry | Timer::TakeoverWait | Timer::Readmit(_) | Timer::Patience => {}
             Timer::Start => {
-                if self.ledger.wanted().known.as_ref().is_some_and(|known| known.primary == self.config.me) {
+                let known = self.ledger.wanted().known.clone();
+                if let Some(known) = &known
+                    && let Intent::Tombstone { successor } = known.intent
+                {
+                    // What is known of a closed register needs no second look.
+                    self.saw_tombstone(known.clone(), successor, out);
+                } else if known.is_some_and(|known| known.primary == self.config.me) {
                     self.timers.set(Timer::Patience, now + self.config.timing.register_patience);
                 }
             }
@@ -265,6 +274,7 @@ impl Member {
             return self.register_away(now, out);
         }
         self.inform(register, out);
+        self.force_without_tombstone();
         self.register_away(now, out);
     }
 
@@ -309,10 +319,13 @@ impl Member {
 
     fn message(&mut self, from: NodeId, message: Message, now: MonotonicTime, out: &mut Vec<Action>) {
         match message {
-            Message::Hello { register, promise, known: _ } => {
-                let ours = self.ledger.wanted().register;
+            Message::Hello { register, promise, known } => {
+                let state = self.ledger.wanted();
+                let (ours, generation) = (state.register, state.known_epoch().generation());
                 self.with_peer(from, |peer| {
-                    peer.greeted = true;
+                    // In a register that ours replaced nobody can have been forced since.
+                    let older = register != ours && known.generation() < generation;
+                    peer.agrees = register.is_some() && (register == ours || older);
                     // Epochs of another register do not compare with ours.
                     if register.is_none() || register == ours {
                         peer.promised(promise);
@@ -378,6 +391,13 @@ impl Member {
             && let Some(session) = self.peers.get(&primary).and_then(|peer| peer.session)
         {
             out.push(Action::Send { to: primary, session, message: Message::Leaving });
+        }
+    }
+
+    /// What this peer says is a lie, or it does not know what it says.
+    pub(crate) fn close_session(&mut self, peer: NodeId, why: &'static str, out: &mut Vec<Action>) {
+        if let Some(session) = self.peers.get(&peer).and_then(|peer| peer.session) {
+            out.push(Action::CloseSession { peer, session, why });
         }
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Peer {
     pub(crate) session: Option<SessionId>,
-    /// It greeted in this session.
-    pub(crate) greeted: bool,
+    /// It said in this session that its group lives in our register, or in one that ours replaced.
+    pub(crate) agrees: bool,
     /// The highest promise it told. A promise is never undone, so this outlives the session.
     pub(crate) promise: Epoch,
     /// When the newest beacon it acknowledged was sent.
@@ -44,15 +44,20 @@ impl Peer {
 
     pub(crate) fn disconnect(&mut self) {
         self.session = None;
-        self.greeted = false;
+        self.agrees = false;
         self.caught_up = false;
         self.joining = false;
     }
 
-    /// It told what it promised. What no register ever gets to is no promise: the epochs after it would wrap.
-    pub(crate) fn promised(&mut self, promise: Epoch) {
+    /// What no register ever gets to is not believed: the epochs after it would wrap.
+    pub(crate) fn may_be_told(epoch: Epoch) -> bool {
         const HIGHEST: Epoch = Epoch(u64::MAX / 2);
-        if promise <= HIGHEST {
+        epoch <= HIGHEST
+    }
+
+    /// It told what it promised.
+    pub(crate) fn promised(&mut self, promise: Epoch) {
+        if Peer::may_be_told(promise) {
             self.promise = self.promise.max(promise);
         }
     }

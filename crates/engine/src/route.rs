@@ -53,6 +53,9 @@ impl Engine {
             ClusterAction::Send { to, session, message } => {
                 self.send(to, session, Body::Cluster(message), Vec::new());
             }
+            ClusterAction::CloseSession { peer, session, why } => {
+                self.out.push(Action::CloseSession { peer, session, why });
+            }
             ClusterAction::Activate { term, acknowledgers } => {
                 self.frozen = false;
                 self.serving = false;

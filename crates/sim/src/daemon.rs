@@ -339,7 +339,7 @@ impl World {
         match report {
             Report::Cluster(condition) => {
                 self.reached(crate::reached::condition(&condition));
-                self.operator_sees_condition(node, condition);
+                self.operator_sees_condition(condition);
             }
             Report::Replication(report) => {
                 self.reached(crate::reached::replication(&report));

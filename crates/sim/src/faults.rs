@@ -498,24 +498,16 @@ impl World {
         let state = &self.nodes[node];
         match fault {
             Fault::DaemonCrash => state.daemon.is_some(),
-            Fault::DaemonFrozen => {
-                state.daemon.as_ref().is_some_and(|daemon| !daemon.frozen) && !self.is_returning()
-            }
-            Fault::NodeFrozen => state.powered && !state.frozen && !self.is_returning(),
+            Fault::DaemonFrozen => state.daemon.as_ref().is_some_and(|daemon| !daemon.frozen),
+            Fault::NodeFrozen => state.powered && !state.frozen,
             Fault::PowerLoss | Fault::PowerLossOfAll => state.powered,
             Fault::QemuKilled | Fault::GuardFrozen => state.machine.is_some(),
-            // Without the tombstone a fenced primary would not know that it was replaced.
+            // Without a tombstone the old register could be restored by those who know it, and be believed.
             Fault::WitnessAmnesia => {
-                self.witness.up && !self.witness.knows_nothing() && !self.operator.has_forced()
+                self.witness.up && !self.witness.knows_nothing() && !self.operator.is_forcing()
             }
             Fault::BitRot => self.rot_is_survivable(node),
             Fault::ImageTouched => self.rot_is_survivable(node) && self.serving_node() != Some(node),
-            Fault::IsolatedNode
-            | Fault::WitnessCut
-            | Fault::WitnessDown
-            | Fault::WitnessSlow
-            | Fault::WitnessLossy
-            | Fault::WitnessLate => !self.is_returning(),
             Fault::RollBack => self.may_force(node, (node + 1) % self.nodes.len()),
             _ => true,
         }

@@ -22,16 +22,12 @@ pub(crate) struct Operator {
     open: BTreeMap<CommandId, Order>,
     /// A forced takeover needs the other side fenced until it is carried out or refused.
     fenced: Vec<usize>,
-    /// Came back from behind a fence and was not told yet that it was replaced. Only the register tells it for certain.
-    returning: Option<usize>,
     /// The node whose takeover is forced: ordered again until it is carried out or refused.
     forcing: Option<usize>,
     /// The daemon, by node and life, that was told to send resyncs as fast as it can.
     unlimited: Option<(usize, u64)>,
     /// The replica that was taken out, to be put back.
     removed: Option<NodeId>,
-    /// A takeover was forced once.
-    forced: bool,
 }
 
 /// An order that was given and not answered yet.
@@ -49,8 +45,9 @@ impl Operator {
         self.removed
     }
 
-    pub fn has_forced(&self) -> bool {
-        self.forced
+    /// An order to lead by force is being carried out.
+    pub fn is_forcing(&self) -> bool {
+        self.forcing.is_some()
     }
 }
 
@@ -122,7 +119,6 @@ impl World {
             ("force", Ok(_)) => {
                 self.reached("force done");
                 self.operator.forcing = None;
-                self.operator.returning = self.operator.fenced.first().copied();
                 let pause = self.rng.duration(Duration::from_millis(20)..Duration::from_secs(3));
                 self.after(pause, Event::TendTakeover);
             }
@@ -254,7 +250,6 @@ impl World {
         self.operator.fenced.push(node);
         let now = self.now();
         self.history.forced(now);
-        self.operator.forced = true;
     }
 
     /// Until a forced takeover is carried out or refused it is ordered again, as often as the daemon that was told
@@ -264,7 +259,7 @@ impl World {
             if !self.is_ordered(node, "force") {
                 self.order_force(node);
             }
-        } else if self.may_return() {
+        } else {
             for node in std::mem::take(&mut self.operator.fenced) {
                 self.nodes[node].stays_down = false;
                 self.power_on(node);
@@ -277,17 +272,6 @@ impl World {
                 self.order(node, "rejoin", Command::Rejoin);
             }
         }
-    }
-
-    /// A fenced node is kept off until the witness can tell it what happened meanwhile.
-    fn may_return(&self) -> bool {
-        let told = |&node: &usize| self.nodes[node].witness == crate::wire::WitnessPath::default();
-        self.witness.up && self.operator.fenced.iter().all(told)
-    }
-
-    /// A node that was fenced is about to hear that it was replaced: nothing comes between it and the witness.
-    pub(crate) fn is_returning(&self) -> bool {
-        self.operator.returning.is_some()
     }
 
     fn order_force(&mut self, node: usize) {
@@ -331,11 +315,8 @@ impl World {
         self.after(pause, Event::StartDaemon { node, boot });
     }
 
-    pub(crate) fn operator_sees_condition(&mut self, node: usize, condition: Condition) {
+    pub(crate) fn operator_sees_condition(&mut self, condition: Condition) {
         if let Condition::Superseded { .. } = condition {
-            if self.operator.returning == Some(node) {
-                self.operator.returning = None;
-            }
             let pause = self.rng.duration(Duration::from_millis(10)..Duration::from_secs(1));
             self.after(pause, Event::TendTakeover);
         }

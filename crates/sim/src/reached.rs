@@ -8,6 +8,7 @@ use rempart_replication::{Report, ResyncMode};
 pub(crate) fn condition(condition: &Condition) -> &'static str {
     match condition {
         Condition::Leading { .. } => "leading",
+        Condition::WaitsToLead => "waits to lead",
         Condition::Following { .. } => "following",
         Condition::PrimarySuspected { .. } => "primary suspected",
         Condition::TakingOver { .. } => "taking over",

@@ -2,7 +2,7 @@
 
 use crate::PersistentState;
 use crate::model::world::{Node, Vm, World, id};
-use rempart_types::{Epoch, NodeId, NodeSet, RegisterValue, Term};
+use rempart_types::{Epoch, Intent, NodeId, NodeSet, RegisterValue, Term};
 use std::collections::BTreeMap;
 
 /// A promise that was broken.
@@ -14,7 +14,7 @@ pub enum Violation {
         holds: usize,
         flushed: usize,
     },
-    /// I2: the register does not name whoever leads.
+    /// I2: the register does not name whoever leads, or another replica was forced to lead instead.
     LeadsUninvited {
         node: NodeId,
         term: Term,
@@ -81,7 +81,9 @@ impl Ghost {
         persisted: &PersistentState,
     ) -> Result<(), Violation> {
         let led_by_other = persisted.known.as_ref().is_none_or(|known| known.primary != id(me));
-        let takes_over = led_by_other && value.primary == id(me) && value.epoch > Epoch(1);
+        // By force nothing is promised to a register that is closed.
+        let closes = matches!(value.intent, Intent::Tombstone { .. });
+        let takes_over = led_by_other && !closes && value.primary == id(me) && value.epoch > Epoch(1);
         let recorded = persisted.attempts.iter().any(|attempt| attempt.value.nonce == value.nonce);
         if (takes_over && persisted.promise < value.epoch) || !recorded {
             return Err(Violation::PromiseUndone { node: id(me) });
@@ -109,6 +111,9 @@ impl Ghost {
         before: Option<&RegisterValue>,
         value: &RegisterValue,
     ) -> Result<(), Violation> {
+        if matches!(value.intent, Intent::Tombstone { .. }) {
+            return Ok(());
+        }
         self.primaries.insert(value.epoch, value.primary);
         let invited = before.is_none_or(|before| before.in_sync.contains(value.primary));
         if !invited {
@@ -121,7 +126,8 @@ impl Ghost {
         if !usable {
             return Err(Violation::UnusableLeads { node: id(me) });
         }
-        if self.primaries.get(&term.epoch) != Some(&id(me)) {
+        let newest = self.primaries.last_key_value().map_or(0, |(epoch, _)| epoch.generation());
+        if self.primaries.get(&term.epoch) != Some(&id(me)) || term.epoch.generation() < newest {
             return Err(Violation::LeadsUninvited { node: id(me), term });
         }
         if self.terms.insert(term, me).is_some() {

@@ -75,7 +75,9 @@ impl World {
         match step {
             Step::Deliver { .. } | Step::Read { .. } | Step::Answer { .. } => true,
             Step::Persisted { .. } | Step::Sync { .. } | Step::Connect { .. } => true,
-            Step::MachineGone { .. } | Step::MoveRegister { .. } | Step::Protect => true,
+            Step::MachineGone { .. } | Step::MoveRegister { .. } | Step::Protect | Step::Rejoin { .. } => {
+                true
+            }
             // Swaps nobody waits for need not land.
             Step::Land { place } => self.swaps[usize::from(*place)].awaited,
             Step::Timer { timer, .. } => {

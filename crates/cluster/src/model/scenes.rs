@@ -41,6 +41,11 @@ pub const SCENES: &[Scene] = &[
     small("a register moves, a crash", UNPROTECTED, Bounds { moves: 2, crashes: 1, ..B }),
     small("a register moves, power fails", UNPROTECTED, Bounds { moves: 2, power_cuts: 1, ..B }),
     small("a register moves, answers are lost", UNPROTECTED, Bounds { moves: 2, silences: 1, ..B }),
+    small(
+        "the other one is forced to lead, then the first returns",
+        ALONE,
+        Bounds { epochs: 1, power_cuts: 1, forces: 1, silences: 1, ..B },
+    ),
     small("three replicas, admission", ALONE, Bounds { nodes: 3, epochs: 2, ..B }),
     scene("a deadline passes, a write", MIRRORED, Bounds { epochs: 2, deadlines: 1, writes: 1, ..B }),
     scene("the register is silent", MIRRORED, Bounds { epochs: 2, deadlines: 1, silences: 1, ..B }),

@@ -87,6 +87,14 @@ pub enum Step {
     MoveRegister {
         node: u8,
     },
+    /// The only one that is up is ordered to lead: the others are switched off, and stay so until that is done.
+    Force {
+        node: u8,
+    },
+    /// What only a replaced replica holds is given up.
+    Rejoin {
+        node: u8,
+    },
     /// The others become replicas.
     Protect,
 }
@@ -102,7 +110,7 @@ impl World {
             }
         }
         for (place, swap) in (0u8..).zip(&self.swaps) {
-            if swap.value.0.epoch <= self.last_epoch {
+            if self.may_reach(swap.value.0.epoch) {
                 steps.push(Step::Land { place });
             }
         }
@@ -136,6 +144,9 @@ impl World {
             steps.push(Step::MachineGone { node: me });
         }
         let Some(member) = &node.member else {
+            if self.is_being_forced() {
+                return;
+            }
             steps.push(Step::Restart { node: me });
             if self.left.spoilt_copies > 0 {
                 steps.push(Step::RestartSpoilt { node: me });
@@ -191,6 +202,14 @@ impl World {
             if !moves {
                 steps.push(Step::MoveRegister { node: me });
             }
+        }
+        let mut others = self.nodes.iter().zip(0u8..).filter(|&(_, other)| other != me);
+        let alone = others.all(|(other, _)| other.member.is_none() && other.vm == Vm::Absent);
+        if self.left.forces > 0 && node.lead.is_none() && !self.is_being_forced() && alone {
+            steps.push(Step::Force { node: me });
+        }
+        if member.role() == crate::Role::Superseded {
+            steps.push(Step::Rejoin { node: me });
         }
         if let Some(lead) = &node.lead {
             if lead.flow == Flow::Open && lead.serving && node.vm == Vm::Running && self.left.writes > 0 {
@@ -347,6 +366,13 @@ impl World {
                 self.left.moves -= 1;
                 self.give(node, Event::Command(Command::MoveRegister { to: TARGET }), Cause::Other)
             }
+            Step::Force { node } => {
+                self.left.forces -= 1;
+                let (new_register, confirmed_fenced, old_register_lost) = (TARGET, true, false);
+                let order = Command::Force { confirmed_fenced, new_register, old_register_lost };
+                self.give(node, Event::Command(order), Cause::Other)
+            }
+            Step::Rejoin { node } => self.give(node, Event::Command(Command::Rejoin), Cause::Other),
             Step::Protect => {
                 let count = self.nodes.len() as u8;
                 self.replicas = count;

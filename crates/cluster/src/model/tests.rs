@@ -50,6 +50,9 @@ mod planted {
             SwapBeforePromise | OutsiderTakesOver => mirrored(Bounds { deadlines: 2, ..Bounds::NOTHING }),
             AckAfterPromise | LeaseWithoutPeer | NoWait => mirrored(suspicion),
             WaitFromSuspicion | SoloLeaseWhileAdmitting => alone(suspicion),
+            RestartAsksNobody => {
+                alone(Bounds { epochs: 1, power_cuts: 1, forces: 1, silences: 1, ..Bounds::NOTHING })
+            }
             SameTermAgain => mirrored(Bounds { crashes: 1, silences: 1, ..Bounds::NOTHING }),
             RestartForgetsAttempts => {
                 alone(Bounds { epochs: 1, writes: 1, crashes: 1, silences: 1, ..Bounds::NOTHING })

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// The moment it always is.
 pub(super) const NOW: MonotonicTime = MonotonicTime(1_000_000_000_000);
 pub(super) const REGISTER: RegisterId = RegisterId(1);
-/// Where the group may move.
+/// Where the group may move, or be forced to.
 pub(super) const TARGET: RegisterId = RegisterId(2);
 const SESSION: SessionId = SessionId(1);
 /// Messages under way in one direction at most; what does not fit is held back by its sender, which repeats it.
@@ -43,6 +43,8 @@ pub struct Bounds {
     pub spoilt_copies: u8,
     /// Orders to move to another register.
     pub moves: u8,
+    /// Orders to lead by force, given to the only one that is up.
+    pub forces: u8,
 }
 
 impl Bounds {
@@ -60,6 +62,7 @@ impl Bounds {
         disk_failures: 0,
         spoilt_copies: 0,
         moves: 0,
+        forces: 0,
     };
 }
 
@@ -285,6 +288,17 @@ impl World {
         }
         let base = (u128::from(me) + 1) * 1000;
         (base..).find(|nonce| !used.contains(nonce)).expect("there are many")
+    }
+
+    /// A swap to this epoch is within the bounds. The epochs of a forced register count anew.
+    pub(super) fn may_reach(&self, epoch: Epoch) -> bool {
+        if epoch.generation() == 0 { epoch <= self.last_epoch } else { epoch.0 & 0xffff <= self.last_epoch.0 }
+    }
+
+    /// A replica is carrying out an order to lead by force.
+    pub(super) fn is_being_forced(&self) -> bool {
+        let forcing = |node: &Node| node.member.as_ref().is_some_and(|m| m.role() == crate::Role::Forcing);
+        self.nodes.iter().any(forcing)
     }
 
     /// The target counts once its replica has that on disk.
@@ -588,6 +602,9 @@ impl World {
                 } else {
                     node.dying = true;
                 }
+            }
+            Action::CloseSession { why, .. } => {
+                return Err(Violation::Assertion { message: format!("an honest peer {why}") });
             }
             Action::InformRegister { .. } | Action::Report(_) => {}
         }

@@ -115,6 +115,8 @@ pub(super) struct Stage {
     registers: BTreeMap<RegisterId, RegisterValue>,
     /// Nodes that cannot reach the register.
     cut_off: NodeSet,
+    /// The first register lost its state.
+    forgot: bool,
     /// Requests reach the register but answers do not come back.
     mute: bool,
     /// Swaps wait here instead of reaching the register.
@@ -139,6 +141,7 @@ impl Stage {
             players: BTreeMap::new(),
             registers: BTreeMap::new(),
             cut_off: NodeSet::default(),
+            forgot: false,
             mute: false,
             held: None,
             lost: NodeSet::default(),
@@ -225,6 +228,7 @@ impl Stage {
             "power-off" => self.crash(node(1), true),
             "register" => match words[1] {
                 "cut-off" => self.cut_off = words[2..].iter().map(|word| node_of(word)).collect(),
+                "forgets" => self.forgot = true,
                 "mute" => self.mute = true,
                 "hold" => self.held = Some(Vec::new()),
                 "lose" => self.lost = words[2..].iter().map(|word| node_of(word)).collect(),
@@ -375,6 +379,8 @@ impl Stage {
             Cue::Read { node, life, request, register } => {
                 let outcome = if self.cut_off.contains(node) || self.mute {
                     ReadOutcome::Unreachable
+                } else if self.forgot && register == FIRST_REGISTER {
+                    ReadOutcome::Amnesiac
                 } else {
                     ReadOutcome::Value(self.registers.get(&register).cloned())
                 };
@@ -486,6 +492,7 @@ impl Stage {
             Action::RenewLease { until } => {
                 self.players.get_mut(&node).expect("a node").lease = Some(until);
             }
+            Action::CloseSession { why, .. } => panic!("an honest peer {why}"),
             Action::InformRegister { .. }
             | Action::ContinueIn { .. }
             | Action::SetAcknowledgers { .. }
@@ -554,6 +561,7 @@ impl Stage {
             Action::Follow { primary, term } => {
                 format!("follows {} in {}.{}", name(*primary), epoch(term.epoch), term.incarnation)
             }
+            Action::CloseSession { why, .. } => format!("closes a session: {why}"),
             Action::StepDown => "steps down".to_owned(),
             Action::RunVm { .. } => "lets the machine run".to_owned(),
             Action::RenewLease { until } => {

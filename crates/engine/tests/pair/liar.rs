@@ -3,14 +3,18 @@
 
 use crate::world::{DISK_SIZE, DISKS, World, node_id};
 use rand::Rng;
+use rempart_cluster::Message as ClusterMessage;
 use rempart_engine::{Bytes, Input, PeerMessage, Status};
 use rempart_replication::{Digest, ExtentPiece, LogState, Message, Region, RegionBits, ResyncMode, Syncing};
 use rempart_types::{
-    DiskIndex, EXTENT_SIZE, Epoch, ExtentIndex, Lineage, LogPosition, Lsn, MonotonicTime, Term,
+    DiskIndex, EXTENT_SIZE, Epoch, ExtentIndex, Lineage, LogPosition, Lsn, MonotonicTime, NodeSet,
+    RegisterId, Term,
 };
+use serde::Serialize;
 use std::time::Duration;
 
-/// Of the messages that carry replication's in `rempart_engine`.
+/// Of the messages that carry cluster's and replication's in `rempart_engine`.
+const CLUSTER: u8 = 0;
 const REPLICATION: u8 = 1;
 
 struct Liar<'a> {
@@ -194,6 +198,10 @@ impl Liar<'_> {
             &[2, 3, 4],
             &[5, 6, 7, 8, 9],
         ];
+        if self.world.rng.random_ratio(1, 20) {
+            let claim = self.claim();
+            return self.say_in(CLUSTER, &claim, Vec::new());
+        }
         let leads = self.world.primary() != Some(self.to);
         if !leads || self.world.rng.random_ratio(1, 10) {
             let (message, payload) = self.answer();
@@ -212,14 +220,40 @@ impl Liar<'_> {
         })
     }
 
+    /// What it says of who leads.
+    fn claim(&mut self) -> ClusterMessage {
+        let status = self.world.engine(self.to).status(MonotonicTime(self.world.now));
+        let (term, now) = (self.term(), self.world.now);
+        let no_epoch = Term { epoch: Epoch(u64::MAX), ..term };
+        let above = Term { epoch: term.epoch.next(), ..term };
+        let term = self.one_of(&[term, term, term, above, no_epoch]);
+        let sent_ns = self.one_of(&[now, now, 0, u64::MAX]);
+        let register = status.register.unwrap_or(RegisterId(1));
+        let peer = node_id(1 - self.to);
+        let in_sync = self.one_of(&[NodeSet::only(peer), NodeSet::default(), status.in_sync]);
+        let (epoch, promise) = (term.epoch, term.epoch);
+        match self.world.rng.random_range(0..8) {
+            0..3 => ClusterMessage::Beacon { register, term, sent_ns, in_sync },
+            3 => ClusterMessage::BeaconAck { term, sent_ns },
+            4 => ClusterMessage::Nack { term, promise },
+            5 => ClusterMessage::YourTurn { epoch },
+            6 => ClusterMessage::StepAside { term },
+            _ => ClusterMessage::Hello { register: Some(register), promise, known: epoch },
+        }
+    }
+
     fn say(&mut self, message: Message, payload: Vec<u8>) -> bool {
+        self.say_in(REPLICATION, &message, payload)
+    }
+
+    fn say_in(&mut self, kind: u8, message: &impl Serialize, payload: Vec<u8>) -> bool {
         let peer = 1 - self.to;
         let Some(session) = self.world.session() else { return false };
         if !self.world.is_up(self.to) {
             return false;
         }
-        let mut meta = vec![REPLICATION];
-        meta.extend(postcard::to_allocvec(&message).expect("encodes"));
+        let mut meta = vec![kind];
+        meta.extend(postcard::to_allocvec(message).expect("encodes"));
         let message = PeerMessage::decode(&meta, Bytes::from(payload)).expect("well-formed");
         self.world.feed(self.to, Input::Message { peer: node_id(peer), session, message });
         true
@@ -255,6 +289,24 @@ fn status(world: &World, node: usize) -> Status {
 
 fn tell_follower(world: &mut World, message: Message) {
     assert!(Liar { world, to: 1, sequence: 0 }.say(message, Vec::new()), "there is a session");
+}
+
+#[test]
+fn a_peer_that_claims_the_same_epoch_is_hung_up_on() {
+    let mut world = idle_pair(4);
+    let Status { term, register, .. } = status(&world, 0);
+    let register = register.expect("the group was created");
+    for epoch in [term.epoch, Epoch(u64::MAX)] {
+        world.run_until("connected", Duration::from_secs(10), |w| w.session().is_some());
+        let session = world.session();
+        let (term, in_sync) = (Term { epoch, ..term }, NodeSet::only(node_id(1)));
+        let claim = ClusterMessage::Beacon { register, term, sent_ns: world.now, in_sync };
+        assert!(Liar { world: &mut world, to: 0, sequence: 0 }.say_in(CLUSTER, &claim, Vec::new()));
+        world.run_for(Duration::from_millis(50));
+        assert_ne!(world.session(), session, "who says so is not talked to");
+        assert_eq!(world.primary(), Some(0), "it goes on leading");
+    }
+    crate::settle(&mut world);
 }
 
 #[test]

@@ -19,6 +19,11 @@ fn cluster(condition: &Condition, name: impl Fn(&NodeId) -> String) -> (Severity
     use Severity::{Critical, Info, Warning};
     match condition {
         Condition::Leading { term } => (Info, format!("this node leads, term {term}")),
+        Condition::WaitsToLead => (
+            Critical,
+            "this node led last; it waits for the register, or for every other copy, to tell that none leads since"
+                .into(),
+        ),
         Condition::Following { primary, term } => (Info, format!("follows {} in term {term}", name(primary))),
         Condition::PrimarySuspected { primary } => {
             (Warning, format!("{} has not been heard for too long; asking the register", name(primary)))
