@@ -158,16 +158,32 @@ impl World {
         let op = match kind {
             0..60 => Op::Write { block, count, fua: self.rng.random_ratio(1, 10) },
             60..75 => Op::Read { block },
-            75..85 => {
-                let covers =
-                    self.guest.blocks.iter().map(|(block, state)| (*block, state.acknowledged)).collect();
-                Op::Flush { covers }
-            }
+            75..85 => Op::Flush { covers: self.flush_covers() },
             _ => Op::Zero { block, count },
         };
+        self.start_op(op);
+    }
+
+    /// The guest writes this block.
+    pub fn guest_writes(&mut self, node: usize, block: u64) {
+        self.start_op(Op::Write { block, count: 1, fua: false });
+        self.plan_turn(node);
+    }
+
+    pub fn guest_flushes(&mut self, node: usize) {
+        let covers = self.flush_covers();
+        self.start_op(Op::Flush { covers });
+        self.plan_turn(node);
+    }
+
+    fn flush_covers(&self) -> Vec<(u64, usize)> {
+        self.guest.blocks.iter().map(|(block, state)| (*block, state.acknowledged)).collect()
+    }
+
+    fn start_op(&mut self, op: Op) {
         match &op {
-            Op::Write { .. } => {
-                for block in touched {
+            &Op::Write { block, count, .. } => {
+                for block in block..block + count {
                     self.guest.next_tag += 1;
                     let tag = self.guest.next_tag;
                     let state = self.guest.block(block);
@@ -175,8 +191,8 @@ impl World {
                     state.busy = true;
                 }
             }
-            Op::Zero { .. } => {
-                for block in touched {
+            &Op::Zero { block, count } => {
+                for block in block..block + count {
                     let state = self.guest.block(block);
                     state.tags.push(0);
                     state.busy = true;

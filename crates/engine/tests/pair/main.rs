@@ -8,6 +8,7 @@ mod world;
 use rand::Rng;
 use rempart_engine::{Command, CommandOutput};
 use rempart_store::DiskEntry;
+use rempart_types::MonotonicTime;
 use std::time::Duration;
 use world::{World, node_id};
 
@@ -243,6 +244,39 @@ fn storm(seed: u64) {
             _ => {}
         }
     }
+    settle(&mut world);
+}
+
+/// A guest that commits in a regular pattern: the sync that its next flush needs is under way before it comes, on both
+/// nodes, although otherwise nothing would be synced for a second.
+#[test]
+fn a_regular_flush_finds_its_sync_under_way() {
+    let mut world = World::new(3, 2);
+    world.limits.sync_delay = SECONDS(1);
+    world.mirrored();
+    let durable = |world: &World| {
+        let status = |node: usize| world.engine(node).status(MonotonicTime(world.now));
+        [0, 1].map(|node| status(node).durable == status(0).end)
+    };
+    let idle = |world: &mut World| world.run_until("answered", SECONDS(1), |w| w.guest.is_idle());
+    // What started the term is no part of the pattern.
+    world.guest_flushes(0);
+    idle(&mut world);
+    let mut foreseen = Vec::new();
+    for round in 0..6 {
+        for block in [0, 1] {
+            world.guest_writes(0, round * 2 + block);
+            idle(&mut world);
+        }
+        // Long enough for a sync that started with the write, far too short for one that waits.
+        world.run_for(Duration::from_millis(20));
+        foreseen.push(durable(&world));
+        world.guest_flushes(0);
+        idle(&mut world);
+        assert_eq!(durable(&world), [true; 2], "what was flushed is durable");
+    }
+    let (not, yes) = ([false; 2], [true; 2]);
+    assert_eq!(foreseen, [not, not, not, yes, yes, yes], "three flushes make a habit");
     settle(&mut world);
 }
 
