@@ -4,6 +4,7 @@ use super::replica::free_bytes;
 use crate::jobs::Reporter;
 use crate::node::Node;
 use crate::vm::import::{self, Image};
+use crate::vm::record::DiskFile;
 use crate::vm::{First, Vm, unix_ms};
 use rempart_api::{Error, RejoinRequest, Severity};
 use rempart_engine::Command;
@@ -81,13 +82,74 @@ async fn save(node: &Node, vm: &Vm, target: &Path, reporter: &Reporter) -> Resul
             .cause(format!("they use {wanted} bytes and {free} are free"))
             .hint("free some space, or give them up with --discard"));
     }
+    copy_all(disks, target, reporter, failed).await
+}
+
+/// Into a directory of its own, which is there only if all disks are in it.
+async fn copy_all(
+    disks: Vec<DiskFile>,
+    target: &Path,
+    reporter: &Reporter,
+    failed: impl Fn(&Path, std::io::Error) -> Error,
+) -> Result<(), Error> {
+    let parent = target.parent().expect("a directory of the data directory");
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(target).map_err(|e| failed(target, e))?;
-    for disk in disks {
-        let file: PathBuf = target.join(format!("disk{}.raw", disk.index.0));
-        let phase = format!("saving disk {}", disk.index);
-        import::copy(&Image::raw(disk.path, disk.size_bytes), &file, reporter, &phase).await?;
-        std::fs::File::open(&file).and_then(|file| file.sync_all()).map_err(|e| failed(&file, e))?;
+    builder.mode(0o700);
+    builder.recursive(true).create(parent).map_err(|e| failed(parent, e))?;
+    // One that is there already is another save's.
+    builder.recursive(false).create(target).map_err(|e| failed(target, e))?;
+    let copied = async {
+        for disk in disks {
+            let file: PathBuf = target.join(format!("disk{}.raw", disk.index.0));
+            let phase = format!("saving disk {}", disk.index);
+            import::copy(&Image::raw(disk.path, disk.size_bytes), &file, reporter, &phase).await?;
+            std::fs::File::open(&file).and_then(|file| file.sync_all()).map_err(|e| failed(&file, e))?;
+        }
+        let synced = crate::durable::sync_dir(target).and_then(|()| crate::durable::sync_dir(parent));
+        synced.map_err(|e| failed(target, e))
+    };
+    let result = copied.await;
+    if result.is_err()
+        && let Err(error) = std::fs::remove_dir_all(target)
+    {
+        tracing::warn!(directory = %target.display(), %error, "an unfinished save is left behind");
     }
-    crate::durable::sync_dir(target).map_err(|e| failed(target, e))
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::Jobs;
+    use rempart_api::JobState;
+    use rempart_types::DiskIndex;
+
+    async fn saved(disks: Vec<DiskFile>, target: &Path) -> bool {
+        let (jobs, target) = (Jobs::default(), target.to_owned());
+        let job = jobs.start("save", |reporter| async move {
+            let failed = |what: &Path, e: std::io::Error| Error::failed(what.display().to_string()).cause(e);
+            copy_all(disks, &target, &reporter, failed).await?;
+            Ok(serde_json::Value::Null)
+        });
+        let job = jobs.get(job.id, Duration::from_secs(60)).await.expect("it was started");
+        matches!(job.state, JobState::Done { .. })
+    }
+
+    #[tokio::test]
+    async fn a_save_that_fails_leaves_nothing_of_itself_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = |index: u16, name: &str| {
+            let (index, path) = (DiskIndex(index), dir.path().join(name));
+            DiskFile { index, path, size_bytes: 1 << 20, adopted: false }
+        };
+        std::fs::write(dir.path().join("a"), vec![7; 1 << 20]).unwrap();
+        let at = |name: &str| dir.path().join("diverged").join(name);
+
+        assert!(saved(vec![disk(0, "a")], &at("shop-1")).await);
+        assert!(!saved(vec![disk(0, "a"), disk(1, "missing")], &at("shop-2")).await);
+        assert!(!at("shop-2").exists(), "it would be taken for a whole copy");
+        // Not even where an earlier one is.
+        assert!(!saved(vec![disk(1, "missing")], &at("shop-1")).await);
+        assert_eq!(std::fs::read(at("shop-1").join("disk0.raw")).unwrap(), vec![7; 1 << 20]);
+    }
 }
