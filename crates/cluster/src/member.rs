@@ -323,9 +323,9 @@ impl Member {
                 let state = self.ledger.wanted();
                 let (ours, generation) = (state.register, state.known_epoch().generation());
                 self.with_peer(from, |peer| {
-                    // In a register that ours replaced nobody can have been forced since.
-                    let older = register != ours && known.generation() < generation;
-                    peer.agrees = register.is_some() && (register == ours || older);
+                    // Who lives in none, or in one that ours replaced, was not forced since.
+                    let older = known.generation() < generation;
+                    peer.agrees = register.is_none() || register == ours || older;
                     // Epochs of another register do not compare with ours.
                     if register.is_none() || register == ours {
                         peer.promised(promise);

@@ -7,7 +7,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Peer {
     pub(crate) session: Option<SessionId>,
-    /// It said in this session that its group lives in our register, or in one that ours replaced.
+    /// It said in this session that its group lives in our register, in one that ours replaced, or in none yet.
     pub(crate) agrees: bool,
     /// The highest promise it told. A promise is never undone, so this outlives the session.
     pub(crate) promise: Epoch,

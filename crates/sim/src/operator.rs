@@ -343,6 +343,7 @@ impl World {
     pub(crate) fn replace_disk(&mut self, node: usize) {
         self.reached("replica replaced by an empty one");
         self.nodes[node].drive.disk = formatted(&self.setup);
+        self.nodes[node].spoilt = false;
         self.checker.promises[node] = rempart_types::Term::ZERO;
     }
 
@@ -425,6 +426,7 @@ impl Node {
             vm_may_run: false,
             lease: None,
             rotten: false,
+            spoilt: false,
             to_be_touched: false,
             roll_back: false,
         }

@@ -13,7 +13,8 @@ use std::time::Duration;
 impl World {
     /// A copy may rot while all are in sync and nothing else is broken, and only one at a time.
     pub(crate) fn rot_is_survivable(&self, node: usize) -> bool {
-        let alone = self.nodes.iter().all(|node| !node.rotten) && self.operator_is_idle();
+        let others_whole = (0..self.nodes.len()).all(|other| other == node || !self.nodes[other].spoilt);
+        let alone = others_whole && self.nodes.iter().all(|node| !node.rotten) && self.operator_is_idle();
         // A member that is about to leave may be out by the register, while the leader still asks it.
         let all_in_sync = self.in_sync_mask().count_ones() as usize == self.nodes.len();
         let awake = self.nodes.iter().all(|node| node.daemon.as_ref().is_some_and(|daemon| !daemon.frozen));
@@ -59,6 +60,7 @@ impl World {
         let mask = 1 << self.rng.below(8);
         self.tell(|| format!("node {node}: {file} rots at byte {offset}"));
         self.nodes[node].drive.disk.rot(file, offset, mask);
+        self.nodes[node].spoilt = true;
     }
 
     /// A place in the file near something: most of a journal was never used.

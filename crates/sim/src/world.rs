@@ -170,6 +170,9 @@ pub(crate) struct Node {
     pub lease: Option<rempart_types::MonotonicTime>,
     /// Bits of its disk flipped, or somebody wrote to its image.
     pub rotten: bool,
+    /// Bytes of its disk changed. Old parts of a journal are read only when a peer needs them, so what is there is not
+    /// noticed before.
+    pub spoilt: bool,
     /// Once its daemon has stopped in order, somebody writes to the image.
     pub to_be_touched: bool,
     /// The next start goes back to what the copy was before an unfinished resync.
