@@ -65,5 +65,10 @@ pub const SCENES: &[Scene] = &[
         UNPROTECTED,
         Bounds { moves: 2, silences: 2, crashes: 1, deadlines: 1, ..B },
     ),
+    scene(
+        "forced in a mirrored group, answers are lost",
+        MIRRORED,
+        Bounds { epochs: 2, power_cuts: 2, forces: 1, silences: 2, ..B },
+    ),
     scene("three replicas", MIRRORED, Bounds { nodes: 3, epochs: 2, deadlines: 1, ..B }),
 ];
