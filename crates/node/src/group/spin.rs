@@ -1,41 +1,34 @@
 //! How long to look for work before sleeping.
 //!
-//! Waking a sleeping thread takes longer than a small request: where the next event comes soon, looking for it a little
-//! while is faster. Where it does not, the processor belongs to others: looking in vain a few times in a row is paid
-//! for with a growing number of sleeps without looking.
+//! Waking a sleeping thread, on a processor that sleeps as well, takes longer than a small request: where the next event
+//! comes soon, looking for it is faster, and cheaper for whoever sends it. How soon is learnt as KVM learns how long to
+//! poll for a halted guest (`halt_poll_ns`): the window grows while events come a little after it, and closes with
+//! the first that takes long.
 
 use std::time::Duration;
 
-/// Two wake-ups' worth.
-const LONGEST: Duration = Duration::from_micros(20);
-/// Sleeps without looking first, at most. An idle group looks once in so many of its timers.
-const MOST_SKIPPED: u32 = 64;
+/// The first window.
+const SHORTEST: Duration = Duration::from_micros(10);
+/// What takes longer is slept for. A peer's answer on a fast network takes half of it; KVM's default is the same.
+const LONGEST: Duration = Duration::from_micros(200);
 
 #[derive(Debug, Default)]
 pub struct Spin {
-    /// Sleeps still to be taken without looking.
-    to_skip: u32,
-    /// How many the next look in vain costs.
-    penalty: u32,
+    window: Duration,
 }
 
 impl Spin {
-    /// How long to look before this sleep.
-    pub fn before_sleep(&mut self) -> Option<Duration> {
-        if self.to_skip > 0 {
-            self.to_skip -= 1;
-            return None;
-        }
-        Some(LONGEST)
+    /// How long to look before sleeping; zero is not at all.
+    pub fn window(&self) -> Duration {
+        self.window
     }
 
-    /// Something came while it was looked for, or nothing did.
-    pub fn looked(&mut self, found: bool) {
-        if found {
-            self.penalty /= 2;
-        } else {
-            self.to_skip = self.penalty;
-            self.penalty = (self.penalty * 2 + 1).min(MOST_SKIPPED);
+    /// Something came, so long after the wait for it began.
+    pub fn waited(&mut self, took: Duration) {
+        if took >= LONGEST {
+            self.window = Duration::ZERO;
+        } else if took > self.window {
+            self.window = (self.window * 2).clamp(SHORTEST, LONGEST);
         }
     }
 }
@@ -44,37 +37,31 @@ impl Spin {
 mod tests {
     use super::*;
 
-    /// Looks in so many sleeps of which none finds anything.
-    fn looks_in_vain(spin: &mut Spin, sleeps: u32) -> u32 {
-        let mut looks = 0;
-        for _ in 0..sleeps {
-            if spin.before_sleep().is_some() {
-                looks += 1;
-                spin.looked(false);
-            }
-        }
-        looks
+    const LATE: Duration = Duration::from_millis(250);
+
+    fn after(waits: impl IntoIterator<Item = Duration>) -> Duration {
+        let mut spin = Spin::default();
+        waits.into_iter().for_each(|took| spin.waited(took));
+        spin.window()
     }
 
     #[test]
-    fn nothing_comes_and_it_hardly_looks_any_more() {
-        let mut spin = Spin::default();
-        assert!(looks_in_vain(&mut spin, 1000) < 25);
-        assert!(looks_in_vain(&mut spin, 1000) < 20);
+    fn an_idle_group_never_looks() {
+        assert_eq!(after([LATE; 10]), Duration::ZERO);
     }
 
     #[test]
-    fn work_comes_and_it_looks_each_time_again() {
-        let mut spin = Spin::default();
-        looks_in_vain(&mut spin, 1000);
-        let mut sleeps = 0;
-        for _ in 0..10 {
-            while spin.before_sleep().is_none() {
-                sleeps += 1;
-            }
-            spin.looked(true);
-        }
-        assert!(sleeps <= MOST_SKIPPED, "{sleeps}");
-        assert_eq!(looks_in_vain(&mut spin, 2), 2, "forgiven");
+    fn the_window_grows_until_what_comes_falls_into_it() {
+        let took = Duration::from_micros(70);
+        assert_eq!(after([took; 3]), Duration::from_micros(40));
+        assert_eq!(after([took; 4]), Duration::from_micros(80));
+        assert_eq!(after([took; 100]), Duration::from_micros(80), "and no further");
+        assert_eq!(after([LONGEST - Duration::from_micros(1); 100]), LONGEST);
+    }
+
+    #[test]
+    fn one_long_wait_closes_it() {
+        let took = Duration::from_micros(70);
+        assert_eq!(after([took, took, took, took, LATE]), Duration::ZERO);
     }
 }

@@ -254,19 +254,19 @@ impl GroupThread {
 
     /// Waits until something is ready or due.
     fn wait(&mut self, ready: &mut Vec<Ready>) -> std::io::Result<()> {
-        if let Some(longest) = self.spin.before_sleep() {
-            let started = Instant::now();
-            while started.elapsed() < longest {
-                self.poller.wait(Some(Duration::ZERO), ready)?;
-                if !ready.is_empty() || self.executor.has_completed() {
-                    self.spin.looked(true);
-                    return Ok(());
-                }
+        let started = Instant::now();
+        while started.elapsed() < self.spin.window() {
+            self.poller.wait(Some(Duration::ZERO), ready)?;
+            if !ready.is_empty() || self.executor.has_completed() {
+                return Ok(());
             }
-            self.spin.looked(false);
+            // What is waited for may need this very processor.
+            std::thread::yield_now();
         }
         let timeout = self.next_wake().map(|at| at.since(clock::monotonic()));
-        self.poller.wait(timeout, ready)
+        self.poller.wait(timeout, ready)?;
+        self.spin.waited(started.elapsed());
+        Ok(())
     }
 
     fn next_wake(&self) -> Option<MonotonicTime> {
