@@ -99,15 +99,7 @@ impl Store {
         if bound <= self.applied {
             return;
         }
-        let (mut bytes, mut target) = (0, self.applied);
-        for entry in self.window.between(self.applied, bound) {
-            bytes += entry.batch.byte_len() as u64;
-            target = entry.batch.last();
-            if bytes >= self.limits.apply_round {
-                break;
-            }
-        }
-        let worth_it = bytes >= self.limits.apply_round
+        let worth_it = self.window.bytes_between(self.applied, bound) >= self.limits.apply_round
             || self.limits.apply_delay.is_zero()
             || self.apply_now
             || self.wants_everything_applied();
@@ -115,6 +107,8 @@ impl Store {
             self.arm_timers();
             return;
         }
+        let target = self.window.end_of(self.limits.apply_round, self.applied, bound);
+        let target = target.expect("there is something to apply");
         self.start_log_round(target, out);
     }
 

@@ -149,7 +149,7 @@ impl Store {
         changed: &mut BTreeMap<u64, Lsn>,
     ) {
         for entry in &self.window.batches {
-            if entry.batch.last() <= since {
+            if entry.last <= since {
                 continue;
             }
             for record in entry.batch.records() {

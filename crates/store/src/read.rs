@@ -41,8 +41,7 @@ impl Store {
         if upto <= self.indexed {
             return;
         }
-        let start = self.window.batches.partition_point(|entry| entry.batch.last() <= self.indexed);
-        for entry in self.window.batches.iter().skip(start).take_while(|entry| entry.batch.last() <= upto) {
+        for entry in self.window.between(self.indexed, upto) {
             for record in entry.batch.records() {
                 let content = match record.kind {
                     RecordKind::Write => Content::Data(entry.batch.payload(&record)),
@@ -192,7 +191,7 @@ impl Store {
     fn read_log_from_memory(&mut self, token: Token, after: Lsn, max_bytes: usize, out: &mut Output) -> bool {
         let Some(start) = self.window.index_of(after.next()) else { return false };
         let (mut batches, mut bytes) = (Vec::new(), 0);
-        for entry in self.window.batches.iter().skip(start) {
+        for entry in self.window.batches.range(start..) {
             bytes += entry.batch.byte_len();
             if bytes > max_bytes && !batches.is_empty() {
                 break;

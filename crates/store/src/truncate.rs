@@ -38,8 +38,8 @@ impl Store {
         } else {
             let index = self.window.index_of(lsn).expect("unapplied records are in the window");
             let entry = &self.window.batches[index];
-            if entry.batch.last() != lsn {
-                let (before, last) = (entry.batch.first().previous(), entry.batch.last());
+            if entry.last != lsn {
+                let (before, last) = (entry.batch.first().previous(), entry.last);
                 return Err(Refused::InsideBatch { before, last });
             }
             // A batch that was never written has no place: what follows was not written either.
