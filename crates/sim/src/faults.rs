@@ -328,7 +328,8 @@ impl World {
     /// A takeover begins: its register goes away at that moment, and the primary that was given up comes back. Some
     /// that are frozen are left so: they shall find their successor at work.
     pub(crate) fn strike_a_takeover(&mut self) {
-        if self.now() >= self.faults.until || !self.rng.chance(self.faults.strikes) {
+        // One that takes over from a rotten copy is the one that must be left in peace.
+        if self.now() >= self.faults.until || self.a_copy_is_rotten() || !self.rng.chance(self.faults.strikes) {
             return;
         }
         if self.nodes.iter().any(|node| node.frozen) && self.rng.chance(850) {
