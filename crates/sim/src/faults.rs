@@ -329,7 +329,8 @@ impl World {
     /// that are frozen are left so: they shall find their successor at work.
     pub(crate) fn strike_a_takeover(&mut self) {
         // One that takes over from a rotten copy is the one that must be left in peace.
-        if self.now() >= self.faults.until || self.a_copy_is_rotten() || !self.rng.chance(self.faults.strikes) {
+        if self.now() >= self.faults.until || self.a_copy_is_rotten() || !self.rng.chance(self.faults.strikes)
+        {
             return;
         }
         if self.nodes.iter().any(|node| node.frozen) && self.rng.chance(850) {

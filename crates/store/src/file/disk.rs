@@ -1,6 +1,7 @@
 //! A group's files, executed synchronously.
 
 use crate::buffer::{BufferMut, Slice};
+use crate::file::ring::{self, Ring, RingWrite};
 use crate::io::{Disk, FileId, FileStat, IoError, IoErrorKind, IoOp, IoOutput};
 use rempart_types::{DiskIndex, WallTime};
 use rustix::fs::{
@@ -17,8 +18,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Slices per `pwritev` at most (the system's own bound is 1024).
 const SLICES: usize = 256;
-/// Longer writes to segments and images go past the page cache: the copy into it, and the processor time of writing it
-/// back, would cost more than waiting for the device.
+/// Longer writes to segments and images always go past the page cache: the copy into it, and the processor time of
+/// writing it back, would cost more than waiting for the device.
 pub(crate) const BUFFERED_LIMIT: usize = 256 * 1024;
 /// What such a write has to be aligned to, in the file and in memory.
 const DIRECT_ALIGNMENT: usize = 4096;
@@ -140,8 +141,10 @@ impl FileDisk {
 
     /// Writes past the page cache if that pays and is possible. False when nothing was done.
     fn write_direct(&self, file: FileId, offset: u64, data: &[Slice]) -> Result<bool, Errno> {
-        let parts = data.iter().map(|slice| &slice[..]);
-        let fits = matches!(file, FileId::Image(_) | FileId::Segment(_)) && pays_direct(offset, parts);
+        let len: usize = data.iter().map(|slice| slice.len()).sum();
+        let fits = matches!(file, FileId::Image(_) | FileId::Segment(_))
+            && len > BUFFERED_LIMIT
+            && is_aligned(offset, data.iter().map(|slice| &slice[..]));
         let Some(handle) = fits.then(|| self.direct_handle(file)).flatten() else { return Ok(false) };
         match write_all(&handle, offset, data) {
             Ok(()) => Ok(true),
@@ -154,9 +157,11 @@ impl FileDisk {
         }
     }
 
-    /// The way past the page cache, for a long read of an image: a resync is not to push everything else out of the cache.
+    /// The way past the page cache, to read an image. Guests have a cache of their own, a resync is not to push everything
+    /// else out of the host's, and in the large folios that reading ahead leaves, every later small write walks through
+    /// all their blocks.
     fn direct_handle_to_read(&self, file: FileId, offset: u64, buffer: &[u8]) -> Option<Arc<File>> {
-        let fits = matches!(file, FileId::Image(_)) && pays_direct(offset, std::iter::once(buffer));
+        let fits = matches!(file, FileId::Image(_)) && is_aligned(offset, std::iter::once(buffer));
         fits.then(|| self.direct_handle(file)).flatten()
     }
 
@@ -207,6 +212,42 @@ impl FileDisk {
     pub fn perform(&self, op: &IoOp) -> Result<IoOutput, IoError> {
         let file = op.file();
         self.try_perform(op).map_err(|errno| error(file, &self.path(file), errno))
+    }
+
+    /// Executes writes all at once and past the page cache, where that is possible.
+    pub(crate) fn write_together(
+        &self,
+        ring: &mut Option<Ring>,
+        ops: &[&IoOp],
+    ) -> Vec<Result<IoOutput, IoError>> {
+        let mut done = vec![false; ops.len()];
+        let direct: Vec<(usize, RingWrite<'_>)> = ops
+            .iter()
+            .enumerate()
+            .filter_map(|(index, op)| {
+                let IoOp::Write { file, offset, data } = op else { return None };
+                let fits = data.len() <= SLICES && is_aligned(*offset, data.iter().map(|slice| &slice[..]));
+                let handle = fits.then(|| self.direct_handle(*file)).flatten()?;
+                Some((index, RingWrite { file: handle, offset: *offset, data }))
+            })
+            .collect();
+        let (indexes, writes): (Vec<usize>, Vec<RingWrite<'_>>) = direct.into_iter().unzip();
+        for (indexes, writes) in indexes.chunks(ring::ENTRIES).zip(writes.chunks(ring::ENTRIES)) {
+            let Some(written) = ring.as_mut().map(|ring| ring.write(writes)) else { break };
+            let Some(written) = written else {
+                *ring = None;
+                break;
+            };
+            for ((&index, write), written) in indexes.iter().zip(writes).zip(written) {
+                done[index] = written == Ok(write.data.iter().map(|slice| slice.len()).sum());
+            }
+        }
+        // The others, and what went wrong: the plain way, which tells why.
+        let plain = |(op, done): (&&IoOp, bool)| match done {
+            true => Ok(IoOutput::Done),
+            false => self.perform(op),
+        };
+        ops.iter().zip(done).map(plain).collect()
     }
 
     fn try_perform(&self, op: &IoOp) -> Result<IoOutput, Errno> {
@@ -305,15 +346,11 @@ fn file_type(file: &File) -> Result<FileType, Errno> {
     Ok(FileType::from_raw_mode(fs::fstat(file)?.st_mode))
 }
 
-/// Whether so many bytes, at this place in the file and in memory, are worth and fit for `O_DIRECT`.
-fn pays_direct<'a>(offset: u64, parts: impl Iterator<Item = &'a [u8]> + Clone) -> bool {
-    let is_aligned = |part: &[u8]| {
-        part.len().is_multiple_of(DIRECT_ALIGNMENT)
-            && (part.as_ptr() as usize).is_multiple_of(DIRECT_ALIGNMENT)
-    };
-    parts.clone().map(<[u8]>::len).sum::<usize>() > BUFFERED_LIMIT
-        && offset.is_multiple_of(DIRECT_ALIGNMENT as u64)
-        && parts.into_iter().all(is_aligned)
+/// Whether these bytes, at this place in the file and in memory, fit for `O_DIRECT`.
+fn is_aligned<'a>(offset: u64, mut parts: impl Iterator<Item = &'a [u8]>) -> bool {
+    let unit = DIRECT_ALIGNMENT;
+    offset.is_multiple_of(unit as u64)
+        && parts.all(|part| part.len().is_multiple_of(unit) && (part.as_ptr() as usize).is_multiple_of(unit))
 }
 
 /// Reads to the end of the buffer or of the file; returns the bytes read.

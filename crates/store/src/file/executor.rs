@@ -3,7 +3,8 @@
 use crate::buffer::keep_no_spares;
 use crate::file::FileDisk;
 use crate::file::disk::BUFFERED_LIMIT;
-use crate::io::{FileId, IoClass, IoCommand, IoCompletion, IoError, IoErrorKind, IoId, IoOp};
+use crate::file::ring::{self, Ring};
+use crate::io::{FileId, IoClass, IoCommand, IoCompletion, IoError, IoId, IoOp};
 use rempart_types::DiskIndex;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::{BTreeMap, VecDeque};
@@ -16,12 +17,12 @@ use std::thread::JoinHandle;
 /// Journal writes up to this are executed on the calling thread: copying into the page cache takes less than
 /// handing them over. Longer ones wait for the device.
 const INLINE_LIMIT: usize = BUFFERED_LIMIT;
-/// Image writes a worker takes at once. Handing over small ones singly costs more than executing them; a flush waits
-/// behind those that are with the device.
+/// Image writes a worker gives to the device at once. Handing over small ones singly costs more than executing them; a
+/// flush of the journal, on the same disk, waits behind those that are there.
 const GATHER: usize = 8;
-/// With so many waiting, they come faster than they go that way, and a worker takes more.
+/// With so many waiting, they come faster than they go that way.
 const PILE: usize = 1024;
-const GATHER_FROM_PILE: usize = 256;
+const GATHER_FROM_PILE: usize = ring::ENTRIES;
 /// Bytes of what a worker takes at once.
 const GATHER_BYTES: usize = 1024 * 1024;
 
@@ -248,6 +249,7 @@ fn work(shared: &Shared, disk: &FileDisk) {
     keep_no_spares();
     let mut commands = Vec::new();
     let mut completions = Vec::new();
+    let mut ring = Ring::new();
     loop {
         let mut queues = shared.queues.lock().expect("no holder panics");
         let background = loop {
@@ -259,11 +261,13 @@ fn work(shared: &Shared, disk: &FileDisk) {
             }
         };
         drop(queues);
-        completions.extend(commands.iter().map(|command| {
-            let result = disk.perform(&command.op);
-            debug_assert!(!matches!(&result, Err(error) if error.kind == IoErrorKind::Locked));
-            IoCompletion { id: command.id, result }
-        }));
+        let ops: Vec<&IoOp> = commands.iter().map(|command| &command.op).collect();
+        let results = match image_write_len(&commands[0]) {
+            Some(_) => disk.write_together(&mut ring, &ops),
+            None => ops.iter().map(|op| disk.perform(op)).collect(),
+        };
+        let completed = commands.iter().zip(results);
+        completions.extend(completed.map(|(command, result)| IoCompletion { id: command.id, result }));
         if let Err(error) = write_back(disk, &commands) {
             // Whoever waits for write-back takes its errors: the sync of the checkpoint does not see them again.
             completions.iter_mut().for_each(|completion| completion.result = Err(error.clone()));
@@ -294,9 +298,8 @@ fn image_write_len(command: &IoCommand) -> Option<usize> {
     }
 }
 
-/// Write-back of the images goes on all the time: a checkpoint is not to wait for all of it. A few writes are waited for, so
-/// that a flush of the journal, on the same disk, is not behind more than these. One call for all of one image: the kernel
-/// finds what is dirty in between.
+/// Writes back what did not fit past the page cache: a checkpoint is not to wait for all of it. It is waited for when it is
+/// little, as above. One call for all of one image: the kernel finds what is dirty in between.
 fn write_back(disk: &FileDisk, commands: &[IoCommand]) -> Result<(), IoError> {
     let mut ranges: BTreeMap<FileId, (u64, u64)> = BTreeMap::new();
     for command in commands {

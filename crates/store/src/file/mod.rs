@@ -2,6 +2,7 @@
 
 mod disk;
 mod executor;
+mod ring;
 
 pub use disk::FileDisk;
 pub use executor::Executor;
