@@ -153,6 +153,10 @@ impl Member {
     pub(crate) fn force_without_tombstone(&mut self) {
         if let State::Forcing(forcing) = &mut self.state {
             forcing.old_register_lost = true;
+            // It may have forgotten since it was read.
+            if let Phase::Tombstone(_) = forcing.phase {
+                forcing.phase = Phase::ReadOld;
+            }
         }
     }
 

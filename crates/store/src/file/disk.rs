@@ -134,9 +134,27 @@ impl FileDisk {
             return known.clone();
         }
         let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
-        let opened = fs::open(self.path(file), flags, Mode::empty()).ok();
-        let mut direct = self.shared.direct.write().expect("no holder panics");
-        direct.entry(file).or_insert(opened.map(|fd| Arc::new(File::from(fd)))).clone()
+        match fs::open(self.path(file), flags, Mode::empty()) {
+            Ok(fd) => {
+                let handle = File::from(fd);
+                // Two writers that share a page, one of them through the cache, would be in each other's way.
+                let shares_pages = matches!(file, FileId::Image(_)) && cache_unit(&handle) > DIRECT_ALIGNMENT;
+                let handle = (!shares_pages).then(|| Arc::new(handle));
+                let mut direct = self.shared.direct.write().expect("no holder panics");
+                direct.entry(file).or_insert(handle).clone()
+            }
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                self.has_no_direct(file);
+                None
+            }
+            // What is wrong now need not be for ever.
+            Err(_) => None,
+        }
+    }
+
+    /// A device with larger blocks, or a file system that promised too much: as if it had no `O_DIRECT`.
+    fn has_no_direct(&self, file: FileId) {
+        self.shared.direct.write().expect("no holder panics").insert(file, None);
     }
 
     /// Writes past the page cache if that pays and is possible. False when nothing was done.
@@ -148,9 +166,8 @@ impl FileDisk {
         let Some(handle) = fits.then(|| self.direct_handle(file)).flatten() else { return Ok(false) };
         match write_all(&handle, offset, data) {
             Ok(()) => Ok(true),
-            // A device with larger blocks, or a file system that promised too much: as if it had none.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => {
-                self.shared.direct.write().expect("no holder panics").insert(file, None);
+                self.has_no_direct(file);
                 Ok(false)
             }
             Err(errno) => Err(errno),
@@ -214,40 +231,80 @@ impl FileDisk {
         self.try_perform(op).map_err(|errno| error(file, &self.path(file), errno))
     }
 
-    /// Executes writes all at once and past the page cache, where that is possible.
+    /// Executes writes to images all at once and past the page cache, where that is possible. What is not is written back
+    /// before this returns, and its errors are told: a reader looks past the cache, where a failed write-back leaves the
+    /// old bytes, and a later sync does not see its error again.
     pub(crate) fn write_together(
         &self,
         ring: &mut Option<Ring>,
         ops: &[&IoOp],
     ) -> Vec<Result<IoOutput, IoError>> {
-        let mut done = vec![false; ops.len()];
-        let direct: Vec<(usize, RingWrite<'_>)> = ops
-            .iter()
-            .enumerate()
-            .filter_map(|(index, op)| {
-                let IoOp::Write { file, offset, data } = op else { return None };
-                let fits = data.len() <= SLICES && is_aligned(*offset, data.iter().map(|slice| &slice[..]));
-                let handle = fits.then(|| self.direct_handle(*file)).flatten()?;
-                Some((index, RingWrite { file: handle, offset: *offset, data }))
-            })
-            .collect();
-        let (indexes, writes): (Vec<usize>, Vec<RingWrite<'_>>) = direct.into_iter().unzip();
+        let mut results = self.write_direct_together(ring, ops);
+        let mut cached: BTreeMap<FileId, (u64, u64, Vec<usize>)> = BTreeMap::new();
+        for (index, (op, result)) in ops.iter().zip(&mut results).enumerate() {
+            if let IoOp::Write { file, offset, data } = op
+                && result.is_none()
+            {
+                *result = Some(self.perform(op));
+                let end = offset + data.iter().map(|slice| slice.len() as u64).sum::<u64>();
+                let (from, to, indexes) = cached.entry(*file).or_insert((*offset, end, Vec::new()));
+                (*from, *to) = ((*from).min(*offset), (*to).max(end));
+                indexes.push(index);
+            }
+        }
+        for (file, (from, to, indexes)) in cached {
+            if let Err(error) = self.write_back(file, from, to - from) {
+                indexes.into_iter().for_each(|index| results[index] = Some(Err(error.clone())));
+            }
+        }
+        results.into_iter().map(|result| result.expect("all are writes")).collect()
+    }
+
+    /// `None` for what cannot go this way.
+    fn write_direct_together(
+        &self,
+        ring: &mut Option<Ring>,
+        ops: &[&IoOp],
+    ) -> Vec<Option<Result<IoOutput, IoError>>> {
+        let mut results = vec![None; ops.len()];
+        if ring.is_none() {
+            return results;
+        }
+        let direct = ops.iter().enumerate().filter_map(|(index, op)| {
+            let IoOp::Write { file, offset, data } = op else { return None };
+            let fits = data.len() <= SLICES && is_aligned(*offset, data.iter().map(|slice| &slice[..]));
+            let handle = fits.then(|| self.direct_handle(*file)).flatten()?;
+            Some((index, RingWrite { file: handle, offset: *offset, data }))
+        });
+        let (indexes, writes): (Vec<usize>, Vec<RingWrite<'_>>) = direct.unzip();
         for (indexes, writes) in indexes.chunks(ring::ENTRIES).zip(writes.chunks(ring::ENTRIES)) {
-            let Some(written) = ring.as_mut().map(|ring| ring.write(writes)) else { break };
-            let Some(written) = written else {
+            let Some(written) = ring.as_mut().and_then(|ring| ring.write(writes)) else {
                 *ring = None;
                 break;
             };
             for ((&index, write), written) in indexes.iter().zip(writes).zip(written) {
-                done[index] = written == Ok(write.data.iter().map(|slice| slice.len()).sum());
+                let file = ops[index].file();
+                let len = write.data.iter().map(|slice| slice.len()).sum();
+                let result = match written {
+                    Ok(written) if written == len => Ok(()),
+                    // In part, or not at this moment.
+                    Ok(_) | Err(Errno::AGAIN | Errno::CANCELED | Errno::INTR) => {
+                        write_all(&write.file, write.offset, write.data)
+                    }
+                    Err(errno) => Err(errno),
+                };
+                results[index] = match result {
+                    // A device with larger blocks, or a file system that promised too much.
+                    Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                        self.has_no_direct(file);
+                        None
+                    }
+                    Ok(()) => Some(Ok(IoOutput::Done)),
+                    Err(errno) => Some(Err(error(file, &self.path(file), errno))),
+                };
             }
         }
-        // The others, and what went wrong: the plain way, which tells why.
-        let plain = |(op, done): (&&IoOp, bool)| match done {
-            true => Ok(IoOutput::Done),
-            false => self.perform(op),
-        };
-        ops.iter().zip(done).map(plain).collect()
+        results
     }
 
     fn try_perform(&self, op: &IoOp) -> Result<IoOutput, Errno> {
@@ -344,6 +401,12 @@ impl FileDisk {
 
 fn file_type(file: &File) -> Result<FileType, Errno> {
     Ok(FileType::from_raw_mode(fs::fstat(file)?.st_mode))
+}
+
+/// The unit, in bytes, in which the page cache keeps this file.
+fn cache_unit(file: &File) -> usize {
+    let block = fs::fstat(file).map_or(0, |stat| stat.st_blksize as usize);
+    rustix::param::page_size().max(block)
 }
 
 /// Whether these bytes, at this place in the file and in memory, fit for `O_DIRECT`.

@@ -4,10 +4,10 @@ use crate::buffer::keep_no_spares;
 use crate::file::FileDisk;
 use crate::file::disk::BUFFERED_LIMIT;
 use crate::file::ring::{self, Ring};
-use crate::io::{FileId, IoClass, IoCommand, IoCompletion, IoError, IoId, IoOp};
+use crate::io::{FileId, IoClass, IoCommand, IoCompletion, IoId, IoOp};
 use rempart_types::DiskIndex;
 use rustix::event::{EventfdFlags, eventfd};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -268,10 +268,6 @@ fn work(shared: &Shared, disk: &FileDisk) {
         };
         let completed = commands.iter().zip(results);
         completions.extend(completed.map(|(command, result)| IoCompletion { id: command.id, result }));
-        if let Err(error) = write_back(disk, &commands) {
-            // Whoever waits for write-back takes its errors: the sync of the checkpoint does not see them again.
-            completions.iter_mut().for_each(|completion| completion.result = Err(error.clone()));
-        }
         // Before anybody hears of it: the owner's thread is to have the last hold of the buffers, and use them again.
         commands.clear();
         shared.done.lock().expect("no holder panics").append(&mut completions);
@@ -296,25 +292,4 @@ fn image_write_len(command: &IoCommand) -> Option<usize> {
         IoOp::Write { file: FileId::Image(_), data, .. } => Some(data.iter().map(|slice| slice.len()).sum()),
         _ => None,
     }
-}
-
-/// Writes back what did not fit past the page cache: a checkpoint is not to wait for all of it. It is waited for when it is
-/// little, as above. One call for all of one image: the kernel finds what is dirty in between.
-fn write_back(disk: &FileDisk, commands: &[IoCommand]) -> Result<(), IoError> {
-    let mut ranges: BTreeMap<FileId, (u64, u64)> = BTreeMap::new();
-    for command in commands {
-        let Some(len) = image_write_len(command) else { continue };
-        let IoOp::Write { file, offset, .. } = command.op else { unreachable!("it is a write") };
-        let end = offset + len as u64;
-        let range = ranges.entry(file).or_insert((offset, end));
-        *range = (range.0.min(offset), range.1.max(end));
-    }
-    let wait = commands.len() <= GATHER;
-    ranges.into_iter().try_for_each(|(file, (from, to))| match wait {
-        true => disk.write_back(file, from, to - from),
-        false => {
-            disk.start_write_back(file, from, to - from);
-            Ok(())
-        }
-    })
 }

@@ -51,7 +51,7 @@ impl Ring {
         while waiting > 0 {
             if let Err(error) = self.0.submit_and_wait(waiting) {
                 let unsent = self.0.submission().len();
-                if unsent == waiting && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) {
+                if unsent == waiting && error.raw_os_error() != Some(libc::EINTR) {
                     return None;
                 }
             }
