@@ -344,3 +344,56 @@ fn each_of_many_image_writes_is_completed() {
         assert!(*read == *filled(number, 4096), "write {number}");
     }
 }
+
+/// A device that runs full: who is told that its write is done finds it there, on the device, and the others are told.
+/// Needs root: mounts a small tmpfs, and makes a larger loop device of a file in it.
+#[test]
+fn a_device_that_refuses_writes_to_an_image_is_noticed_at_once() {
+    let run = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program).args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    let small = directory.path().to_str().expect("plain text").to_owned();
+    if run("mount", &["-t", "tmpfs", "-o", "size=8m", "tmpfs", &small]).is_none() {
+        return eprintln!("skipped: cannot mount a tmpfs here");
+    }
+    let backing = directory.path().join("device");
+    std::fs::File::create(&backing).and_then(|file| file.set_len(32 * MIB)).expect("a sparse file");
+    let device = run("losetup", &["--find", "--show", backing.to_str().expect("plain text")]);
+    if let Some(device) = &device {
+        let store = tempfile::tempdir().expect("a directory");
+        let disk = FileDisk::open(store.path()).expect("the directory is free");
+        disk.set_image(DiskIndex(0), std::path::Path::new(device));
+        let file = FileId::Image(DiskIndex(0));
+        let mut executor = Executor::new(disk.clone(), 3).expect("threads start");
+        // Twice the room there is, some of it crooked.
+        let place = |number: u64| number * 8192 + if number % 16 == 5 { 512 } else { 0 };
+        for number in 0..2048 {
+            let op = IoOp::Write { file, offset: place(number), data: vec![filled(number, 4096)] };
+            executor.submit(IoCommand { id: IoId(number), class: IoClass::Background, op });
+        }
+        executor.after_replies();
+        let mut done = Vec::new();
+        while executor.in_flight() > 0 {
+            let fd = executor.wake_fd();
+            poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).expect("polls");
+            executor.reset_wake();
+            executor.completions(&mut done);
+        }
+        let (good, bad): (Vec<_>, Vec<_>) = done.iter().partition(|completion| completion.result.is_ok());
+        for completion in &good {
+            let number = completion.id.0;
+            let read = disk.perform(&IoOp::Read { file, offset: place(number), len: 4096 });
+            let Ok(IoOutput::Data(read)) = read else { panic!("write {number} cannot be read") };
+            assert!(*read == *filled(number, 4096), "write {number}");
+        }
+        drop(executor);
+        run("losetup", &["--detach", device]).expect("detaches");
+        assert!(!good.is_empty() && bad.len() > 100, "{} done, {} refused", good.len(), bad.len());
+    }
+    run("umount", &[&small]).expect("unmounts");
+    if device.is_none() {
+        eprintln!("skipped: no loop devices here");
+    }
+}
