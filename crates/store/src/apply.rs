@@ -390,10 +390,10 @@ impl Store {
                 }
             }
         }
-        let before = self.window.bytes;
+        let before = self.window.bytes();
         if let Some(position) = self.window.drop_to(target) {
             self.applied_position = position;
         }
-        self.bytes_since_checkpoint += before - self.window.bytes;
+        self.bytes_since_checkpoint += before - self.window.bytes();
     }
 }

@@ -291,6 +291,11 @@ impl PartialEq for Slice {
 
 impl Eq for Slice {}
 
+/// Bytes of all these together.
+pub(crate) fn total_len(data: &[Slice]) -> usize {
+    data.iter().map(|slice| slice.len()).sum()
+}
+
 /// True when every byte is zero: such an extent needs no space.
 pub fn is_zero(bytes: &[u8]) -> bool {
     // SAFETY: any byte pattern is a valid u64; `align_to` splits the slice correctly.

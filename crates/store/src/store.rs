@@ -558,7 +558,7 @@ impl Store {
 
     /// Bytes of records that are not in the image yet.
     pub fn unapplied_bytes(&self) -> u64 {
-        self.window.bytes
+        self.window.bytes()
     }
 
     /// Bytes the journal occupies.

@@ -19,17 +19,19 @@ pub(crate) struct Unapplied {
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     pub batches: VecDeque<Unapplied>,
-    pub bytes: u64,
     /// Of the last batch, or of the last one dropped.
     pushed: u64,
 }
 
 impl Window {
     pub fn push(&mut self, batch: Batch) {
-        let len = batch.byte_len() as u64;
-        self.bytes += len;
-        self.pushed += len;
+        self.pushed += batch.byte_len() as u64;
         self.batches.push_back(Unapplied { last: batch.last(), batch, position: None, pushed: self.pushed });
+    }
+
+    /// Bytes of all batches in it.
+    pub fn bytes(&self) -> u64 {
+        self.pushed - self.pushed_before(0)
     }
 
     pub fn placed(&mut self, last: Lsn, position: JournalPosition) {
@@ -85,7 +87,6 @@ impl Window {
         let mut position = None;
         while self.batches.front().is_some_and(|entry| entry.last <= lsn) {
             let entry = self.batches.pop_front().expect("just seen");
-            self.bytes -= entry.batch.byte_len() as u64;
             position = entry.position;
         }
         position
@@ -94,9 +95,7 @@ impl Window {
     pub fn truncate_after(&mut self, lsn: Lsn) {
         while self.batches.back().is_some_and(|entry| entry.last > lsn) {
             let entry = self.batches.pop_back().expect("just seen");
-            let len = entry.batch.byte_len() as u64;
-            self.bytes -= len;
-            self.pushed -= len;
+            self.pushed -= entry.batch.byte_len() as u64;
         }
     }
 }
@@ -137,8 +136,8 @@ mod tests {
         window.drop_to(Lsn(2));
         window.truncate_after(Lsn(6));
         window.push(batch(7, 1));
-        assert_eq!(window.bytes, (3 + 4 + 2) * PAGE);
-        assert_eq!(window.bytes_between(Lsn(2), Lsn(8)), window.bytes);
+        assert_eq!(window.bytes(), (3 + 4 + 2) * PAGE);
+        assert_eq!(window.bytes_between(Lsn(2), Lsn(8)), window.bytes());
         assert_eq!(window.bytes_between(Lsn(0), Lsn(7)), 7 * PAGE, "half a batch does not count");
         assert_eq!(window.bytes_between(Lsn(4), Lsn(8)), 6 * PAGE);
         assert_eq!(window.bytes_between(Lsn(8), Lsn(8)), 0);

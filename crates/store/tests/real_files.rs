@@ -305,7 +305,7 @@ fn writes_past_and_through_the_page_cache_agree() {
     disk.perform(&IoOp::Sync { file }).expect("syncs");
 }
 
-/// Workers take small writes to images together, few past the page cache and many through it; each is completed, once.
+/// Workers take small writes to images together; each is completed, once.
 #[test]
 fn each_of_many_image_writes_is_completed() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");

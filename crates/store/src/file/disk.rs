@@ -1,6 +1,6 @@
 //! A group's files, executed synchronously.
 
-use crate::buffer::{BufferMut, Slice};
+use crate::buffer::{BufferMut, Slice, total_len};
 use crate::file::ring::{self, Ring, RingWrite};
 use crate::io::{Disk, FileId, FileStat, IoError, IoErrorKind, IoOp, IoOutput};
 use rempart_types::{DiskIndex, WallTime};
@@ -159,7 +159,7 @@ impl FileDisk {
 
     /// Writes past the page cache if that pays and is possible. False when nothing was done.
     fn write_direct(&self, file: FileId, offset: u64, data: &[Slice]) -> Result<bool, Errno> {
-        let len: usize = data.iter().map(|slice| slice.len()).sum();
+        let len = total_len(data);
         let fits = matches!(file, FileId::Image(_) | FileId::Segment(_))
             && len > BUFFERED_LIMIT
             && is_aligned(offset, data.iter().map(|slice| &slice[..]));
@@ -246,7 +246,7 @@ impl FileDisk {
                 && result.is_none()
             {
                 *result = Some(self.perform(op));
-                let end = offset + data.iter().map(|slice| slice.len() as u64).sum::<u64>();
+                let end = offset + total_len(data) as u64;
                 let (from, to, indexes) = cached.entry(*file).or_insert((*offset, end, Vec::new()));
                 (*from, *to) = ((*from).min(*offset), (*to).max(end));
                 indexes.push(index);
@@ -284,7 +284,7 @@ impl FileDisk {
             };
             for ((&index, write), written) in indexes.iter().zip(writes).zip(written) {
                 let file = ops[index].file();
-                let len = write.data.iter().map(|slice| slice.len()).sum();
+                let len = total_len(write.data);
                 let result = match written {
                     Ok(written) if written == len => Ok(()),
                     // In part, or not at this moment.
@@ -431,7 +431,7 @@ fn read_all(file: &File, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno>
 }
 
 fn write_all(file: &File, offset: u64, data: &[Slice]) -> Result<(), Errno> {
-    let total: usize = data.iter().map(|slice| slice.len()).sum();
+    let total = total_len(data);
     let mut written = 0;
     while written < total {
         let mut skip = written;

@@ -1,6 +1,6 @@
 //! Executes a running store's commands.
 
-use crate::buffer::keep_no_spares;
+use crate::buffer::{keep_no_spares, total_len};
 use crate::file::FileDisk;
 use crate::file::disk::BUFFERED_LIMIT;
 use crate::file::ring::{self, Ring};
@@ -132,7 +132,7 @@ impl Executor {
         if let (IoClass::JournalWrite { eager }, IoOp::Write { file, offset, data }) =
             (command.class, &command.op)
         {
-            let len: usize = data.iter().map(|slice| slice.len()).sum();
+            let len = total_len(data);
             if len <= INLINE_LIMIT && self.with_workers.is_empty() {
                 let result = self.disk.perform(&command.op);
                 if eager && result.is_ok() {
@@ -289,7 +289,7 @@ fn work(shared: &Shared, disk: &FileDisk) {
 /// Bytes of a write to an image.
 fn image_write_len(command: &IoCommand) -> Option<usize> {
     match &command.op {
-        IoOp::Write { file: FileId::Image(_), data, .. } => Some(data.iter().map(|slice| slice.len()).sum()),
+        IoOp::Write { file: FileId::Image(_), data, .. } => Some(total_len(data)),
         _ => None,
     }
 }

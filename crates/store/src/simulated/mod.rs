@@ -6,7 +6,7 @@
 
 mod pages;
 
-use crate::buffer::{BufferMut, Slice};
+use crate::buffer::{BufferMut, Slice, total_len};
 use crate::io::{Disk, FileId, FileStat, IoCommand, IoCompletion, IoError, IoErrorKind, IoOp, IoOutput};
 use pages::Pages;
 use rempart_types::{DiskIndex, SECTOR_SIZE};
@@ -79,7 +79,7 @@ impl Change {
     /// The bytes that change.
     fn range(&self) -> (usize, usize) {
         match self {
-            Change::Bytes { offset, data } => (*offset, data.iter().map(|slice| slice.len()).sum()),
+            Change::Bytes { offset, data } => (*offset, total_len(data)),
             Change::Zero { offset, len } => (*offset, *len),
             Change::Len(_) => (0, 0),
         }
@@ -299,7 +299,7 @@ impl SimulatedDisk {
         }
         match op {
             IoOp::Write { offset, data, .. } => {
-                let len: usize = data.iter().map(|slice| slice.len()).sum();
+                let len = total_len(data);
                 self.check_room(id, offset + len as u64)?;
                 let file = Arc::make_mut(self.files.entry(id).or_default());
                 file.change(Change::Bytes { offset: *offset as usize, data: data.clone() });
@@ -368,7 +368,7 @@ impl SimulatedDisk {
 }
 
 fn joined(data: &[Slice]) -> Vec<u8> {
-    let mut all = Vec::with_capacity(data.iter().map(|slice| slice.len()).sum());
+    let mut all = Vec::with_capacity(total_len(data));
     for slice in data {
         all.extend_from_slice(slice);
     }
