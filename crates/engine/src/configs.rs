@@ -1,7 +1,6 @@
 //! The latest definition of the machine in this replica's log, whatever becomes of the log's end.
 
 use crate::Bytes;
-use crate::guest::shared;
 use rempart_store::{Batch, RecordKind, Slice};
 use rempart_types::Lsn;
 use std::collections::VecDeque;
@@ -14,7 +13,7 @@ pub(crate) struct Configs {
 
 impl Configs {
     pub fn new(applied: Option<(Lsn, Slice)>) -> Configs {
-        Configs { found: applied.map(|(lsn, content)| (lsn, shared(content))).into_iter().collect() }
+        Configs { found: applied.map(|(lsn, content)| (lsn, content.into_bytes())).into_iter().collect() }
     }
 
     pub fn latest(&self) -> Option<&Bytes> {
@@ -25,7 +24,7 @@ impl Configs {
     pub fn appended(&mut self, batch: &Batch) {
         for record in batch.records().filter(|record| record.kind == RecordKind::Config) {
             if self.found.back().is_none_or(|(lsn, _)| *lsn < record.lsn) {
-                self.found.push_back((record.lsn, shared(batch.payload(&record))));
+                self.found.push_back((record.lsn, batch.payload(&record).into_bytes()));
             }
         }
     }

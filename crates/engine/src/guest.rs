@@ -1,7 +1,7 @@
 //! What a virtual machine asks of its disks, and the answers.
 
 pub use bytes::Bytes;
-use rempart_store::{PayloadBuffer, Slice};
+use rempart_store::PayloadBuffer;
 use rempart_types::DiskIndex;
 
 /// Names one guest request; chosen by the caller, returned with the reply. Unique among those under way.
@@ -63,17 +63,4 @@ pub enum Reply {
     Failed(GuestError),
     /// This replica does not lead any more: never answer, close the guest's connections.
     Dropped,
-}
-
-struct Shared(Slice);
-
-impl AsRef<[u8]> for Shared {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-/// The store's bytes as the rest of the program passes them on. Nothing is copied.
-pub(crate) fn shared(slice: Slice) -> Bytes {
-    if slice.is_empty() { Bytes::new() } else { Bytes::from_owner(Shared(slice)) }
 }

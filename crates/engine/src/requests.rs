@@ -1,6 +1,5 @@
 //! The guest's requests on their way: checked, numbered, held while nothing may be served, answered.
 
-use crate::guest::shared;
 use crate::work::{Beside, Work};
 use crate::{Action, DiskRange, Engine, GuestError, ReadPiece, Reply, Token, WriteBuffer};
 use rempart_replication::{Event as ReplicationEvent, FlushId};
@@ -405,7 +404,7 @@ impl Engine {
 
 fn piece(piece: rempart_store::ReadPiece) -> ReadPiece {
     match piece {
-        rempart_store::ReadPiece::Data(slice) => ReadPiece::Data(shared(slice)),
+        rempart_store::ReadPiece::Data(slice) => ReadPiece::Data(slice.into_bytes()),
         rempart_store::ReadPiece::Zero(length) => ReadPiece::Zeroes(length as u64),
     }
 }

@@ -191,7 +191,7 @@ impl Engine {
     /// said of them is only what the peer said.
     fn append_foreign(&mut self, peer: NodeId, session: SessionId, said: BatchInfo, beside: &Beside) {
         let Beside::Payload(payload) = beside else { panic!("a foreign batch comes with its bytes") };
-        let parsed = Batch::parse(payload).ok().filter(|batch| info(batch) == said);
+        let parsed = Batch::adopt(payload.clone()).ok().filter(|batch| info(batch) == said);
         let taken = parsed.is_some_and(|batch| {
             let taken = self.with_store(|store, io| store.append(&batch, io)).is_ok();
             if taken {

@@ -1,9 +1,8 @@
 //! Reading a region's extents, and their digests, a step at a time.
 
-use crate::guest::shared;
 use crate::{Action, Bytes, DigestJob, Engine};
 use rempart_replication::{Digest, REGION_EXTENTS, Region};
-use rempart_store::{Extent, SnapshotId, Token};
+use rempart_store::{Extent, Slice, SnapshotId, Token};
 use rempart_types::{ExtentIndex, Lsn};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -175,7 +174,7 @@ impl Engine {
         let mut to_hash = Vec::new();
         for (place, extent) in std::mem::take(&mut scan.reading) {
             let Extent { lsn, data, .. } = extent.expect("none is missing");
-            let data = data.filter(|data| !rempart_store::is_zero(data)).map(shared);
+            let data = data.filter(|data| !rempart_store::is_zero(data)).map(Slice::into_bytes);
             let digest = if data.is_none() { Some(HOLE) } else { None };
             if data.is_some() && (scan.hashed)(scan, place) {
                 to_hash.push(scan.found.len());

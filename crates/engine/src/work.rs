@@ -37,7 +37,7 @@ impl Beside {
         match self {
             Beside::Nothing => panic!("an action refers to bytes, but none came with the event"),
             Beside::Payload(bytes) => vec![bytes.clone()],
-            Beside::Batches(batches) => vec![crate::guest::shared(batches[index].as_slice())],
+            Beside::Batches(batches) => vec![batches[index].as_slice().into_bytes()],
             Beside::Extents(extents) => extents.clone(),
         }
     }

@@ -10,13 +10,14 @@
 //! It never passes min(stable, durable), nor the position where a snapshot shall open.
 
 use crate::batch::RecordKind;
-use crate::buffer::{EXTENT_BYTES, Slice, is_zero};
 use crate::event::{Output, StoreEvent, Token};
 use crate::interval::{Content, IntervalMap};
 use crate::io::{FileId, IoClass, IoOp};
+use crate::params::EXTENT_BYTES;
 use crate::snapshot::SavedExtent;
 use crate::store::{Pending, Store};
 use crate::superblock_writer::Waiter;
+use rempart_buffer::{Slice, is_zero};
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lsn};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,8 +3,9 @@
 //! Layout in docs/formats/store.md. A batch is atomic: it is in a log as a whole or not at all. All positions
 //! that replicas agree on (ends of logs, watermarks, common points) therefore fall between batches.
 
-use crate::buffer::{Buffer, BufferMut, PAGE_SIZE, Slice};
 use crate::checksum::crc32c;
+use bytes::Bytes;
+use rempart_buffer::{Buffer, BufferMut, PAGE_SIZE, Slice};
 use rempart_types::{DiskIndex, GroupId, LogPosition, Lsn, SECTOR_SIZE, Term, WallTime};
 use std::fmt;
 use std::sync::Arc;
@@ -185,14 +186,14 @@ impl Batch {
         Ok(Batch(Arc::new(Sealed { header, bytes: BufferMut::from_slice(bytes).freeze() })))
     }
 
-    /// As [`Batch::parse`], taking the buffer that the bytes were received in. Nothing may follow the batch.
-    pub fn from_buffer(buffer: BufferMut) -> Result<Batch, BatchError> {
-        let header = parse_header(&buffer)?;
-        if header.len != buffer.len() {
-            return Err(if header.len > buffer.len() { BatchError::Short } else { BatchError::Malformed });
+    /// As [`Batch::parse`], sharing the bytes if they begin a page. Nothing may follow the batch.
+    pub fn adopt(bytes: Bytes) -> Result<Batch, BatchError> {
+        let header = parse_header(&bytes)?;
+        if header.len != bytes.len() {
+            return Err(if header.len > bytes.len() { BatchError::Short } else { BatchError::Malformed });
         }
-        check_payloads(&buffer, &header)?;
-        Ok(Batch(Arc::new(Sealed { header, bytes: buffer.freeze() })))
+        check_payloads(&bytes, &header)?;
+        Ok(Batch(Arc::new(Sealed { header, bytes: Buffer::adopt(bytes) })))
     }
 
     pub fn header(&self) -> &BatchHeader {

@@ -3,8 +3,8 @@
 //! Pages of entries, in memory only where something was touched, on disk in two slots each that checkpoints
 //! use in turn. A damaged slot makes its whole page "changed": a superset is always allowed, less never.
 
-use crate::buffer::{BufferMut, PAGE_SIZE, Slice, is_zero};
 use crate::checksum::crc32c;
+use rempart_buffer::{BufferMut, PAGE_SIZE, Slice, is_zero};
 use rempart_types::{DiskIndex, ExtentIndex, Lsn};
 
 pub(crate) const MAGIC: [u8; 4] = *b"RMCM";

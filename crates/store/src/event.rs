@@ -1,8 +1,8 @@
 //! What the store reports, and how it refuses.
 
 use crate::batch::{Batch, BatchError};
-use crate::buffer::Slice;
 use crate::io::{FileId, IoCommand, IoError};
+use rempart_buffer::Slice;
 use rempart_types::{DiskIndex, ExtentIndex, LogPosition, Lsn};
 use std::fmt;
 

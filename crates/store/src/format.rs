@@ -1,12 +1,12 @@
 //! Making a new store, and the synchronous helpers it shares with recovery.
 
-use crate::buffer::{Buffer, BufferMut, PAGE_SIZE, Slice};
 use crate::disks::is_possible;
 use crate::io::{Disk, FileId, IoErrorKind, IoOp, IoOutput};
 use crate::params::{DiskEntry, FormatParams};
 use crate::segment::{BATCHES_START, SegmentHeader};
 use crate::store::{OpenError, Store};
 use crate::superblock::{COPY_SIZE, CopyError, DiskRow, JournalPosition, MAX_DISKS, Superblock};
+use rempart_buffer::{Buffer, BufferMut, PAGE_SIZE, Slice};
 use rempart_types::{Lineage, Lsn, Term, WallTime};
 
 /// The commands that make a disk's files.

@@ -3,10 +3,10 @@
 //! Checksums keep a fuzzer out of everything behind them, so the first byte of the input says which are made right.
 
 use crate::batch::{BATCH_HEADER_LEN, BATCH_MAGIC, Batch, MAX_RECORDS, RECORD_LEN, RecordKind, parse_header};
-use crate::buffer::{BufferMut, PAGE_SIZE};
 use crate::checksum::crc32c;
 use crate::segment::SegmentHeader;
 use crate::superblock::{COPY_SIZE, MAGIC, Superblock, VERSION};
+use rempart_buffer::PAGE_SIZE;
 
 const RIGHT_HEADER: u8 = 1;
 const RIGHT_LENGTH: u8 = 2;
@@ -58,7 +58,7 @@ pub fn batch(data: &[u8]) {
         last = Some(record.lsn);
     }
     assert_eq!(last, Some(batch.last()), "records are numbered without gaps");
-    let own = Batch::from_buffer(BufferMut::from_slice(batch.bytes()));
+    let own = Batch::adopt(bytes::Bytes::copy_from_slice(batch.bytes()));
     assert_eq!(own.as_ref(), Ok(&batch), "a received buffer is read the same way");
     assert_eq!(own.map(|own| own.chain()), Ok(batch.chain()));
 }

@@ -1,6 +1,6 @@
 //! Byte ranges and who wrote them last: newer ranges cut older ones.
 
-use crate::buffer::Slice;
+use rempart_buffer::Slice;
 use rempart_types::Lsn;
 use std::collections::BTreeMap;
 

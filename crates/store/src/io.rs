@@ -6,7 +6,7 @@
 //! Writes in flight together never overlap, except that zeroing and writing of one image never do either:
 //! the store waits.
 
-use crate::buffer::{Buffer, Slice};
+use rempart_buffer::{Buffer, Slice};
 use rempart_types::{DiskIndex, WallTime};
 use std::fmt;
 

@@ -7,7 +7,6 @@
 
 mod apply;
 mod batch;
-mod buffer;
 mod change_map;
 mod checksum;
 mod codec;
@@ -42,7 +41,6 @@ pub use batch::{
     ChainValue, MAX_BATCH_LEN, MAX_CONFIG, MAX_PAYLOAD, MAX_RECORDS, PAYLOAD_START, PayloadBuffer,
     RECORD_LEN, Record, RecordKind, parse_header,
 };
-pub use buffer::{Buffer, BufferMut, PAGE_SIZE, Slice, is_zero};
 pub use checksum::crc32c;
 pub use event::{
     AppendError, Extent, LogChunk, LogReadError, Output, PinId, ReadPiece, Refused, SnapshotId,
@@ -52,5 +50,6 @@ pub use io::{
     Disk, FileId, FileStat, IoClass, IoCommand, IoCompletion, IoError, IoErrorKind, IoId, IoOp, IoOutput,
 };
 pub use params::{DiskEntry, FormatParams, Limits};
+pub use rempart_buffer::{Buffer, BufferMut, PAGE_SIZE, Slice, is_zero};
 pub use store::{Damage, Health, OpenError, OpenOptions, Pressure, Recovered, Store, SyncingPhase};
 pub use superblock::{COPY_SIZE as SUPERBLOCK_COPY_SIZE, SuperblockChange};

@@ -3,6 +3,9 @@
 use rempart_types::{DiskIndex, GroupId, Lsn};
 use std::time::Duration;
 
+/// An extent's size where memory is counted.
+pub(crate) const EXTENT_BYTES: usize = rempart_types::EXTENT_SIZE as usize;
+
 /// One disk of the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskEntry {

@@ -1,11 +1,11 @@
 //! Reads: committed records that are not in the image yet, else the image; and the log itself.
 
 use crate::batch::{Batch, BatchError, RecordKind};
-use crate::buffer::Slice;
 use crate::event::{LogChunk, LogReadError, Output, ReadPiece, Refused, StoreEvent, Token};
 use crate::interval::Content;
 use crate::io::{FileId, IoClass, IoError, IoOp};
 use crate::store::{Pending, Store};
+use rempart_buffer::Slice;
 use rempart_types::{DiskIndex, ExtentIndex, Lsn, extents_of};
 
 /// A guest read with parts still under way.

@@ -3,17 +3,18 @@
 //! The decision table is in docs/formats/store.md; the cases here carry its letters.
 
 use crate::batch::{BATCH_MAGIC, Batch, ChainValue, parse_header};
-use crate::buffer::{PAGE_SIZE, is_zero};
 use crate::change_map::ChangeMap;
 use crate::format::{read, read_superblock, run, write, write_copies, write_superblock};
 use crate::io::{Disk, FileId, IoError, IoErrorKind, IoOp, IoOutput};
 use crate::journal::{Prepared, Segment};
+use crate::params::EXTENT_BYTES;
 use crate::segment::{BATCHES_START, HeaderError, SegmentHeader};
 use crate::snapshot::Snapshots;
 use crate::store::{
     CONFIG_SLOT_SIZE, Damage, Health, OpenError, OpenOptions, Recovered, Store, extent_count, health_of,
 };
 use crate::superblock::{JournalPosition, Superblock, config_checksum};
+use rempart_buffer::{PAGE_SIZE, is_zero};
 use rempart_types::{DiskIndex, LogPosition, Lsn, Term};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
@@ -183,7 +184,7 @@ fn roll_back(disk: &mut dyn Disk, superblock: &mut Superblock) -> Result<(), Ope
             None => IoOp::Zero { file, offset, len, punch: true },
             Some(slot) => {
                 let at = slot * rempart_types::EXTENT_SIZE;
-                let data = read(disk, WHAT, FileId::SnapshotData, at, crate::buffer::EXTENT_BYTES)?;
+                let data = read(disk, WHAT, FileId::SnapshotData, at, EXTENT_BYTES)?;
                 if crate::checksum::crc32c(&data) != saved.checksum {
                     let message = format!("saved extent {} of disk {index} is damaged", extent.0);
                     let file = FileId::SnapshotData;

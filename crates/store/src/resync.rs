@@ -15,11 +15,12 @@
 
 use crate::apply::IncomingExtent;
 use crate::batch::ChainValue;
-use crate::buffer::{EXTENT_BYTES, Slice};
 use crate::event::{Output, Refused, SnapshotId, StoreEvent, Token};
 use crate::io::{FileId, IoClass, IoError, IoOp};
+use crate::params::EXTENT_BYTES;
 use crate::store::{Pending, Store};
 use crate::task::{Purpose, Task};
+use rempart_buffer::Slice;
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lineage, LogPosition, Lsn};
 
 /// A read of the image for a resync's target.

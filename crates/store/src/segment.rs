@@ -1,8 +1,8 @@
 //! A journal segment's header. It is durable before the segment takes its first batch, so a header that
 //! cannot be read is damage, never a crash in between.
 
-use crate::buffer::{BufferMut, PAGE_SIZE, Slice, is_zero};
 use crate::checksum::crc32c;
+use rempart_buffer::{BufferMut, PAGE_SIZE, Slice, is_zero};
 use rempart_types::GroupId;
 
 pub(crate) const MAGIC: [u8; 8] = *b"RMPSEGMT";

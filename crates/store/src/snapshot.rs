@@ -7,13 +7,14 @@
 //! Where the disk has no room for them, snapshots are dropped and the copy goes on. Only a resync's undo snapshot is
 //! not: without it an unfinished copy could not go back.
 
-use crate::buffer::{BufferMut, EXTENT_BYTES, PAGE_SIZE, Slice, is_zero};
 use crate::checksum::crc32c;
 use crate::event::{Extent, Output, Refused, SnapshotId, SnapshotReadError, StoreEvent, Token};
 use crate::io::{FileId, IoClass, IoError, IoErrorKind, IoOp};
+use crate::params::EXTENT_BYTES;
 use crate::store::{Pending, Store};
 use crate::superblock::MAX_SNAPSHOTS;
 use crate::task::{Purpose, Task};
+use rempart_buffer::{BufferMut, PAGE_SIZE, Slice, is_zero};
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lsn};
 use std::collections::{BTreeMap, BTreeSet};
 

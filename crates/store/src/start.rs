@@ -1,6 +1,5 @@
 //! The running store's first state, from what recovery found.
 
-use crate::buffer::Slice;
 use crate::change_map::ChangeMap;
 use crate::journal::Journal;
 use crate::params::Limits;
@@ -11,6 +10,7 @@ use crate::superblock::Superblock;
 use crate::superblock_writer::SuperblockWriter;
 use crate::timers::Timers;
 use crate::window::Window;
+use rempart_buffer::Slice;
 use rempart_types::{DiskIndex, Lsn};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 

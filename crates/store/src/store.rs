@@ -2,7 +2,6 @@
 
 use crate::apply::{IncomingExtent, Round};
 use crate::batch::{Batch, BatchPlace, ChainValue, MAX_BATCH_LEN};
-use crate::buffer::Slice;
 use crate::change_map::ChangeMap;
 use crate::event::{AppendError, Output, PinId, Refused, SnapshotId, StoreEvent, StoreFailure, Token};
 use crate::interval::IntervalMap;
@@ -18,6 +17,7 @@ use crate::superblock_writer::{SuperblockWriter, Waiter};
 use crate::task::{Purpose, Task};
 use crate::timers::Timers;
 use crate::window::Window;
+use rempart_buffer::Slice;
 use rempart_types::{
     DiskIndex, EXTENT_SIZE, ExtentIndex, GroupId, Lineage, LogPosition, Lsn, MonotonicTime, RegisterId, Term,
     WallTime,

@@ -4,12 +4,12 @@
 //! So a torn write hits a version nobody was told of, and one damaged copy loses nothing (ADR 0010).
 
 use crate::batch::ChainValue;
-use crate::buffer::{BufferMut, PAGE_SIZE, Slice};
 use crate::checksum::crc32c;
 use crate::codec::{Reader, Writer};
 use crate::event::SnapshotId;
 use crate::params::DiskEntry;
 use crate::store::Damage;
+use rempart_buffer::{BufferMut, PAGE_SIZE, Slice};
 use rempart_types::{DiskIndex, Epoch, GroupId, Lineage, Lsn, RegisterId, Run, Term, WallTime};
 
 /// What to change; `None` leaves a field as it is.
@@ -197,7 +197,7 @@ impl Superblock {
 
     /// Reads one copy.
     pub fn decode(copy: &[u8]) -> Result<Superblock, CopyError> {
-        if copy.len() < PREFIX || (copy[..8] != MAGIC && crate::buffer::is_zero(copy)) {
+        if copy.len() < PREFIX || (copy[..8] != MAGIC && rempart_buffer::is_zero(copy)) {
             return Err(CopyError::Blank);
         }
         let word = |at: usize| u32::from_le_bytes(copy[at..at + 4].try_into().expect("four bytes"));

@@ -1,10 +1,10 @@
 //! Writes the superblock: one version at a time, copy after copy; who asked meanwhile shares the next one.
 
-use crate::buffer::Slice;
 use crate::event::{Output, StoreEvent, Token};
 use crate::io::{FileId, IoClass, IoOp};
 use crate::store::{Pending, Store};
 use crate::superblock::COPY_SIZE;
+use rempart_buffer::Slice;
 
 /// Who waits for a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

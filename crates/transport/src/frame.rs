@@ -14,6 +14,7 @@
 
 use crate::{Error, ErrorKind};
 use bytes::Bytes;
+use rempart_buffer::BufferMut;
 use std::collections::VecDeque;
 
 /// Bytes of a frame's header.
@@ -22,9 +23,6 @@ pub const HEADER_SIZE: usize = 16;
 pub const MAX_META: usize = 1024 * 1024;
 /// Bytes of payload at most. A log batch is smaller; this bounds what a wrong peer can make us allocate.
 pub const MAX_PAYLOAD: usize = 64 * 1024 * 1024;
-/// Payloads of a page or more start at a multiple of this in memory, so that they can be written to disk
-/// without the page cache, and without a copy.
-pub const PAYLOAD_ALIGNMENT: usize = 4096;
 
 const FLAG_COMPRESSED: u16 = 1;
 const KNOWN_FLAGS: u16 = FLAG_COMPRESSED;
@@ -133,7 +131,7 @@ pub struct Decoder {
 #[derive(Debug)]
 enum State {
     Header { bytes: [u8; HEADER_SIZE], filled: usize },
-    Body { header: Header, meta: Vec<u8>, payload: Aligned },
+    Body { header: Header, meta: Vec<u8>, payload: BufferMut },
     Broken,
 }
 
@@ -184,14 +182,14 @@ impl Decoder {
                 if *filled == HEADER_SIZE {
                     let header = Header::decode(bytes, self.limits)?;
                     let meta = Vec::with_capacity(header.meta);
-                    let payload = Aligned::with_capacity(header.payload_sent);
+                    let payload = BufferMut::with_capacity(0, header.payload_sent);
                     self.state = State::Body { header, meta, payload };
                 }
                 Ok(true)
             }
             State::Body { header, meta, payload } => {
                 meta.extend_from_slice(take(input, header.meta - meta.len()));
-                payload.extend(take(input, header.payload_sent - payload.len()));
+                payload.extend_from_slice(take(input, header.payload_sent - payload.len()));
                 if meta.len() < header.meta || payload.len() < header.payload_sent {
                     return Ok(false);
                 }
@@ -201,7 +199,7 @@ impl Decoder {
                     unreachable!("the state was just matched");
                 };
                 let payload =
-                    if header.compressed { expand(&payload, header.payload)? } else { payload.into_bytes() };
+                    if header.compressed { expand(&payload, header.payload)? } else { payload.into() };
                 frames.push_back(Frame { kind: header.kind, meta: meta.into(), payload });
                 Ok(true)
             }
@@ -216,67 +214,11 @@ fn take<'a>(input: &mut &'a [u8], at_most: usize) -> &'a [u8] {
     taken
 }
 
-fn expand(sent: &Aligned, length: usize) -> Result<Bytes, Error> {
-    let mut whole = Aligned::zeroed(length);
-    match lz4_flex::block::decompress_into(sent.filled(), whole.filled_mut()) {
-        Ok(written) if written == length => Ok(whole.into_bytes()),
+fn expand(sent: &[u8], length: usize) -> Result<Bytes, Error> {
+    let mut whole = BufferMut::for_overwrite(length);
+    match lz4_flex::block::decompress_into(sent, &mut whole) {
+        Ok(written) if written == length => Ok(whole.into()),
         Ok(_) => Err(Error::new(ErrorKind::BadFrame, "expand a payload").because("it is too short")),
         Err(error) => Err(Error::new(ErrorKind::BadFrame, "expand a payload").because(error)),
-    }
-}
-
-/// Bytes whose first one sits at a multiple of [`PAYLOAD_ALIGNMENT`], unless they are less than a page.
-#[derive(Debug)]
-struct Aligned {
-    bytes: Vec<u8>,
-    start: usize,
-}
-
-impl Aligned {
-    fn with_capacity(length: usize) -> Aligned {
-        if length < PAYLOAD_ALIGNMENT {
-            return Aligned { bytes: Vec::with_capacity(length), start: 0 };
-        }
-        let mut bytes: Vec<u8> = Vec::with_capacity(length + PAYLOAD_ALIGNMENT);
-        let start = bytes.as_ptr().align_offset(PAYLOAD_ALIGNMENT);
-        bytes.resize(start, 0);
-        Aligned { bytes, start }
-    }
-
-    fn zeroed(length: usize) -> Aligned {
-        let mut aligned = Aligned::with_capacity(length);
-        aligned.bytes.resize(aligned.start + length, 0);
-        aligned
-    }
-
-    fn extend(&mut self, more: &[u8]) {
-        // Within the capacity, so the vector never moves and stays aligned.
-        debug_assert!(self.bytes.len() + more.len() <= self.bytes.capacity());
-        self.bytes.extend_from_slice(more);
-    }
-
-    fn len(&self) -> usize {
-        self.bytes.len() - self.start
-    }
-
-    fn filled(&self) -> &[u8] {
-        &self.bytes[self.start..]
-    }
-
-    fn filled_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..]
-    }
-
-    fn into_bytes(self) -> Bytes {
-        Bytes::from_owner(Filled(self))
-    }
-}
-
-/// Keeps the vector where it is: converting it to `Bytes` directly might shrink it, and move it.
-struct Filled(Aligned);
-
-impl AsRef<[u8]> for Filled {
-    fn as_ref(&self) -> &[u8] {
-        self.0.filled()
     }
 }

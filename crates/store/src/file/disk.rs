@@ -1,8 +1,8 @@
 //! A group's files, executed synchronously.
 
-use crate::buffer::{BufferMut, Slice, total_len};
 use crate::file::ring::{self, Ring, RingWrite};
 use crate::io::{Disk, FileId, FileStat, IoError, IoErrorKind, IoOp, IoOutput};
+use rempart_buffer::{BufferMut, Slice, total_len};
 use rempart_types::{DiskIndex, WallTime};
 use rustix::fs::{
     self, AtFlags, FallocateFlags, FileType, FlockOperation, IFlags, Mode, OFlags, SeekFrom, StatxFlags,

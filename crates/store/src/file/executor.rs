@@ -1,10 +1,10 @@
 //! Executes a running store's commands.
 
-use crate::buffer::{keep_no_spares, total_len};
 use crate::file::FileDisk;
 use crate::file::disk::BUFFERED_LIMIT;
 use crate::file::ring::{self, Ring};
 use crate::io::{FileId, IoClass, IoCommand, IoCompletion, IoId, IoOp};
+use rempart_buffer::{keep_no_spares, total_len};
 use rempart_types::DiskIndex;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;

@@ -10,7 +10,7 @@ pub use executor::Executor;
 /// Gives memory that is not in use back to the system: this thread's spare buffers, and what the allocator keeps of
 /// all threads. Takes milliseconds; for a thread that has nothing to do for some time.
 pub fn release_memory() {
-    crate::buffer::release_spares();
+    rempart_buffer::release_spares();
     #[cfg(target_env = "gnu")]
     // SAFETY: it may be called at any time, on any thread.
     unsafe {

@@ -1,7 +1,7 @@
 //! Several writes at once, with io_uring: one system call, and the device has them all.
 
-use crate::buffer::Slice;
 use io_uring::{IoUring, opcode, types};
+use rempart_buffer::Slice;
 use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::AsRawFd;

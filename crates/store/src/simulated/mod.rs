@@ -6,9 +6,9 @@
 
 mod pages;
 
-use crate::buffer::{BufferMut, Slice, total_len};
 use crate::io::{Disk, FileId, FileStat, IoCommand, IoCompletion, IoError, IoErrorKind, IoOp, IoOutput};
 use pages::Pages;
+use rempart_buffer::{BufferMut, Slice, total_len};
 use rempart_types::{DiskIndex, SECTOR_SIZE};
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 use crate::support::{Cluster, GROUP, PATIENT, data, hello, listen, pair};
 use bytes::Bytes;
-use rempart_transport::frame::{MAX_PAYLOAD, PAYLOAD_ALIGNMENT};
+use rempart_buffer::PAGE_SIZE;
+use rempart_transport::frame::MAX_PAYLOAD;
 use rempart_transport::{
     Accepted, Compression, Connection, ErrorKind, Frame, Hello, ProtocolVersion, ReadStatus, dial_data,
     dial_http,
@@ -73,8 +74,8 @@ async fn both_learn_who_the_other_is_and_frames_arrive_in_order_both_ways() {
     turn(&mut [&mut a, &mut b], &mut inbox, |inbox| inbox.iter().all(|inbox| inbox.len() == frames.len()));
     for received in inbox {
         for frame in &received {
-            if frame.payload.len() >= PAYLOAD_ALIGNMENT {
-                assert_eq!(frame.payload.as_ptr().align_offset(PAYLOAD_ALIGNMENT), 0);
+            if frame.payload.len() >= PAGE_SIZE {
+                assert_eq!(frame.payload.as_ptr().align_offset(PAGE_SIZE), 0);
             }
         }
         assert_eq!(Vec::from(received), frames);
@@ -111,7 +112,7 @@ async fn compression_pays_or_is_left() {
     turn(&mut [&mut a, &mut b], &mut inbox, |inbox| inbox[1].len() == 20);
     assert!(a.sent_bytes() < 500_000, "{} bytes for 20 MB of zeroes", a.sent_bytes());
     assert!(inbox[1].iter().all(|frame| frame.payload == zeroes));
-    assert_eq!(inbox[1][0].payload.as_ptr().align_offset(PAYLOAD_ALIGNMENT), 0);
+    assert_eq!(inbox[1][0].payload.as_ptr().align_offset(PAGE_SIZE), 0);
     for _ in 0..20 {
         a.send(Frame::new(16, Bytes::new(), dense.clone())).unwrap();
         a.send(Frame::new(16, Bytes::new(), noise(100, 1))).unwrap();

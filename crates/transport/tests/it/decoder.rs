@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use rempart_transport::frame::{HEADER_SIZE, MAX_META, MAX_PAYLOAD, PAYLOAD_ALIGNMENT};
+use rempart_buffer::PAGE_SIZE;
+use rempart_transport::frame::{HEADER_SIZE, MAX_META, MAX_PAYLOAD};
 use rempart_transport::{Decoder, ErrorKind, Frame, Limits};
 use std::collections::VecDeque;
 
@@ -59,8 +60,8 @@ proptest! {
         }
         prop_assert!(decoder.at_boundary());
         for frame in &out {
-            if frame.payload.len() >= PAYLOAD_ALIGNMENT {
-                prop_assert_eq!(frame.payload.as_ptr().align_offset(PAYLOAD_ALIGNMENT), 0);
+            if frame.payload.len() >= PAGE_SIZE {
+                prop_assert_eq!(frame.payload.as_ptr().align_offset(PAGE_SIZE), 0);
             }
         }
         prop_assert_eq!(Vec::from(out), frames);

@@ -1,19 +1,17 @@
-//! Page-aligned bytes, filled once by one owner and then shared without copying.
+//! Page-aligned bytes, filled once by one owner and then shared without copying: from the socket to the journal,
+//! the image and the peer.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use bytes::Bytes;
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::slice;
-use std::sync::Arc;
 
 /// Alignment of every buffer, and the unit the journal is padded to.
 pub const PAGE_SIZE: usize = 4096;
-
-/// An extent's size where memory is counted.
-pub(crate) const EXTENT_BYTES: usize = rempart_types::EXTENT_SIZE as usize;
 
 /// Bytes owned by one writer: zeroed at first, aligned to [`PAGE_SIZE`].
 pub struct BufferMut {
@@ -38,30 +36,27 @@ impl BufferMut {
     /// `len` zero bytes, with room to grow to `capacity` without moving.
     pub fn with_capacity(len: usize, capacity: usize) -> BufferMut {
         let capacity = round(capacity.max(len));
-        if let Some(bytes) = take_spare(capacity) {
-            let mut buffer = BufferMut { bytes, capacity, len: 0, stale_from: 0 };
-            buffer.resize(len);
-            return buffer;
-        }
-        let layout = layout(capacity);
-        // SAFETY: the layout's size is at least one page.
-        let bytes = unsafe { alloc_zeroed(layout) };
-        let bytes = NonNull::new(bytes).unwrap_or_else(|| handle_alloc_error(layout));
-        BufferMut { bytes, capacity, len, stale_from: capacity }
+        // Fresh memory is not touched before it is used: a peer that announces much costs nothing yet.
+        // SAFETY: `allocate` calls it with a layout of at least one page.
+        let bytes =
+            take_spare(capacity).unwrap_or_else(|| allocate(capacity, |layout| unsafe { alloc(layout) }));
+        let mut buffer = BufferMut { bytes, capacity, len: 0, stale_from: 0 };
+        buffer.resize(len);
+        buffer
     }
 
     /// `len` bytes that the caller overwrites, all of them: what is in them is left from an earlier use in
     /// this process.
     pub fn for_overwrite(len: usize) -> BufferMut {
         let capacity = round(len);
-        if let Some(bytes) = take_spare(capacity) {
-            return BufferMut { bytes, capacity, len, stale_from: len };
-        }
-        BufferMut::with_capacity(len, capacity)
+        // SAFETY: `allocate` calls it with a layout of at least one page.
+        let bytes = take_spare(capacity)
+            .unwrap_or_else(|| allocate(capacity, |layout| unsafe { alloc_zeroed(layout) }));
+        BufferMut { bytes, capacity, len, stale_from: len }
     }
 
     pub fn from_slice(bytes: &[u8]) -> BufferMut {
-        let mut buffer = BufferMut::zeroed(bytes.len());
+        let mut buffer = BufferMut::for_overwrite(bytes.len());
         buffer.copy_from_slice(bytes);
         buffer
     }
@@ -85,22 +80,50 @@ impl BufferMut {
         }
     }
 
+    /// Grows by a copy of `more`.
+    pub fn extend_from_slice(&mut self, more: &[u8]) {
+        let end = self.len + more.len();
+        if end > self.capacity {
+            self.resize(end);
+            self[end - more.len()..].copy_from_slice(more);
+            return;
+        }
+        // SAFETY: the capacity holds it, and `more` cannot lie in memory that `&mut self` owns.
+        unsafe { self.bytes.add(self.len).copy_from_nonoverlapping(NonNull::from(more).cast(), more.len()) };
+        self.len = end;
+        self.stale_from = self.stale_from.max(end);
+    }
+
     /// Makes it shareable and read-only.
     pub fn freeze(self) -> Buffer {
-        Buffer(Arc::new(self))
+        Buffer(self.into())
+    }
+}
+
+impl AsRef<[u8]> for BufferMut {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl From<BufferMut> for Bytes {
+    /// Nothing is copied, and the bytes stay where they are.
+    fn from(buffer: BufferMut) -> Bytes {
+        Bytes::from_owner(buffer)
     }
 }
 
 /// Capacities are whole pages, and above 16 pages few different ones, so that spares fit often.
 fn round(capacity: usize) -> usize {
-    let pages = capacity.div_ceil(PAGE_SIZE).max(1);
+    let pages = capacity.div_ceil(PAGE_SIZE);
     let pages = if pages > 16 { pages.next_multiple_of(pages.next_power_of_two() / 8) } else { pages };
     pages * PAGE_SIZE
 }
 
-/// Bytes of spare allocations a thread keeps. Fresh memory costs a page fault per page, several times the
-/// price of filling it: a data path that allocates every batch anew spends most of its time there.
-const SPARE_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of spare allocations a thread keeps: about what it can have waiting for the images, for all that comes
+/// back at once. Fresh memory costs a page fault per page, several times the price of filling it: a data path
+/// that allocates every batch anew spends most of its time there.
+const SPARE_BYTES: usize = 64 * 1024 * 1024;
 
 struct Spares {
     by_capacity: BTreeMap<usize, Vec<NonNull<u8>>>,
@@ -129,6 +152,15 @@ thread_local! {
     static SPARES: RefCell<Spares> = RefCell::default();
 }
 
+/// Nothing is allocated for nothing.
+fn allocate(capacity: usize, from: impl Fn(Layout) -> *mut u8) -> NonNull<u8> {
+    let layout = layout(capacity);
+    if capacity == 0 {
+        return NonNull::dangling();
+    }
+    NonNull::new(from(layout)).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
 fn take_spare(capacity: usize) -> Option<NonNull<u8>> {
     SPARES
         .try_with(|spares| {
@@ -142,29 +174,42 @@ fn take_spare(capacity: usize) -> Option<NonNull<u8>> {
 }
 
 /// Gives the calling thread's spare allocations back: for a thread that has nothing to do for some time.
-pub(crate) fn release_spares() {
+pub fn release_spares() {
     let _ = SPARES.try_with(|spares| drop(spares.take()));
 }
 
 /// The calling thread keeps no spare allocations from now on: it frees what others allocate.
-pub(crate) fn keep_no_spares() {
+pub fn keep_no_spares() {
     release_spares();
     let _ = SPARES.try_with(|spares| spares.borrow_mut().limit = 0);
 }
 
 /// True if the allocation was kept.
 fn keep_spare(bytes: NonNull<u8>, capacity: usize) -> bool {
-    SPARES
-        .try_with(|spares| {
-            let mut spares = spares.borrow_mut();
-            let room = spares.bytes + capacity <= spares.limit;
-            if room {
-                spares.bytes += capacity;
-                spares.by_capacity.entry(capacity).or_default().push(bytes);
-            }
-            room
-        })
-        .unwrap_or(false)
+    SPARES.try_with(|spares| spares.borrow_mut().keep(bytes, capacity)).unwrap_or(false)
+}
+
+impl Spares {
+    /// What is freed now is what will be asked for next: others make room for it.
+    fn keep(&mut self, bytes: NonNull<u8>, capacity: usize) -> bool {
+        if capacity > self.limit {
+            return false;
+        }
+        while self.bytes + capacity > self.limit {
+            let others =
+                self.by_capacity.iter_mut().filter(|(size, spares)| **size != capacity && !spares.is_empty());
+            let Some((&size, spares)) = others.max_by_key(|(size, spares)| **size * spares.len()) else {
+                return false;
+            };
+            let other = spares.pop().expect("not empty");
+            self.bytes -= size;
+            // SAFETY: every spare was allocated with this layout and has no other owner.
+            unsafe { dealloc(other.as_ptr(), layout(size)) };
+        }
+        self.bytes += capacity;
+        self.by_capacity.entry(capacity).or_default().push(bytes);
+        true
+    }
 }
 
 fn layout(capacity: usize) -> Layout {
@@ -173,8 +218,8 @@ fn layout(capacity: usize) -> Layout {
 
 impl Drop for BufferMut {
     fn drop(&mut self) {
-        if !keep_spare(self.bytes, self.capacity) {
-            // SAFETY: allocated in `with_capacity` with this very layout, and nobody else has it.
+        if self.capacity > 0 && !keep_spare(self.bytes, self.capacity) {
+            // SAFETY: allocated by `allocate` with this very layout, and nobody else has it.
             unsafe { dealloc(self.bytes.as_ptr(), layout(self.capacity)) }
         }
     }
@@ -204,9 +249,17 @@ impl fmt::Debug for BufferMut {
 
 /// Shared read-only bytes. Cloning shares.
 #[derive(Clone)]
-pub struct Buffer(Arc<BufferMut>);
+pub struct Buffer(Bytes);
 
 impl Buffer {
+    /// Shares `bytes` if they begin at a multiple of [`PAGE_SIZE`], else a copy of them.
+    pub fn adopt(bytes: Bytes) -> Buffer {
+        if bytes.as_ptr().addr().is_multiple_of(PAGE_SIZE) {
+            return Buffer(bytes);
+        }
+        BufferMut::from_slice(&bytes).freeze()
+    }
+
     /// All of it.
     pub fn whole(&self) -> Slice {
         self.slice(0..self.len())
@@ -259,13 +312,20 @@ impl Slice {
     }
 
     /// True when `next` follows this slice in the same buffer, so that both are one slice.
-    pub(crate) fn joins(&self, next: &Slice) -> bool {
-        Arc::ptr_eq(&self.buffer.0, &next.buffer.0) && self.start + self.len == next.start
+    pub fn joins(&self, next: &Slice) -> bool {
+        let (this, that) = (&self.buffer.0, &next.buffer.0);
+        this.as_ptr() == that.as_ptr() && this.len() == that.len() && self.start + self.len == next.start
     }
 
-    pub(crate) fn extend(&mut self, next: &Slice) {
+    /// Adds what [joins](Slice::joins) it.
+    pub fn extend(&mut self, next: &Slice) {
         debug_assert!(self.joins(next));
         self.len += next.len;
+    }
+
+    /// The same bytes, not copied.
+    pub fn into_bytes(self) -> Bytes {
+        self.buffer.0.slice(self.start..self.start + self.len)
     }
 }
 
@@ -292,7 +352,7 @@ impl PartialEq for Slice {
 impl Eq for Slice {}
 
 /// Bytes of all these together.
-pub(crate) fn total_len(data: &[Slice]) -> usize {
+pub fn total_len(data: &[Slice]) -> usize {
     data.iter().map(|slice| slice.len()).sum()
 }
 
@@ -332,6 +392,75 @@ mod tests {
             second.resize(capacity);
             assert!(is_zero(&second));
         }
+    }
+
+    #[test]
+    fn extending_goes_on_where_the_bytes_end_and_leaves_zeroes_behind_it() {
+        let mut stale = BufferMut::for_overwrite(2 * PAGE_SIZE);
+        stale.fill(0xee);
+        drop(stale);
+        let mut buffer = BufferMut::with_capacity(0, 2 * PAGE_SIZE);
+        buffer.extend_from_slice(&[1; 100]);
+        buffer.extend_from_slice(&[2; PAGE_SIZE]);
+        assert_eq!((buffer[99], buffer[100], buffer.len(), buffer.capacity()), (1, 2, 4196, 2 * PAGE_SIZE));
+        buffer.resize(2 * PAGE_SIZE);
+        assert!(is_zero(&buffer[4196..]));
+        // Beyond its capacity it moves.
+        buffer.extend_from_slice(&[3; PAGE_SIZE]);
+        assert_eq!((buffer[99], buffer[4195], buffer[8191], buffer[8192]), (1, 2, 0, 3));
+    }
+
+    #[test]
+    fn nothing_is_allocated_for_nothing() {
+        let mut buffer = BufferMut::zeroed(0);
+        assert_eq!(buffer.capacity(), 0);
+        buffer.extend_from_slice(&[]);
+        assert!(buffer.is_empty());
+        buffer.extend_from_slice(b"more");
+        assert_eq!(&*buffer, b"more");
+    }
+
+    #[test]
+    fn only_bytes_that_begin_a_page_are_shared() {
+        let bytes = Bytes::from(BufferMut::from_slice(&[7; 3 * PAGE_SIZE]));
+        let at = bytes.as_ptr();
+        assert_eq!(Buffer::adopt(bytes.clone()).as_ptr(), at);
+        assert_eq!(
+            Buffer::adopt(bytes.slice(PAGE_SIZE..)).whole().into_bytes().as_ptr(),
+            at.wrapping_add(PAGE_SIZE)
+        );
+        let copy = Buffer::adopt(bytes.slice(512..));
+        assert_eq!(copy.as_ptr().addr() % PAGE_SIZE, 0);
+        assert_eq!(*copy, bytes[512..]);
+    }
+
+    #[test]
+    fn slices_join_only_within_one_buffer() {
+        let buffer = BufferMut::from_slice(&[1; PAGE_SIZE]).freeze();
+        let other = BufferMut::from_slice(&[1; PAGE_SIZE]).freeze();
+        let mut first = buffer.slice(0..512);
+        assert!(first.joins(&buffer.slice(512..1024)));
+        assert!(!first.joins(&buffer.slice(1024..1536)));
+        assert!(!first.joins(&other.slice(512..1024)));
+        first.extend(&buffer.slice(512..1024));
+        assert_eq!(first.into_bytes().len(), 1024);
+    }
+
+    #[test]
+    fn what_was_freed_last_pushes_other_sizes_out() {
+        SPARES.with_borrow_mut(|spares| spares.limit = 8 * PAGE_SIZE);
+        let small: Vec<_> = (0..8).map(|_| BufferMut::zeroed(PAGE_SIZE)).collect();
+        drop(small);
+        assert_eq!(SPARES.with_borrow(|spares| spares.bytes), 8 * PAGE_SIZE);
+        drop(BufferMut::zeroed(6 * PAGE_SIZE));
+        let kept =
+            |capacity| SPARES.with_borrow(|spares| spares.by_capacity.get(&capacity).map_or(0, Vec::len));
+        assert_eq!((kept(PAGE_SIZE), kept(6 * PAGE_SIZE)), (2, 1));
+        // Its own size has no room left: it is freed.
+        drop((BufferMut::zeroed(6 * PAGE_SIZE), BufferMut::zeroed(6 * PAGE_SIZE)));
+        assert_eq!((kept(PAGE_SIZE), kept(6 * PAGE_SIZE)), (0, 1));
+        drop(BufferMut::zeroed(9 * PAGE_SIZE));
+        assert_eq!(SPARES.with_borrow(|spares| spares.bytes), 6 * PAGE_SIZE);
     }
 
     #[test]
