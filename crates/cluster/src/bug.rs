@@ -13,6 +13,8 @@ pub enum Bug {
     RestartForgetsAttempts,
     /// Rule 16: a primary that was alone and switched off leads again without having asked anybody.
     RestartAsksNobody,
+    /// Rule 16: a replica that was ordered to lead, and restarted before it did, says that it lives where it did before.
+    OrderUntold,
     /// Rule 2: a restart without the register opens the same term again.
     SameTermAgain,
     /// Rule 9: only the known in-sync set acknowledges while a swap is open.
@@ -40,13 +42,14 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Bug; 17] = [
+    pub const ALL: [Bug; 18] = [
         Bug::SwapBeforePromise,
         Bug::AckAfterPromise,
         Bug::OutsiderTakesOver,
         Bug::JoinOutlivesAttempt,
         Bug::RestartForgetsAttempts,
         Bug::RestartAsksNobody,
+        Bug::OrderUntold,
         Bug::SameTermAgain,
         Bug::NoUnion,
         Bug::UnknownIsLost,

@@ -171,16 +171,14 @@ impl Member {
 
     /// The successor holds this.
     pub(crate) fn forced(&mut self, value: RegisterValue, now: MonotonicTime, out: &mut Vec<Action>) {
+        let left = self.register_id();
         let state = self.ledger.change();
         let ours = value.primary == self.config.me && state.attempt(value.nonce).is_some();
         if !ours || value.epoch <= state.activated.epoch {
             return self.supersede(value.register, out);
         }
-        state.register = Some(value.register);
-        state.known = Some(value.clone());
-        state.attempts.clear();
-        state.machine_is_ours = false;
         let (epoch, register) = (value.epoch, value.register);
+        state.replace(left, value);
         out.push(Action::Report(Condition::Forced { epoch, register }));
         self.open(Term { epoch, incarnation: 0 }, now, out);
     }

@@ -309,9 +309,8 @@ impl Member {
         peer.connect(session);
         let state = self.ledger.wanted();
         let message = Message::Hello {
-            register: state.register,
+            register: if self.bug(Bug::OrderUntold) { state.register } else { state.bound_for() },
             promise: self.ledger.told_promise(),
-            known: state.known_epoch(),
         };
         out.push(Action::Send { to: node, session, message });
         self.beacon_to(node, now, out);
@@ -319,15 +318,15 @@ impl Member {
 
     fn message(&mut self, from: NodeId, message: Message, now: MonotonicTime, out: &mut Vec<Action>) {
         match message {
-            Message::Hello { register, promise, known } => {
+            Message::Hello { register, promise } => {
                 let state = self.ledger.wanted();
-                let (ours, generation) = (state.register, state.known_epoch().generation());
+                let same = register.is_none() || register == state.register;
+                // Who lives in one that ours replaced was not forced since.
+                let replaced = register.is_some_and(|register| state.replaced.contains(&register));
                 self.with_peer(from, |peer| {
-                    // Who lives in none, or in one that ours replaced, was not forced since.
-                    let older = known.generation() < generation;
-                    peer.agrees = register.is_none() || register == ours || older;
+                    peer.agrees = same || replaced;
                     // Epochs of another register do not compare with ours.
-                    if register.is_none() || register == ours {
+                    if same {
                         peer.promised(promise);
                     }
                 });

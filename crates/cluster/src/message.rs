@@ -8,11 +8,10 @@ use serde::{Deserialize, Serialize};
 pub enum Message {
     /// First in each session, both ways.
     Hello {
+        /// Where the sender's group lives, or is being forced to live.
         register: Option<RegisterId>,
         /// The sender refuses every epoch below this one.
         promise: Epoch,
-        /// The newest epoch of the register that the sender knows of.
-        known: Epoch,
     },
     /// The primary of `term` is alive and can be heard.
     Beacon {

@@ -1,7 +1,7 @@
 //! What a replica must remember about its promises, and the rule that nothing leaves before it is durable.
 
 use crate::{Action, Receipt};
-use rempart_types::{Epoch, NodeId, NodeSet, Nonce, RegisterId, RegisterValue, Term};
+use rempart_types::{Epoch, Intent, NodeId, NodeSet, Nonce, RegisterId, RegisterValue, Term};
 use serde::{Deserialize, Serialize};
 
 /// One attempt to change the register whose outcome is not known yet: it may land at any time.
@@ -27,11 +27,16 @@ pub struct PersistentState {
     pub attempts: Vec<Attempt>,
     /// Since this replica got the primacy, the wait for every older lease is over: a restart need not wait again.
     pub machine_is_ours: bool,
+    /// Registers that this replica was forced to leave, oldest first: each was replaced by the next one, or by
+    /// `register`.
+    pub replaced: Vec<RegisterId>,
 }
 
 impl PersistentState {
     /// Attempts kept at once. A new attempt is only made for a new value; past this the last one is repeated.
     pub const MAX_ATTEMPTS: usize = 8;
+    /// Replaced registers remembered. Whoever lives in one that was forgotten counts as forced elsewhere.
+    pub const MAX_REPLACED: usize = 8;
 
     /// The newest epoch this replica acted on.
     pub fn known_epoch(&self) -> Epoch {
@@ -42,6 +47,29 @@ impl PersistentState {
     pub fn named(&self) -> NodeSet {
         let values = self.known.iter().chain(self.attempts.iter().map(|attempt| &attempt.value));
         values.flat_map(|value| value.in_sync.iter()).collect()
+    }
+
+    /// Where this replica may lead next without having to hear of anybody: its register, or the one that it is being
+    /// forced into. Once that order's swap may land, nothing takes it back.
+    pub(crate) fn bound_for(&self) -> Option<RegisterId> {
+        let elsewhere = self.attempts.iter().find_map(|attempt| match attempt.value.intent {
+            Intent::Tombstone { successor } => Some(successor),
+            _ => Some(attempt.value.register).filter(|&register| Some(register) != self.register),
+        });
+        elsewhere.or(self.register)
+    }
+
+    /// The group goes on in the register of `value`, by force.
+    pub(crate) fn replace(&mut self, left: RegisterId, value: RegisterValue) {
+        if left != value.register {
+            self.replaced.push(left);
+            let forgotten = self.replaced.len().saturating_sub(Self::MAX_REPLACED);
+            self.replaced.drain(..forgotten);
+        }
+        self.register = Some(value.register);
+        self.known = Some(value);
+        self.attempts.clear();
+        self.machine_is_ours = false;
     }
 
     pub(crate) fn attempt(&self, nonce: Nonce) -> Option<&Attempt> {
@@ -184,5 +212,48 @@ impl Ledger {
             *receipt = Receipt(1);
             self.last = Receipt(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rempart_types::Lineage;
+
+    fn value(register: u128) -> RegisterValue {
+        RegisterValue {
+            register: RegisterId(register),
+            epoch: Epoch(u64::try_from(register).expect("small") << 32),
+            primary: NodeId(1),
+            in_sync: NodeSet::only(NodeId(1)),
+            intent: Intent::Lead,
+            nonce: Nonce(register),
+            lineage: Lineage::new(),
+        }
+    }
+
+    #[test]
+    fn the_newest_replaced_registers_are_remembered() {
+        let mut state = PersistentState::default();
+        for register in 1..=20 {
+            state.replace(RegisterId(register - 1), value(register));
+            assert_eq!(state.register, Some(RegisterId(register)));
+        }
+        let newest: Vec<RegisterId> = (12..20).map(RegisterId).collect();
+        assert_eq!(state.replaced, newest);
+    }
+
+    #[test]
+    fn whoever_is_being_forced_says_where_it_goes() {
+        let mut state = PersistentState { register: Some(RegisterId(1)), ..PersistentState::default() };
+        assert_eq!(state.bound_for(), Some(RegisterId(1)));
+        let intent = Intent::Tombstone { successor: RegisterId(2) };
+        let closes = Attempt { expected: Some(Epoch(1)), value: RegisterValue { intent, ..value(1) } };
+        state.attempts = vec![closes];
+        assert_eq!(state.bound_for(), Some(RegisterId(2)));
+        state.attempts = vec![Attempt { expected: None, value: value(3) }];
+        assert_eq!(state.bound_for(), Some(RegisterId(3)));
+        state.attempts = vec![Attempt { expected: Some(Epoch(1)), value: value(1) }];
+        assert_eq!(state.bound_for(), Some(RegisterId(1)));
     }
 }

@@ -4,7 +4,7 @@ use rempart_cluster::PersistentState;
 use rempart_types::LogPosition;
 use serde::{Deserialize, Serialize};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The control state of one replica. Written whole.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

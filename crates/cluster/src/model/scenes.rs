@@ -70,5 +70,10 @@ pub const SCENES: &[Scene] = &[
         MIRRORED,
         Bounds { epochs: 2, power_cuts: 2, forces: 1, silences: 2, ..B },
     ),
+    scene(
+        "the one that is forced dies before it leads, and both return",
+        ALONE,
+        Bounds { epochs: 0, power_cuts: 2, forces: 1, silences: 1, ..B },
+    ),
     scene("three replicas", MIRRORED, Bounds { nodes: 3, epochs: 2, deadlines: 1, ..B }),
 ];

@@ -53,6 +53,9 @@ mod planted {
             RestartAsksNobody => {
                 alone(Bounds { epochs: 1, power_cuts: 1, forces: 1, silences: 1, ..Bounds::NOTHING })
             }
+            OrderUntold => {
+                alone(Bounds { epochs: 0, power_cuts: 2, forces: 1, silences: 1, ..Bounds::NOTHING })
+            }
             SameTermAgain => mirrored(Bounds { crashes: 1, silences: 1, ..Bounds::NOTHING }),
             RestartForgetsAttempts => {
                 alone(Bounds { epochs: 1, writes: 1, crashes: 1, silences: 1, ..Bounds::NOTHING })

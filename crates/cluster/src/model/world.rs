@@ -4,7 +4,7 @@ use crate::model::check::{Ghost, Violation};
 use crate::timers::Timer;
 use crate::{Action, Config, Event, Member, Message, PersistentState, Receipt, SwapOutcome, Timing};
 use rempart_types::{
-    Epoch, GroupId, MonotonicTime, NodeId, NodeSet, RegisterId, RegisterValue, SessionId, Term,
+    Epoch, GroupId, Intent, MonotonicTime, NodeId, NodeSet, RegisterId, RegisterValue, SessionId, Term,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -295,10 +295,11 @@ impl World {
         if epoch.generation() == 0 { epoch <= self.last_epoch } else { epoch.0 & 0xffff <= self.last_epoch.0 }
     }
 
-    /// A replica is carrying out an order to lead by force.
+    /// An order to lead by force is being carried out: whoever was confirmed to be switched off stays so.
     pub(super) fn is_being_forced(&self) -> bool {
         let forcing = |node: &Node| node.member.as_ref().is_some_and(|m| m.role() == crate::Role::Forcing);
-        self.nodes.iter().any(forcing)
+        let closes = |swap: &Swap| matches!(swap.value.0.intent, Intent::Tombstone { .. });
+        self.nodes.iter().any(forcing) || self.swaps.iter().any(closes)
     }
 
     /// The target counts once its replica has that on disk.

@@ -213,9 +213,11 @@ impl Stage {
             "rejoin" => order(self, node(1), Command::Rejoin),
             "remove" => order(self, node(1), Command::RemovePeer { node: node(2) }),
             "force" => {
+                let into = words.iter().position(|&word| word == "into").map(|place| words[place + 1]);
+                let named = |id| RegisterId(u128::from_str_radix(id, 16).expect("a register's id"));
                 let command = Command::Force {
                     confirmed_fenced: words.contains(&"fenced"),
-                    new_register: SECOND_REGISTER,
+                    new_register: into.map_or(SECOND_REGISTER, named),
                     old_register_lost: words.contains(&"register-lost"),
                 };
                 order(self, node(1), command);

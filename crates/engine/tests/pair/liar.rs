@@ -238,7 +238,7 @@ impl Liar<'_> {
             4 => ClusterMessage::Nack { term, promise },
             5 => ClusterMessage::YourTurn { epoch },
             6 => ClusterMessage::StepAside { term },
-            _ => ClusterMessage::Hello { register: Some(register), promise, known: epoch },
+            _ => ClusterMessage::Hello { register: Some(register), promise },
         }
     }
 
