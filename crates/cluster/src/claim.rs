@@ -10,7 +10,7 @@
 //! | tombstone | other | superseded |
 //! | primary = me, epoch never opened here | usable | open it, once (a handover, or an own swap of an earlier life) |
 //! | primary = me, epoch opened before | usable | restart: swap in a newer epoch, in-sync set unchanged |
-//! | primary = me | unusable | wait for another member to take over |
+//! | primary = me | unusable, also when that turns out later | wait for another member to take over |
 //! | primary = other, I am in sync, it is silent | usable | promise, then swap in {me}: takeover |
 //! | primary = other | any | follow |
 

@@ -31,7 +31,8 @@ pub enum Event {
     LogChanged {
         lineage: Lineage,
     },
-    /// Whether this copy may lead. False while it is syncing, or if recovery found it corrupt (rules 4, 14).
+    /// Whether this copy may lead. False while it is syncing, or if recovery, or another member, found it corrupt
+    /// (rules 4, 14).
     CopyUsable(bool),
     /// The journal or an image cannot be written: an fsync failed, or the device is full. Final for this life.
     LocalDiskFailed,

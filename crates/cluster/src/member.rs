@@ -113,7 +113,7 @@ impl Member {
             Event::RegisterSwapped { request, outcome } => self.register_swapped(request, outcome, now, out),
             Event::Persisted { receipt } => self.ledger.persisted(receipt),
             Event::LogChanged { lineage } => self.lineage = lineage,
-            Event::CopyUsable(usable) => self.copy_usable = usable,
+            Event::CopyUsable(usable) => self.copy_usable_is(usable, now, out),
             Event::LocalDiskFailed => self.disk_failed(out),
             Event::PeerConnected { node, session } => self.connected(node, session, now, out),
             Event::PeerDisconnected { node, session } => {
@@ -368,6 +368,16 @@ impl Member {
                 self.state = State::Stopped;
                 self.timers.retain(|_| false);
             }
+        }
+    }
+
+    /// A leader whose copy turns out not to be whole gives way, as one does that starts with such a copy: another
+    /// member takes over when this one is not heard.
+    fn copy_usable_is(&mut self, usable: bool, now: MonotonicTime, out: &mut Vec<Action>) {
+        self.copy_usable = usable;
+        if !self.can_lead() && matches!(self.state, State::Leading(_)) {
+            out.push(Action::Report(Condition::CopyUnusable));
+            self.follow(None, now, out);
         }
     }
 

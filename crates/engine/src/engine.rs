@@ -7,6 +7,7 @@ use crate::control::Control;
 use crate::flush_habit::FlushHabit;
 use crate::requests::Requests;
 use crate::resync::ResyncJobs;
+use crate::route::ENGINE_RECEIPT;
 use crate::status::ResyncStatus;
 use crate::work::{Beside, Work};
 use crate::{Action, Bytes, Input, OpenError, Params, RegisterReply, Report, VmFact};
@@ -386,9 +387,14 @@ impl Engine {
 
     /// Writes the control state. `receipt` comes back as `Persisted`.
     pub(crate) fn persist_control(&mut self, receipt: u64) {
+        self.persist(receipt, None);
+    }
+
+    fn persist(&mut self, receipt: u64, lost_to: Option<Lsn>) {
         let change = rempart_store::SuperblockChange {
             register: self.control.cluster.register,
             control: Some(self.control.encode()),
+            lost_to,
             ..Default::default()
         };
         self.persisting.push_back((receipt, self.control.cluster.promise));
@@ -401,6 +407,15 @@ impl Engine {
             self.usable = usable;
             self.cluster(ClusterEvent::CopyUsable(usable));
         }
+    }
+
+    /// A member knows that records to `upto` were durable here. They are not: the copy is damaged, also for whoever
+    /// starts with it next, and leads no more.
+    pub(crate) fn copy_lost(&mut self, upto: Lsn) {
+        if self.failure.is_none() {
+            self.persist(ENGINE_RECEIPT, Some(upto));
+        }
+        self.usable_is(false);
     }
 
     pub(crate) fn store_failed(&mut self, failure: &rempart_store::StoreFailure) {

@@ -179,6 +179,7 @@ impl Engine {
             ReplicationAction::RefusedBy { peer, promise } => {
                 self.cluster(ClusterEvent::PeerRefused { node: peer, promise });
             }
+            ReplicationAction::CopyLost { upto } => self.copy_lost(upto),
             ReplicationAction::Report(report) => {
                 self.note_resync(&report);
                 self.out.push(Action::Report(Report::Replication(report)));

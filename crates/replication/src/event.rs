@@ -244,6 +244,11 @@ pub enum Action {
         peer: NodeId,
         promise: Epoch,
     },
+    /// Records to `upto` were made durable here, an acknowledger knows, and this log ends before: it lost them. The
+    /// copy is damaged from here on and no term is started with it; `StepDown` is awaited.
+    CopyLost {
+        upto: Lsn,
+    },
 
     // Resync, to the store.
     /// Target: keep the copy as it is aside and mark it as syncing, durably. All of its log counts as stable.
@@ -321,6 +326,12 @@ pub enum Report {
     /// `peer` takes part in each commit.
     InStep {
         peer: NodeId,
+    },
+    /// `peer` knows that records to `upto` were durable on every member, but the log here ends at `end`.
+    Lost {
+        peer: NodeId,
+        end: Lsn,
+        upto: Lsn,
     },
     /// Records of `from` that this replica had not were adopted at the start of its term.
     Adopted {

@@ -13,16 +13,26 @@ use std::time::Duration;
 ///
 /// ```text
 ///  Gathering ── all acknowledgers answered, or left the in-sync set ──► Starting ── first record sealed ──► Committing
-///      │ one has a longer log          ▲                                                                       │
-///      └────────► Adopting ────────────┘ taken, or it went away                     committed to that record   ▼
-///                                                                                                           Serving
+///    │ │ one has a longer log          ▲                                                                       │
+///    │ └────────► Adopting ────────────┘ taken, or it went away                     committed to that record   ▼
+///    └─ one knows that this log lost its end ──► Lost                                                       Serving
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Gathering { until: MonotonicTime },
-    Adopting { from: NodeId, first: Lsn, until: MonotonicTime },
+pub(crate) enum Phase {
+    Gathering {
+        until: MonotonicTime,
+    },
+    Adopting {
+        from: NodeId,
+        first: Lsn,
+        until: MonotonicTime,
+    },
+    /// This copy is not whole: it waits to be told that it does not lead.
+    Lost,
     Starting,
-    Committing { start: Lsn },
+    Committing {
+        start: Lsn,
+    },
     Serving,
 }
 
@@ -42,8 +52,8 @@ pub(crate) struct Leader {
     pub term: Term,
     /// The term it became leader in: answers to any term from it on are answers to this leader.
     since: Term,
-    acknowledgers: NodeSet,
-    phase: Phase,
+    pub acknowledgers: NodeSet,
+    pub phase: Phase,
     pub links: BTreeMap<NodeId, Link>,
     flushes: VecDeque<PendingFlush>,
     /// Batches not committed yet, and when they were sealed.
@@ -179,89 +189,6 @@ impl Leader {
             }
         }
         self.advance(local, now, out);
-    }
-
-    // --- the start of a term ---
-
-    /// Goes on once every acknowledger told what it holds.
-    fn gather(&mut self, local: &mut Local, now: MonotonicTime, out: &mut Vec<Action>) {
-        let Phase::Gathering { until } = self.phase else { return };
-        let answered = |peer: NodeId| {
-            let link = self.links.get(&peer);
-            link.is_some_and(|link| matches!(link.progress, Progress::Known(_) | Progress::Refused))
-        };
-        let silent: Vec<NodeId> =
-            self.acknowledgers.others(local.node).filter(|&peer| !answered(peer)).collect();
-        if !silent.is_empty() {
-            // Without them nothing would be committed anyway, and they may hold what is missing here. Only what left
-            // is given up.
-            if now >= until {
-                self.phase = Phase::Gathering { until: now + local.config.adoption_wait };
-                out.extend(silent.into_iter().map(|peer| Action::BlockedBy { peer }));
-            }
-            return;
-        }
-        let longer = self.acknowledgers.others(local.node).filter_map(|peer| {
-            let Progress::Known(state) = &self.links.get(&peer)?.progress else { return None };
-            let usable = state.syncing.is_none() && !state.image_unknown;
-            let common = local.lineage.common_point(local.end, &state.lineage, state.end);
-            let extends = common == local.end && state.end > local.end;
-            (usable && extends).then_some((state.lineage.last_term(), state.end, peer))
-        });
-        let Some((_, end, peer)) = longer.max() else { return self.start(local, out) };
-        let link = self.links.get_mut(&peer).expect("it answered");
-        link.progress = Progress::Pulling { end };
-        link.asked_at = now;
-        let first = local.end.next();
-        link.send(Message::Pull { term: self.term, from: first }, None, out);
-        self.phase = Phase::Adopting { from: peer, first, until: now + local.config.answer_deadline };
-    }
-
-    fn start(&mut self, local: &Local, out: &mut Vec<Action>) {
-        self.recent = RecentBytes::new(local.end);
-        self.phase = Phase::Starting;
-        out.push(Action::StartTerm { term: self.term });
-    }
-
-    /// A member sent a batch of its longer log. False if it is not the next.
-    fn pulled(
-        &mut self,
-        peer: NodeId,
-        batch: BatchInfo,
-        local: &mut Local,
-        now: MonotonicTime,
-        out: &mut Vec<Action>,
-    ) -> bool {
-        let Phase::Adopting { from, first, .. } = self.phase else { return true };
-        let Some(link) = self.links.get_mut(&peer) else { return true };
-        let (Progress::Pulling { end }, Some(session)) = (&link.progress, link.session) else { return true };
-        let end = *end;
-        let follows = batch.first == local.end.next() && batch.last >= batch.first;
-        let sound = follows && batch.last <= end && batch.bytes > 0;
-        if from != peer || !sound || batch.term < local.lineage.last_term() || batch.term >= self.term {
-            return false;
-        }
-        local.append(batch.term, batch.first, batch.last, out);
-        out.push(Action::AppendForeign { peer, session, batch });
-        if local.end >= end {
-            out.push(Action::Report(Report::Adopted { from: peer, first, last: local.end }));
-            link.probe(self.term, now, out);
-            self.start(local, out);
-        }
-        true
-    }
-
-    /// The store did not take what a member sent.
-    pub fn append_refused(&mut self, local: &Local, out: &mut Vec<Action>) {
-        match self.phase {
-            Phase::Adopting { from, .. } => {
-                self.links[&from].close("sent records that do not fit", out);
-                self.start(local, out);
-            }
-            // They were to be the last that it takes over.
-            Phase::Starting => self.recent = RecentBytes::new(local.end),
-            _ => {}
-        }
     }
 
     // --- the log grows ---

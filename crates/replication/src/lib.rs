@@ -4,6 +4,7 @@
 //! an unknown state to the end of its log. A follower checks session, term and order. Guest bytes never pass
 //! through here. The rules are those of `docs/architecture.md`.
 
+mod adoption;
 mod config;
 mod event;
 mod follower;

@@ -49,6 +49,7 @@ story! {
     resync_by_extents
     takeover_recommits_the_tail
     a_new_leader_adopts_a_longer_log
+    a_leader_that_lost_what_was_stable_leads_no_more
     a_tail_of_a_mirrored_log_is_no_divergence
     a_forced_takeover_is_shown_as_divergence
     applied_without_a_lasting_word_for_it

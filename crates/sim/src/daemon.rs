@@ -2,6 +2,7 @@
 
 use crate::agenda::Moment;
 use crate::coverage::Kind;
+use crate::violation::{Promise, Violation};
 use crate::world::{Daemon, DaemonEvent, Event, World};
 use rempart_engine::{Action, CommandOutput, Engine, Input, Params, Report, VmFact};
 use rempart_replication::Digest;
@@ -344,6 +345,10 @@ impl World {
             Report::Replication(report) => {
                 self.reached(crate::reached::replication(&report));
                 self.strike_a_resync(node, &report);
+                if matches!(report, rempart_replication::Report::Lost { .. }) && !self.nodes[node].spoilt {
+                    let detail = format!("node {node}, whose disk is sound, is said to have lost records");
+                    self.broken(Violation::new(Promise::DamageRefused, detail));
+                }
             }
             Report::LocalDiskFailed { .. } => {
                 self.reached("local disk failed");

@@ -44,6 +44,7 @@ pub(crate) fn replication(report: &Report) -> &'static str {
         Report::ResyncStarted { mode: ResyncMode::Compare, .. } => "resync by comparison",
         Report::ResyncFinished { .. } => "resync finished",
         Report::InStep { .. } => "peer in step",
+        Report::Lost { .. } => "lost what was flushed",
         Report::Adopted { .. } => "longer log adopted",
     }
 }

@@ -25,7 +25,7 @@ pub enum Promise {
     Converges,
     /// No request of the guest waits longer than the failure table says.
     BoundedStall,
-    /// A corrupted replica is refused, never served.
+    /// A corrupted replica is refused, never served; and no other is.
     DamageRefused,
     /// The core asserted: its own state contradicts itself.
     CoreAssertion,

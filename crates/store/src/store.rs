@@ -62,7 +62,7 @@ pub struct Damage {
     pub offset: u64,
     /// The record that should start there.
     pub expected: Lsn,
-    /// Records to here were claimed durable by what is left.
+    /// Records to here were claimed durable, by what is left or by another copy.
     pub claimed: Lsn,
 }
 
@@ -346,6 +346,13 @@ impl Store {
             for row in &mut self.superblock.disks {
                 row.suspect = false;
             }
+        }
+        if let Some(claimed) = change.lost_to.filter(|lsn| *lsn > self.journal.log_end) {
+            let end = self.journal.segments.back().map(|segment| (segment.slot, segment.end));
+            let (segment, offset) = end.unwrap_or_default();
+            let expected = self.journal.log_end.next();
+            self.superblock.damage.get_or_insert(Damage { segment, offset, expected, claimed });
+            self.refresh_health();
         }
         self.write_superblock(Waiter::Persist(token), out);
     }

@@ -22,6 +22,8 @@ pub struct SuperblockChange {
     pub control: Option<Vec<u8>>,
     /// True: images found changed behind our back were compared, and are trusted again.
     pub images_trusted: bool,
+    /// Records to here were durable in this copy, another one knows, although its log ends before: it is damaged.
+    pub lost_to: Option<Lsn>,
 }
 
 /// First bytes of every copy.

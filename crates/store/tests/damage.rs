@@ -102,6 +102,28 @@ fn a_flipped_byte_below_what_was_claimed_stable_is_damage_not_a_torn_tail() {
     }
 }
 
+/// The last records were durable and nothing that is left tells so: only another copy knows.
+#[test]
+fn what_another_copy_knows_to_be_lost_is_damage_from_then_on() {
+    let mut world = five_batches(0);
+    settle_process(&mut world);
+    assert!(world.disk.rot(FIRST_SEGMENT, 12288, 0x10));
+    let recovered = reopen(&mut world);
+    assert_eq!((recovered.health, recovered.log_end.lsn), (Health::Good, Lsn(1)));
+    let lost_to = |world: &mut World, lsn: u64| {
+        let change = SuperblockChange { lost_to: Some(Lsn(lsn)), ..Default::default() };
+        world.store.persist(Token(lsn), change, &mut world.out);
+        world.store.health().clone()
+    };
+    assert_eq!(lost_to(&mut world, 1), Health::Good, "record 1 is here");
+    let expected = Damage { segment: 1, offset: 12288, expected: Lsn(2), claimed: Lsn(3) };
+    assert_eq!(lost_to(&mut world, 3), Health::Damaged(expected.clone()));
+    let batch = world.build(&write(0, 9, 512));
+    assert_eq!(world.store.append(&batch, &mut world.out), Err(AppendError::NotWritable));
+    world.drain();
+    assert_eq!(reopen(&mut world).health, Health::Damaged(expected));
+}
+
 #[test]
 fn a_flipped_byte_in_the_unflushed_tail_is_a_torn_tail() {
     for (class, at) in classes(28672) {

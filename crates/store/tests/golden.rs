@@ -74,6 +74,7 @@ fn a_store_of_this_format_stays_as_it_is() {
         register: Some(RegisterId(9)),
         control: Some(vec![1, 2, 3]),
         images_trusted: false,
+        lost_to: None,
     };
     world.store.persist(Token(1), change, &mut world.out);
     world.append(vec![common::Change::Write { disk: 0, offset: 512, data: vec![5; 512] }]);

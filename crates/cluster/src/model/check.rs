@@ -139,6 +139,9 @@ impl Ghost {
     /// The machine runs on this log now.
     pub(super) fn serves(&self, node: &Node) -> Result<(), Violation> {
         let node_id = node.member.as_ref().map_or(NodeId(0), |member| member.config.me);
+        if !node.usable {
+            return Err(Violation::UnusableLeads { node: node_id });
+        }
         if !node.log.starts_with(&self.flushed) {
             return Err(Violation::HistoryChanged { node: node_id });
         }

@@ -69,6 +69,10 @@ pub enum Step {
     RestartSpoilt {
         node: u8,
     },
+    /// A member knows more of the leader's log than its copy holds.
+    CopyLost {
+        node: u8,
+    },
     Connect {
         a: u8,
         b: u8,
@@ -212,6 +216,9 @@ impl World {
             steps.push(Step::Rejoin { node: me });
         }
         if let Some(lead) = &node.lead {
+            if self.left.spoilt_copies > 0 && !lead.serving {
+                steps.push(Step::CopyLost { node: me });
+            }
             if lead.flow == Flow::Open && lead.serving && node.vm == Vm::Running && self.left.writes > 0 {
                 steps.push(Step::Write { node: me });
             }
@@ -348,6 +355,11 @@ impl World {
                 self.left.spoilt_copies -= 1;
                 self.node(node).usable = false;
                 self.start(node)
+            }
+            Step::CopyLost { node } => {
+                self.left.spoilt_copies -= 1;
+                self.node(node).usable = false;
+                self.give(node, Event::CopyUsable(false), Cause::Other)
             }
             Step::Connect { a, b } => self.connect(a, b),
             Step::Disconnect { a, b } => {

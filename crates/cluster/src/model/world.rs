@@ -39,7 +39,7 @@ pub struct Bounds {
     pub deadlines: u8,
     /// Disks that fail.
     pub disk_failures: u8,
-    /// Copies that turn out unusable at a restart.
+    /// Copies that turn out unusable, at a restart or when they begin to lead.
     pub spoilt_copies: u8,
     /// Orders to move to another register.
     pub moves: u8,

@@ -225,6 +225,7 @@ impl Stage {
             "caught-up" => self.give(node(1), Event::PeerCaughtUp { node: node(2) }),
             "blocks" => self.give(node(1), Event::CommitBlockedBy { node: node(2) }),
             "disk-fails" => self.give(node(1), Event::LocalDiskFailed),
+            "loses-records" => self.give(node(1), Event::CopyUsable(false)),
             "unusable" => self.players.get_mut(&node(1)).expect("a node").usable = false,
             "kill" => self.crash(node(1), false),
             "power-off" => self.crash(node(1), true),

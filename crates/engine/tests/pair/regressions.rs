@@ -4,7 +4,7 @@ use crate::world::{DISKS, World, node_id};
 use crate::{peer_lost_its_power, settle};
 use rempart_engine::{Command, CommandError, CommandOutput, Report};
 use rempart_replication::{Report as ReplicationReport, ResyncMode};
-use rempart_store::FileId;
+use rempart_store::{FileId, PAGE_SIZE, parse_header};
 use rempart_types::{DiskIndex, ExtentIndex, RegisterId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -98,6 +98,55 @@ fn a_copy_repaired_by_comparison_knows_every_extent_that_it_holds() {
     // It checks what it reads.
     world.run_for(SECONDS(2));
     assert!(world.guest.reads > before + 50);
+    settle(&mut world);
+}
+
+/// The place of the newest batch in this replica's journal.
+fn newest_batch(world: &World, node: usize) -> (FileId, u64) {
+    let disk = &world.nodes[node].disk;
+    let batches = disk.files().filter(|file| matches!(file, FileId::Segment(_))).flat_map(|file| {
+        let content = disk.content(file).expect("it is there");
+        let pages = content.chunks(PAGE_SIZE).enumerate();
+        let pages: Vec<_> = pages.map(|(page, bytes)| ((page * PAGE_SIZE) as u64, bytes.to_vec())).collect();
+        pages.into_iter().filter_map(move |(at, bytes)| Some((parse_header(&bytes).ok()?.first, file, at)))
+    });
+    let (_, file, at) = batches.max_by_key(|(first, ..)| *first).expect("it holds records");
+    (file, at)
+}
+
+/// Bit rot made the newest part of a primary's journal look torn, and recovery cut it off. Its peer knew that those
+/// records were stable and had them in its image alone: the primary waited for them a while and went on without.
+#[test]
+fn a_primary_whose_flushed_records_rotted_away_gives_way() {
+    let mut world = World::new(15, 2);
+    // What was durable at the last checkpoint is missed without anybody's help.
+    world.limits.checkpoint_every = u64::MAX;
+    world.limits.checkpoint_delay = SECONDS(100_000);
+    world.guest.depth = 4;
+    world.mirrored();
+    world.run_for(SECONDS(1));
+    world.guest.depth = 0;
+    world.run_until("the guest is idle", SECONDS(60), |w| w.guest.is_idle() && w.is_settled());
+    world.crash(0);
+    let (file, at) = newest_batch(&world, 0);
+    assert!(world.nodes[0].disk.rot(file, at, 1));
+    // Nobody takes over for now.
+    world.register_cut = vec![1];
+    world.start(0);
+    let lost = |report: &Report| matches!(report, Report::Replication(ReplicationReport::Lost { .. }));
+    world.run_until("it learns what it lost", SECONDS(60), |w| w.reports.iter().any(|(_, r)| lost(r)));
+    world.run_for(Duration::from_millis(100));
+    assert_eq!(world.primary(), None);
+    // It knows that by itself from now on, wherever the peer is.
+    world.crash(0);
+    world.cut(0, 1);
+    world.start(0);
+    world.run_for(SECONDS(20));
+    assert_eq!(world.primary(), None, "{}", world.picture());
+    world.heal();
+    world.run_until("the good copy leads", SECONDS(60), |w| w.primary() == Some(1));
+    world.run_until("the other is brought up", SECONDS(60), |w| w.in_sync() == 2);
+    assert!(resyncs(&world, ResyncMode::Compare) > 0);
     settle(&mut world);
 }
 

@@ -129,6 +129,14 @@ fn replication(report: &rempart_replication::Report, name: impl Fn(&NodeId) -> S
         Report::ResyncFinished { peer, bytes_sent, .. } => {
             (Severity::Info, format!("{} is resynchronised; {bytes_sent} bytes were sent", name(peer)))
         }
+        Report::Lost { peer, end, upto } => (
+            Severity::Critical,
+            format!(
+                "this copy lost records that were on its disk: its log ends at {end}, {} knows it to reach {upto}; it \
+                 gives way and is resynchronised",
+                name(peer)
+            ),
+        ),
         Report::Adopted { from, first, last } => {
             (Severity::Info, format!("took the records {first} to {last} that {} still had", name(from)))
         }

@@ -400,6 +400,7 @@ impl Stage {
             Action::RefusedBy { peer, promise } => {
                 self.told.push(format!("{me} is refused by {}, which promised {promise}", name(peer)));
             }
+            Action::CopyLost { upto } => self.told.push(format!("{me} lost its records to {upto}")),
             Action::Report(report) => {
                 self.told.push(format!("{me} reports {}", lettered(&format!("{report:?}"))))
             }
