@@ -25,6 +25,8 @@ pub enum Bug {
     AdmitEarly,
     /// Rule 13: a peer that was caught up for an attempt that came to nothing still counts as caught up.
     JoinOutlivesAttempt,
+    /// Rule 13: what a peer held when this replica led last still counts when it leads again.
+    CaughtUpOutlivesTerm,
     /// Rule 14: an unusable copy leads.
     UnusableLeads,
     /// Rule 15: the source of a handover with unknown outcome takes its machine back without a swap.
@@ -42,7 +44,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Bug; 18] = [
+    pub const ALL: [Bug; 19] = [
         Bug::SwapBeforePromise,
         Bug::AckAfterPromise,
         Bug::OutsiderTakesOver,
@@ -54,6 +56,7 @@ impl Bug {
         Bug::NoUnion,
         Bug::UnknownIsLost,
         Bug::AdmitEarly,
+        Bug::CaughtUpOutlivesTerm,
         Bug::UnusableLeads,
         Bug::SourceTakesBack,
         Bug::HandoverWithMachine,

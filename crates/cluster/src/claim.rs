@@ -247,7 +247,10 @@ impl Member {
             let reply = self.last_acknowledged.map_or(now, |at| at.max(now));
             self.timers.set(Timer::TakeoverWait, reply + self.config.timing.takeover_wait());
         }
+        let outlives = self.bug(Bug::CaughtUpOutlivesTerm);
         for peer in self.peers.values_mut() {
+            // Another may have led since, in these very sessions.
+            peer.caught_up &= outlives;
             peer.acknowledged = None;
             peer.silent = false;
             peer.graced = false;

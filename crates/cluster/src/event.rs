@@ -55,8 +55,8 @@ pub enum Event {
 
     // Replication.
     /// This connected peer is durable ≥ stable and its accepted is the log's end: making it an acknowledger at
-    /// this instant loses nothing (rule 13). Stands until `PeerFellBehind`, the end of the session, or the action
-    /// by which it stops being an acknowledger: then it must be told anew. Must be true *when handled*: route it,
+    /// this instant loses nothing (rule 13). Stands until `PeerFellBehind`, the end of the session, the action by
+    /// which it stops being an acknowledger, or the next `Action::Activate`: then it must be told anew. Must be true *when handled*: route it,
     /// and `PeerFellBehind`, before anything else is appended or acknowledged.
     PeerCaughtUp {
         node: NodeId,

@@ -64,6 +64,9 @@ mod planted {
             UnknownIsLost => alone(Bounds { epochs: 1, writes: 1, silences: 1, ..Bounds::NOTHING }),
             AdmitEarly => mirrored(Bounds { writes: 1, deadlines: 1, ..Bounds::NOTHING }),
             JoinOutlivesAttempt => alone(Bounds { epochs: 2, writes: 1, deadlines: 1, ..Bounds::NOTHING }),
+            CaughtUpOutlivesTerm => {
+                mirrored(Bounds { writes: 1, handovers: 1, deadlines: 1, ..Bounds::NOTHING })
+            }
             UnusableLeads => mirrored(Bounds { crashes: 1, spoilt_copies: 1, ..Bounds::NOTHING }),
             SourceTakesBack => {
                 mirrored(Bounds { epochs: 1, handovers: 1, silences: 1, deadlines: 2, ..Bounds::NOTHING })
