@@ -338,6 +338,8 @@ impl World {
         }
         let lasts = self.rng.duration(Duration::from_secs(2)..Duration::from_secs(6));
         self.play_for(Fault::WitnessDown, 0, lasts);
+        // The primary is to know that it is away before its lease ends.
+        self.witness.refuses = self.rng.chance(800);
         for node in 0..self.nodes.len() {
             self.after(Duration::from_millis(200), Event::EndFault(Ending::ThawNode { node }));
             for other in (0..self.nodes.len()).filter(|&other| other != node) {
@@ -404,7 +406,7 @@ impl World {
             }
             Fault::NodeFrozen => {
                 // Now and then long enough to be taken over meanwhile.
-                let more = Duration::from_secs(if self.rng.chance(700) { 9 } else { 0 });
+                let more = Duration::from_secs(if self.rng.chance(850) { 9 } else { 0 });
                 let lasts = lasts + more;
                 self.nodes[node].frozen = true;
                 self.freeze_daemon(node, true);
@@ -554,6 +556,7 @@ impl World {
             Ending::WitnessPath { node } => self.nodes[node].witness = crate::wire::WitnessPath::default(),
             Ending::WitnessUp => {
                 self.witness.up = true;
+                self.witness.refuses = false;
                 if self.options.planted == Some(Planted::RegisterForgets) {
                     self.witness.forget_last();
                 }

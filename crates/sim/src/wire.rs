@@ -180,12 +180,7 @@ impl World {
         let Some(daemon) = &self.nodes[node].daemon else { return };
         let life = daemon.life;
         // The adapter answers in time, whatever becomes of the request.
-        let unknown = match &request {
-            RegisterRequest::Read { request, .. } => Some(read_reply(*request, ReadOutcome::Unreachable)),
-            RegisterRequest::Swap { request, .. } => Some(swap_reply(*request, SwapOutcome::Unknown)),
-            RegisterRequest::Inform { .. } => None,
-        };
-        if let Some(reply) = unknown {
+        if let Some(reply) = no_answer(&request) {
             self.tell_daemon(node, REGISTER_DEADLINE, DaemonEvent::Register(reply));
         }
         let path = self.nodes[node].witness.clone();
@@ -202,6 +197,11 @@ impl World {
 
     pub(crate) fn at_witness(&mut self, node: usize, life: u64, request: RegisterRequest) {
         if !self.witness.up {
+            let path = &self.nodes[node].witness;
+            if let Some(reply) = no_answer(&request).filter(|_| self.witness.refuses && !path.cut) {
+                let delay = self.rng.duration(path.delay.clone());
+                self.after(delay, Event::Daemon { node, life, what: DaemonEvent::Register(reply) });
+            }
             return;
         }
         let reply = match request {
@@ -299,6 +299,15 @@ impl World {
             })
         };
         self.history.in_sync_is(in_sync, now, holds);
+    }
+}
+
+/// What the adapter says when nobody served it.
+fn no_answer(request: &RegisterRequest) -> Option<RegisterReply> {
+    match request {
+        RegisterRequest::Read { request, .. } => Some(read_reply(*request, ReadOutcome::Unreachable)),
+        RegisterRequest::Swap { request, .. } => Some(swap_reply(*request, SwapOutcome::Unknown)),
+        RegisterRequest::Inform { .. } => None,
     }
 }
 

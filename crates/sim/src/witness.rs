@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug)]
 pub struct Witness {
     pub up: bool,
+    /// While it is not up: its machine is, and says at once that nobody serves there.
+    pub refuses: bool,
     values: BTreeMap<RegisterId, RegisterValue>,
     /// Registers whose value was lost at some time.
     lost: BTreeSet<RegisterId>,
@@ -26,6 +28,7 @@ impl Default for Witness {
     fn default() -> Witness {
         Witness {
             up: true,
+            refuses: false,
             values: BTreeMap::new(),
             lost: BTreeSet::new(),
             reports: BTreeMap::new(),
