@@ -2,14 +2,15 @@
 
 use rempart_store::file::{Executor, FileDisk};
 use rempart_store::{
-    BatchBuilder, DiskEntry, FileId, FormatParams, Health, IoClass, IoCommand, IoErrorKind, IoId, IoOp,
-    IoOutput, Limits, OpenError, OpenOptions, Output, PayloadBuffer, ReadPiece, Recovered, Refused, Slice,
-    Store, StoreEvent, Token,
+    BatchBuilder, DiskEntry, FileId, FormatParams, Health, IoClass, IoCommand, IoError, IoErrorKind, IoId,
+    IoOp, IoOutput, Limits, OpenError, OpenOptions, Output, PayloadBuffer, ReadPiece, Recovered, Refused,
+    Slice, Store, StoreEvent, Token,
 };
 use rempart_types::{DiskIndex, GroupId, Lsn, MonotonicTime, Term, WallTime};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::RwLock;
 
 const MIB: u64 = 1024 * 1024;
 const SIZE: u64 = 64 * MIB;
@@ -18,6 +19,14 @@ fn params(location: &str) -> FormatParams {
     let entry =
         DiskEntry { index: DiskIndex(0), size: SIZE, location: location.to_owned(), base: DiskEntry::EMPTY };
     FormatParams { segment_size: 4 * MIB, segments: 2, ..FormatParams::new(GroupId(1), vec![entry]) }
+}
+
+/// A child process holds the lock of every store that another test has open, until it runs its own program.
+static FORKS: RwLock<()> = RwLock::new(());
+
+fn open_files(directory: &Path) -> Result<FileDisk, IoError> {
+    let _nobody_forks = FORKS.read().expect("no test failed meanwhile");
+    FileDisk::open(directory)
 }
 
 struct Running {
@@ -30,7 +39,7 @@ struct Running {
 
 impl Running {
     fn open(directory: &Path) -> (Running, Recovered) {
-        let mut disk = FileDisk::open(directory).expect("the directory is free");
+        let mut disk = open_files(directory).expect("the directory is free");
         let limits = Limits { checkpoint_every: 8 * MIB, retention: 8 * MIB, ..Limits::default() };
         let (store, recovered) =
             Store::open(&mut disk, &OpenOptions { limits, roll_back: false }).expect("opens");
@@ -127,14 +136,14 @@ fn what_was_flushed_is_there_after_the_process_is_gone() {
     let directory = tempfile::tempdir().expect("a directory");
     let image = directory.path().join("elsewhere.img");
     let home = directory.path().join("group");
-    let mut disk = FileDisk::open(&home).expect("opens");
+    let mut disk = open_files(&home).expect("opens");
     Store::format(&mut disk, &params(image.to_str().expect("text"))).expect("formats");
     assert!(matches!(Store::format(&mut disk, &params("x")), Err(OpenError::Exists)));
     drop(disk);
 
     let (mut running, recovered) = Running::open(&home);
     assert_eq!((recovered.log_end.lsn, recovered.health), (Lsn(0), Health::Good));
-    let second = FileDisk::open(&home).expect_err("one daemon per store");
+    let second = open_files(&home).expect_err("one daemon per store");
     assert_eq!(second.kind, IoErrorKind::Locked);
 
     let mut expected = vec![0; SIZE as usize];
@@ -184,7 +193,7 @@ fn what_was_flushed_is_there_after_the_process_is_gone() {
 #[test]
 fn discards_give_space_back() {
     let directory = tempfile::tempdir().expect("a directory");
-    let mut disk = FileDisk::open(directory.path()).expect("opens");
+    let mut disk = open_files(directory.path()).expect("opens");
     Store::format(&mut disk, &params("")).expect("formats");
     let image = disk.path(FileId::Image(DiskIndex(0)));
     drop(disk);
@@ -211,16 +220,18 @@ fn discards_give_space_back() {
 #[test]
 fn a_full_disk_is_final_and_says_so() {
     let directory = tempfile::tempdir().expect("a directory");
+    let alone = FORKS.write().expect("no test failed meanwhile");
     let mounted = std::process::Command::new("mount")
         .args(["-t", "tmpfs", "-o", "size=20m", "tmpfs"])
         .arg(directory.path())
         .status()
         .is_ok_and(|status| status.success());
+    drop(alone);
     if !mounted {
         eprintln!("skipped: cannot mount a tmpfs here");
         return;
     }
-    let mut disk = FileDisk::open(directory.path()).expect("opens");
+    let mut disk = open_files(directory.path()).expect("opens");
     Store::format(&mut disk, &params("")).expect("formats");
     drop(disk);
     let (mut running, _) = Running::open(directory.path());
@@ -261,6 +272,7 @@ fn a_full_disk_is_final_and_says_so() {
     let (running, recovered) = Running::open(directory.path());
     assert!(recovered.log_end.lsn >= durable);
     drop(running);
+    let _alone = FORKS.write().expect("no test failed meanwhile");
     let _ = std::process::Command::new("umount").arg(directory.path()).status();
 }
 
@@ -273,7 +285,7 @@ fn filled(seed: u64, len: usize) -> Slice {
 fn writes_past_and_through_the_page_cache_agree() {
     // Not below /tmp: that is often a file system without O_DIRECT, where half of this would not be tested.
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let disk = FileDisk::open(directory.path()).expect("the directory is free");
+    let disk = open_files(directory.path()).expect("the directory is free");
     let file = FileId::Image(DiskIndex(0));
     let len = 4 * MIB;
     disk.perform(&IoOp::SetLen { file, len }).expect("creates");
@@ -309,7 +321,7 @@ fn writes_past_and_through_the_page_cache_agree() {
 #[test]
 fn each_of_many_image_writes_is_completed() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let disk = FileDisk::open(directory.path()).expect("the directory is free");
+    let disk = open_files(directory.path()).expect("the directory is free");
     let mut executor = Executor::new(disk.clone(), 3).expect("threads start");
     let (first, second) = (FileId::Image(DiskIndex(0)), FileId::Image(DiskIndex(1)));
     for file in [first, second] {
@@ -350,6 +362,7 @@ fn each_of_many_image_writes_is_completed() {
 #[test]
 fn a_device_that_refuses_writes_to_an_image_is_noticed_at_once() {
     let run = |program: &str, arguments: &[&str]| {
+        let _alone = FORKS.write().expect("no test failed meanwhile");
         let output = std::process::Command::new(program).args(arguments).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
@@ -363,7 +376,7 @@ fn a_device_that_refuses_writes_to_an_image_is_noticed_at_once() {
     let device = run("losetup", &["--find", "--show", backing.to_str().expect("plain text")]);
     if let Some(device) = &device {
         let store = tempfile::tempdir().expect("a directory");
-        let disk = FileDisk::open(store.path()).expect("the directory is free");
+        let disk = open_files(store.path()).expect("the directory is free");
         disk.set_image(DiskIndex(0), std::path::Path::new(device));
         let file = FileId::Image(DiskIndex(0));
         let mut executor = Executor::new(disk.clone(), 3).expect("threads start");
