@@ -77,15 +77,7 @@ pub async fn inspect(source: DiskSource) -> Result<Image, Error> {
         .await
         .map_err(no_qemu_img)?;
     if !run.status.success() {
-        let text = String::from_utf8_lossy(&run.stderr).trim().to_owned();
-        if text.contains("lock") {
-            return Err(Error::conflict(format!(
-                "cannot import `{shown}`: another program has it open for writing"
-            ))
-            .cause(text)
-            .hint("stop the virtual machine that uses it first"));
-        }
-        return Err(refuse("it cannot be read as a disk image".into()).cause(text));
+        return Err(unreadable(path, &run.stderr));
     }
     let info: Info = serde_json::from_slice(&run.stdout)
         .map_err(|e| Error::failed(format!("cannot read what qemu-img says of `{shown}`")).cause(e))?;
@@ -106,11 +98,17 @@ pub async fn inspect(source: DiskSource) -> Result<Image, Error> {
         return Err(refuse(format!("a {} file cannot be used in place", info.format))
             .hint("leave out --adopt to copy it"));
     }
+    if source.adopt {
+        std::fs::File::options().read(true).write(true).open(path).map_err(|e| not_writable(path, e))?;
+    }
     if info.virtual_size == 0 || info.virtual_size > MAX_DISK_BYTES {
         return Err(refuse(format!("its disk has {} bytes", info.virtual_size)));
     }
     if !info.virtual_size.is_multiple_of(512) {
         return Err(refuse(format!("its size of {} bytes is no multiple of 512", info.virtual_size)));
+    }
+    if info.format == "qcow2" {
+        check(path).await?;
     }
     if let Some(needed) = partition::required_bytes(&head(path, &info.format).await?)
         && needed > info.virtual_size
@@ -122,6 +120,94 @@ pub async fn inspect(source: DiskSource) -> Result<Image, Error> {
         .hint("the copy is probably cut off; compare its size with the original's"));
     }
     Ok(Image { format: info.format, size_bytes: info.virtual_size, source })
+}
+
+/// Why `qemu-img` did not open the image.
+fn unreadable(path: &Path, stderr: &[u8]) -> Error {
+    let shown = path.display();
+    let text = String::from_utf8_lossy(stderr).trim().to_owned();
+    if says_locked(&text, path) {
+        return Error::conflict(format!("cannot import `{shown}`: another program has it open for writing"))
+            .cause(text)
+            .hint("stop the virtual machine that uses it first");
+    }
+    Error::invalid(format!("cannot import `{shown}`: it cannot be read as a disk image")).cause(text)
+}
+
+/// QEMU names the lock that it did not get: `Failed to get shared "write" lock`. Its answer holds the path, too, which
+/// may be called anything.
+fn says_locked(text: &str, path: &Path) -> bool {
+    let text = text.replace(&*path.to_string_lossy(), "");
+    text.lines().any(|line| {
+        line.split_once("Failed to get ").is_some_and(|(_, what)| what.trim_end().ends_with("lock"))
+            || line.contains("Failed to lock byte")
+    })
+}
+
+/// An image that is used in place is written.
+fn not_writable(path: &Path, cause: std::io::Error) -> Error {
+    let hint = match cause.kind() {
+        std::io::ErrorKind::ReadOnlyFilesystem => {
+            "its file system is mounted read-only; under systemd, /home, /root and /run/user are that for the \
+             daemon (ProtectHome= in rempart.service): move the image elsewhere, or leave out --adopt to copy it"
+        }
+        _ => "leave out --adopt to copy it",
+    };
+    Error::invalid(format!("cannot use `{}` in place: it cannot be opened for writing", path.display()))
+        .cause(cause)
+        .hint(hint)
+}
+
+/// How many wrong references `qemu-img check` counted.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct Checked {
+    corruptions: u64,
+    check_errors: u64,
+}
+
+/// Of what it tells of each wrong reference, this much is kept: there may be millions.
+const CHECK_SAYS_BYTES: u64 = 4096;
+
+/// Refuses a qcow2 file whose tables are damaged or name what is not there: a file that was cut off still opens, and
+/// what it lacks reads as zeroes. Leaked clusters cost space only, and are fine.
+async fn check(path: &Path) -> Result<(), Error> {
+    let shown = path.display();
+    let failed = |e: std::io::Error| Error::failed(format!("cannot check `{shown}`")).cause(e);
+    let mut child = Command::new("qemu-img")
+        .args(["check", "--output=json", "-f", "qcow2"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(no_qemu_img)?;
+    let mut stderr = child.stderr.take().expect("stderr was piped");
+    let mut said = Vec::new();
+    (&mut stderr).take(CHECK_SAYS_BYTES).read_to_end(&mut said).await.map_err(failed)?;
+    tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await.map_err(failed)?;
+    let run = child.wait_with_output().await.map_err(failed)?;
+    // 0: nothing found; 3: leaks only; 2: corruptions; 1: it could not be checked to the end.
+    if matches!(run.status.code(), Some(0 | 3)) {
+        return Ok(());
+    }
+    // It prints no figures of an image that it could not open.
+    let Ok(checked) = serde_json::from_slice::<Checked>(&run.stdout) else {
+        return Err(unreadable(path, &said));
+    };
+    let first = String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_owned();
+    let why = match checked {
+        Checked { corruptions: 0, check_errors } => {
+            format!("it cannot be checked to its end, by {check_errors} errors")
+        }
+        Checked { corruptions, .. } => {
+            format!("it is damaged: `qemu-img check` finds {corruptions} corruptions")
+        }
+    };
+    Err(Error::invalid(format!("cannot import `{shown}`: {why}"))
+        .cause(first)
+        .hint("the copy is probably cut off; compare its size and its checksum with the original's"))
 }
 
 /// The first bytes of the disk, whatever the format.
@@ -297,12 +383,70 @@ mod tests {
         qemu_img(&["convert", "-f", "raw", "-O", "qcow2", &text(&cut), &text(&cut_qcow2)]);
         assert!(refused(&cut_qcow2, false).await.message.contains("partition table"));
 
+        let short = at("short.qcow2");
+        qcow2_with_data(&short);
+        let whole = std::fs::metadata(&short).unwrap().len();
+        std::fs::File::options().write(true).open(&short).unwrap().set_len(whole / 2).unwrap();
+        let error = refused(&short, false).await;
+        assert_eq!(error.kind, ErrorKind::Invalid, "{error:?}");
+        assert!(error.message.contains("corruptions"), "{error:?}");
+        assert!(error.cause.unwrap().contains("end of the file"));
+
+        // A program that runs cannot be written, not even by root.
+        let busy = std::env::current_exe().unwrap();
+        assert!(refused(&busy, true).await.message.contains("opened for writing"));
+        let read_only = not_writable(&busy, std::io::ErrorKind::ReadOnlyFilesystem.into());
+        assert!(read_only.hint.unwrap().contains("ProtectHome"));
+
         let odd = at("odd.raw");
         std::fs::write(&odd, vec![0; 1000]).unwrap();
         // QEMU rounds a raw file up to sectors; whatever it reports must be whole sectors.
         if let Ok(image) = inspect(DiskSource { path: odd, adopt: false }).await {
             assert_eq!(image.size_bytes % 512, 0);
         }
+    }
+
+    fn qcow2_with_data(path: &Path) {
+        let raw = path.with_extension("data");
+        std::fs::write(&raw, vec![0xa5; 4 << 20]).unwrap();
+        qemu_img(&["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), path.to_str().unwrap()]);
+    }
+
+    /// They are what a crash of QEMU leaves behind, and take nothing from the disk.
+    #[tokio::test]
+    async fn leaked_clusters_are_no_reason_to_refuse() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leaky.qcow2");
+        qcow2_with_data(&path);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        // One more cluster at the end, counted as used by nobody.
+        let block = number(number(48));
+        let cluster = bytes.len().div_ceil(65536);
+        bytes.resize((cluster + 1) * 65536, 0);
+        bytes[block + 2 * cluster + 1] = 1;
+        std::fs::write(&path, bytes).unwrap();
+        let run = std::process::Command::new("qemu-img").arg("check").arg(&path).output().unwrap();
+        assert_eq!(run.status.code(), Some(3), "{run:?}");
+        assert_eq!(inspect(DiskSource { path, adopt: false }).await.unwrap().size_bytes, 4 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_path_that_is_called_lock_is_not_a_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("Failed to get a lock.qcow2");
+        // Of a version that QEMU does not know.
+        std::fs::write(&path, [&b"QFI\xfb\0\0\0\x09"[..], &[0; 1024]].concat()).unwrap();
+        let error = refused(&path, false).await;
+        assert_eq!(error.kind, ErrorKind::Invalid, "{error:?}");
+        assert!(error.cause.unwrap().contains("version"));
+        for said in ["Failed to get shared \"write\" lock", "Failed to get \"write\" lock\nIs another"] {
+            assert!(says_locked(
+                &format!("qemu-img: Could not open '/a/lock': {said}"),
+                Path::new("/a/lock")
+            ));
+        }
+        assert!(!says_locked("qemu-img: Could not open '/a/lock': no block device", Path::new("/a/lock")));
     }
 
     #[tokio::test]

@@ -65,6 +65,11 @@ fn commands_that_cannot_be_carried_out_say_why() {
     cut[510..512].copy_from_slice(&[0x55, 0xaa]);
     std::fs::write(at("cut.raw"), cut).unwrap();
     import(&mut story, "cut.raw");
+    let whole = rack.image("whole.raw", 4 << 20, 7);
+    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", whole.to_str().unwrap(), &at("cut.qcow2")]);
+    let file = std::fs::File::options().write(true).open(at("cut.qcow2")).unwrap();
+    file.set_len(2 << 20).unwrap();
+    import(&mut story, "cut.qcow2");
     story.run(&a, &["vm", "import", "A name", "--disk", &at("good.raw")]);
     story.run(&a, &["vm", "import", "shop", "--disk", &at("good.raw"), "--memory", "lots"]);
 
