@@ -102,5 +102,14 @@ pub enum VmAction {
 pub enum Report {
     Cluster(rempart_cluster::Condition),
     Replication(rempart_replication::Report),
-    LocalDiskFailed { what: String },
+    LocalDiskFailed {
+        what: String,
+    },
+    /// This node's disk is full, and what a resync overwrites here cannot be kept: it stands still, and tries again
+    /// by itself.
+    DiskFull {
+        what: String,
+    },
+    /// The resync that stood still goes on.
+    DiskHasRoom,
 }

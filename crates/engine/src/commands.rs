@@ -203,6 +203,13 @@ impl Engine {
             self.command_done(id, CommandOutput::Done);
         }
     }
+
+    /// The disk failed: nothing that an order to stop waits for comes any more.
+    pub(crate) fn not_stopped(&mut self) {
+        if let Some(id) = self.commands.stopping.take() {
+            self.command_failed(id, CommandError::Aborted("this node's disk failed"));
+        }
+    }
 }
 
 fn refused(why: RefusedWhy) -> CommandError {

@@ -424,6 +424,7 @@ impl Engine {
         self.out.push(Action::Report(Report::LocalDiskFailed { what }));
         self.cluster(ClusterEvent::LocalDiskFailed);
         self.disk_change_failed();
+        self.not_stopped();
     }
 }
 

@@ -246,6 +246,10 @@ impl Engine {
             StoreEvent::LogRead { token, result } => self.log_read(token, result),
             StoreEvent::DisksChanged(token) => self.disks_changed(token),
             StoreEvent::Closed => self.stopped(),
+            StoreEvent::NoRoom(error) => {
+                self.out.push(Action::Report(Report::DiskFull { what: error.to_string() }));
+            }
+            StoreEvent::RoomAgain => self.out.push(Action::Report(Report::DiskHasRoom)),
             StoreEvent::Failed(failure) => self.store_failed(&failure),
             event => self.resync_store_event(event),
         }

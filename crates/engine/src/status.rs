@@ -61,6 +61,8 @@ pub struct Status {
     /// Why the guest's writes are not acknowledged.
     pub frozen: Option<FrozenWhy>,
     pub disk_failed: bool,
+    /// A resync of this copy waits for room on this node's disk.
+    pub disk_full: bool,
     /// The group was led on by force elsewhere: this copy waits for `Command::Rejoin`.
     pub superseded: bool,
     /// This copy is unfinished: what it was before its resync began, which it can be rolled back to.
@@ -197,6 +199,7 @@ impl Engine {
             serving,
             frozen: cluster.frozen,
             disk_failed: self.failure.is_some(),
+            disk_full: self.store.waits_for_room(),
             superseded: self.is_superseded(),
             set_aside: self.store.set_aside(),
             peers: peers.collect(),

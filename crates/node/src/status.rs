@@ -55,6 +55,12 @@ pub fn of_vm(node: &Node, vm: &Vm) -> VmStatus {
     if engine.disk_failed {
         conditions.push(condition(Severity::Critical, "this node's copy failed"));
     }
+    if engine.disk_full {
+        conditions.push(condition(
+            Severity::Critical,
+            "this node's disk is full: the resynchronisation of its copy waits for room",
+        ));
+    }
     if let Some(failure) = vm.failure() {
         conditions.push(condition(Severity::Critical, failure));
     }

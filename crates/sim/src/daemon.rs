@@ -350,6 +350,7 @@ impl World {
                     self.broken(Violation::new(Promise::DamageRefused, detail));
                 }
             }
+            Report::DiskFull { .. } | Report::DiskHasRoom => {}
             Report::LocalDiskFailed { .. } => {
                 self.reached("local disk failed");
                 self.disk_failed(node);

@@ -12,19 +12,23 @@
 use crate::batch::RecordKind;
 use crate::event::{Output, StoreEvent, Token};
 use crate::interval::{Content, IntervalMap};
-use crate::io::{FileId, IoClass, IoOp};
+use crate::io::{FileId, IoClass, IoError, IoOp};
 use crate::params::EXTENT_BYTES;
 use crate::snapshot::SavedExtent;
-use crate::store::{Pending, Store};
+use crate::store::{Pending, Pressure, Store};
 use crate::superblock_writer::Waiter;
 use rempart_buffer::{Slice, is_zero};
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lsn};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Bytes per image write at most.
 const MAX_WRITE: u64 = 1024 * 1024;
 /// Extents read at once to be saved.
 const SAVE_AT_ONCE: usize = 32;
+/// A resync that waits for room on the disk tries again after this, doubled each time up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// An extent from a resync's source, waiting to be written.
 #[derive(Debug)]
@@ -63,6 +67,13 @@ pub(crate) struct Round {
     data_written: bool,
     /// An extent could not be saved: the disk is full.
     no_room: bool,
+}
+
+/// A resync stands still: what it overwrites cannot be kept.
+#[derive(Debug)]
+pub(crate) struct NoRoom {
+    pause: Duration,
+    pub error: IoError,
 }
 
 impl Store {
@@ -207,17 +218,47 @@ impl Store {
         to_save.into_iter().rev().collect()
     }
 
-    /// What a snapshot needs does not fit on the disk: the copy is worth more than the snapshot. False if it is the
-    /// undo snapshot of a resync, without which there is no copy.
-    pub(crate) fn no_room_to_save(&mut self, out: &mut Output) -> bool {
-        if self.superblock.syncing.is_some() || self.resync_beginning {
+    /// What a snapshot needs does not fit on the disk: the copy is worth more than the snapshot. Without the undo
+    /// snapshot of a resync there is no copy: it is waited for room. False where that is impossible.
+    pub(crate) fn no_room_to_save(&mut self, error: &IoError, out: &mut Output) -> bool {
+        let resync = self.superblock.syncing.is_some() || self.resync_beginning;
+        if resync && (self.closing || self.pressure() == Pressure::Full) {
             return false;
+        }
+        if resync && self.no_room.is_none() {
+            self.no_room = Some(NoRoom { pause: FIRST_PAUSE, error: error.clone() });
+            out.events.push(StoreEvent::NoRoom(error.clone()));
         }
         let round = self.round.as_mut().expect("an extent is saved for a round");
         round.no_room = true;
         round.to_save.clear();
         self.round_step_done(out);
         true
+    }
+
+    /// The round goes back to where nothing of it is on the disk that anybody relies on, and stays there until
+    /// [`Timers`](crate::timers::Timers) has it go on. The image is as it was.
+    fn wait_for_room(&mut self, mut round: Round, pause: Duration) {
+        match round.stage {
+            Stage::Save => {
+                self.snapshots.release(std::mem::take(&mut round.saved));
+                round.data_written = false;
+                round.to_save = self.extents_to_save(&round.writes);
+            }
+            // A row that made it to the disk must go on being true: the same rows are written to the same place.
+            Stage::WriteMap => {
+                self.snapshots.unwrite(round.saved.len());
+                round.stage = Stage::SyncData;
+            }
+            stage => unreachable!("nothing is saved while {stage:?}"),
+        }
+        self.round = Some(round);
+        self.timers.wait_for_room(pause);
+    }
+
+    /// Whether a resync waits for room on the disk.
+    pub fn waits_for_room(&self) -> bool {
+        self.no_room.is_some()
     }
 
     pub(crate) fn round_step_done(&mut self, out: &mut Output) {
@@ -247,10 +288,15 @@ impl Store {
         self.round_step_done(out);
     }
 
-    fn advance_round(&mut self, out: &mut Output) {
+    pub(crate) fn advance_round(&mut self, out: &mut Output) {
         while self.round.as_ref().is_some_and(|round| round.waiting == 0) {
             let mut round = self.round.take().expect("just seen");
             if std::mem::take(&mut round.no_room) {
+                if let Some(no_room) = &mut self.no_room {
+                    let pause = no_room.pause;
+                    no_room.pause = (pause * 2).min(LONGEST_PAUSE);
+                    return self.wait_for_room(round, pause);
+                }
                 round.stage = Stage::DropSnapshots;
             }
             match round.stage {
@@ -291,6 +337,9 @@ impl Store {
                 }
                 Stage::SyncMap => {
                     round.stage = Stage::Image;
+                    if self.no_room.take().is_some() {
+                        out.events.push(StoreEvent::RoomAgain);
+                    }
                     // From here on readers of snapshots find them there, before the image changes.
                     self.snapshots.keep(std::mem::take(&mut round.saved));
                     self.issue_image_writes(&mut round, out);

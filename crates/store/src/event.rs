@@ -102,6 +102,11 @@ pub enum StoreEvent {
     PinLost(PinId),
     /// Everything stable is in the image, the clean mark is durable; the store does nothing more.
     Closed,
+    /// The disk is full, and what a resync is about to overwrite cannot be kept: it stands still, and tries again by
+    /// itself. The image is as it was.
+    NoRoom(IoError),
+    /// The resync that stood still goes on.
+    RoomAgain,
     /// Final: nothing is accepted or durable here from now on. Reported once; no command follows.
     Failed(StoreFailure),
 }

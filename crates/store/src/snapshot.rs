@@ -5,7 +5,7 @@
 //! one copy serves every older snapshot that had not saved the extent itself.
 //!
 //! Where the disk has no room for them, snapshots are dropped and the copy goes on. Only a resync's undo snapshot is
-//! not: without it an unfinished copy could not go back.
+//! not: without it an unfinished copy could not go back. The resync waits for room instead.
 
 use crate::checksum::crc32c;
 use crate::event::{Extent, Output, Refused, SnapshotId, SnapshotReadError, StoreEvent, Token};
@@ -105,6 +105,16 @@ impl Snapshots {
             self.next_slot += 1;
             self.next_slot - 1
         })
+    }
+
+    /// These were put aside in vain: no row of the map names them.
+    pub fn release(&mut self, saved: Vec<SavedExtent>) {
+        self.free.extend(saved.iter().filter_map(|entry| entry.slot));
+    }
+
+    /// The pages last encoded, of so many rows, are to be encoded again.
+    pub fn unwrite(&mut self, rows: usize) {
+        self.next_page -= rows.div_ceil(ENTRIES) as u64;
     }
 
     /// The map pages that record `saved`, appended after what is there.

@@ -84,6 +84,7 @@ impl Store {
             bytes_since_checkpoint: 0,
             round: None,
             apply_held: false,
+            no_room: None,
             apply_now: true,
             incoming: VecDeque::new(),
             extents_until,

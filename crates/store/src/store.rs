@@ -1,6 +1,6 @@
 //! The store of one group: its state, and the operations that start everything else.
 
-use crate::apply::{IncomingExtent, Round};
+use crate::apply::{IncomingExtent, NoRoom, Round};
 use crate::batch::{Batch, BatchPlace, ChainValue, MAX_BATCH_LEN};
 use crate::change_map::ChangeMap;
 use crate::event::{AppendError, Output, PinId, Refused, SnapshotId, StoreEvent, StoreFailure, Token};
@@ -210,6 +210,8 @@ pub struct Store {
     pub(crate) round: Option<Round>,
     /// A task needs the image to stand still.
     pub(crate) apply_held: bool,
+    /// A resync's round waits for room on the disk.
+    pub(crate) no_room: Option<NoRoom>,
     /// Apply what there is, even if it is little.
     pub(crate) apply_now: bool,
     pub(crate) incoming: VecDeque<IncomingExtent>,
@@ -277,6 +279,10 @@ impl Store {
     pub fn append(&mut self, batch: &Batch, out: &mut Output) -> Result<(), AppendError> {
         self.check_append(batch)?;
         self.append_checked(batch, out);
+        // The log that follows the extents goes on while they wait, as long as there is memory for it.
+        if self.pressure() == Pressure::Full {
+            self.give_up_waiting(out);
+        }
         Ok(())
     }
 
@@ -409,22 +415,28 @@ impl Store {
             Pending::LogRead(key, read) => self.log_chunk_read(key, read, Err(error), out),
             Pending::OldRead(read) => self.old_extent_read(read, Err(error), out),
             Pending::ExtentRead(read) => self.extent_read(read, Err(error), out),
-            Pending::Save if error.kind == IoErrorKind::Full && self.no_room_to_save(out) => {}
-            pending => {
-                let failure = StoreFailure::new(pending.verb(), error);
-                self.failed = Some(Arc::new(failure.clone()));
-                // Reads go on: the engine may need them to hand over.
-                self.pending.retain(|_, pending| {
-                    matches!(
-                        pending,
-                        Pending::GuestRead(..)
-                            | Pending::LogRead(..)
-                            | Pending::OldRead(_)
-                            | Pending::ExtentRead(_)
-                    )
-                });
-                out.events.push(StoreEvent::Failed(failure));
-            }
+            Pending::Save if error.kind == IoErrorKind::Full && self.no_room_to_save(&error, out) => {}
+            pending => self.fail(StoreFailure::new(pending.verb(), error), out),
+        }
+    }
+
+    fn fail(&mut self, failure: StoreFailure, out: &mut Output) {
+        self.failed = Some(Arc::new(failure.clone()));
+        self.no_room = None;
+        // Reads go on: the engine may need them to hand over.
+        self.pending.retain(|_, pending| {
+            matches!(
+                pending,
+                Pending::GuestRead(..) | Pending::LogRead(..) | Pending::OldRead(_) | Pending::ExtentRead(_)
+            )
+        });
+        out.events.push(StoreEvent::Failed(failure));
+    }
+
+    /// A resync that waits for room on the disk is not waited for any longer.
+    fn give_up_waiting(&mut self, out: &mut Output) {
+        if let Some(NoRoom { error, .. }) = self.no_room.take() {
+            self.fail(StoreFailure::new(Pending::Save.verb(), error), out);
         }
     }
 
@@ -453,6 +465,11 @@ impl Store {
     /// Syncs, applies everything stable, checkpoints, notes the images' size and change time: `Closed` follows.
     pub fn close(&mut self, out: &mut Output) {
         if self.check_running().is_err() {
+            return;
+        }
+        // What it waits for may take forever.
+        self.give_up_waiting(out);
+        if self.failed.is_some() {
             return;
         }
         self.closing = true;

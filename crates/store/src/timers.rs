@@ -3,6 +3,7 @@
 use crate::event::Output;
 use crate::store::Store;
 use rempart_types::{Lsn, MonotonicTime};
+use std::time::Duration;
 
 /// The next times, each set while there is something to do.
 #[derive(Debug, Default)]
@@ -11,11 +12,17 @@ pub(crate) struct Timers {
     sync: Option<MonotonicTime>,
     apply: Option<MonotonicTime>,
     checkpoint: Option<MonotonicTime>,
+    room: Option<MonotonicTime>,
 }
 
 impl Timers {
     pub fn next(&self) -> Option<MonotonicTime> {
-        [self.sync, self.apply, self.checkpoint].into_iter().flatten().min()
+        [self.sync, self.apply, self.checkpoint, self.room].into_iter().flatten().min()
+    }
+
+    /// The disk is full: a resync goes on after `pause`.
+    pub fn wait_for_room(&mut self, pause: Duration) {
+        self.room = Some(self.now + pause);
     }
 
     fn take_due(timer: &mut Option<MonotonicTime>, now: MonotonicTime) -> bool {
@@ -69,6 +76,9 @@ impl Store {
         }
         if Timers::take_due(&mut self.timers.checkpoint, now) && self.task.is_none() {
             self.checkpoint(out);
+        }
+        if Timers::take_due(&mut self.timers.room, now) {
+            self.advance_round(out);
         }
         self.arm_timers();
     }

@@ -5,7 +5,7 @@ use crate::{peer_lost_its_power, settle};
 use rempart_engine::{Command, CommandError, CommandOutput, Report};
 use rempart_replication::{Report as ReplicationReport, ResyncMode};
 use rempart_store::{FileId, PAGE_SIZE, parse_header};
-use rempart_types::{DiskIndex, ExtentIndex, RegisterId};
+use rempart_types::{DiskIndex, ExtentIndex, MonotonicTime, RegisterId};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -180,4 +180,38 @@ fn a_forced_takeover_of_a_superseded_replica_is_answered() {
     assert_eq!(world.results.get(&rejoin), Some(&Ok(CommandOutput::Done)));
     world.run_until("all copies are applied", SECONDS(60), World::is_settled);
     world.assert_images_equal();
+}
+
+/// What the target overwrites cannot be kept: it failed, and stayed so until its daemon restarted.
+#[test]
+fn a_resync_waits_while_its_targets_disk_is_full() {
+    let mut world = peer_lost_its_power(15);
+    world.guest.depth = 1;
+    world.run_for(SECONDS(5));
+    world.power_on(1);
+    let status = |world: &World| world.engine(1).status(MonotonicTime(world.now));
+    world.run_until("set aside", SECONDS(20), |w| w.is_up(1) && status(w).set_aside.is_some());
+    let files: Vec<FileId> = world.nodes[1].disk.files().collect();
+    let length = |file| world.nodes[1].disk.content(file).map_or(0, |content| content.len() as u64);
+    let used = files.into_iter().map(length).sum();
+    world.nodes[1].disk.set_capacity(Some(used));
+    world.run_until("it is full", SECONDS(20), |w| status(w).disk_full);
+    let before = world.guest.reads;
+    world.run_for(SECONDS(8));
+    assert!(status(&world).disk_full && !status(&world).disk_failed && world.in_sync() == 1);
+    assert!(world.guest.reads > before + 20, "the guest went on alone");
+    let told = |report: &Report| matches!(report, Report::DiskFull { .. });
+    assert_eq!(world.reports.iter().filter(|(node, report)| *node == 1 && told(report)).count(), 1);
+    // Nobody knows how long it would take: a stop does not wait, and is no clean one.
+    let stop = world.command(1, Command::Stop);
+    world.run_until("answered", SECONDS(5), |w| w.results.contains_key(&stop));
+    assert!(matches!(world.results[&stop], Err(CommandError::Aborted(_))), "{:?}", world.results[&stop]);
+    world.crash(1);
+    world.start(1);
+    world.run_until("it is full again", SECONDS(60), |w| status(w).disk_full);
+    world.nodes[1].disk.set_capacity(None);
+    world.run_until("mirrored again", SECONDS(60), |w| w.in_sync() == 2);
+    assert!(!status(&world).disk_full);
+    assert!(world.reports.iter().any(|(node, report)| *node == 1 && matches!(report, Report::DiskHasRoom)));
+    settle(&mut world);
 }

@@ -10,6 +10,15 @@ pub fn describe(vm: &Vm, report: &Report) -> (Severity, String) {
     let name = |node: &NodeId| format!("`{}`", vm.host.names.name_of(*node));
     match report {
         Report::LocalDiskFailed { what } => (Severity::Critical, format!("this node's disk failed: {what}")),
+        Report::DiskFull { what } => (
+            Severity::Critical,
+            format!(
+                "this node's disk is full, the resynchronisation waits for room, and goes on by itself: {what}"
+            ),
+        ),
+        Report::DiskHasRoom => {
+            (Severity::Info, "this node's disk has room again, the resynchronisation goes on".into())
+        }
         Report::Cluster(condition) => cluster(condition, name),
         Report::Replication(report) => replication(report, name),
     }
