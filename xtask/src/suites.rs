@@ -88,6 +88,7 @@ pub fn run_all(options: &Options) -> Result<()> {
         ])))
     });
     suite("layers", Suite::Source, &mut || Count::of(layers::check()));
+    suite("licences and banned crates", Suite::Source, &mut licences);
     suite("build", Suite::Workspace, &mut || {
         Count::of(run(cargo().args(["build", "--quiet", "--workspace", "--all-targets"])))
     });
@@ -126,6 +127,16 @@ pub fn run_all(options: &Options) -> Result<()> {
         bail!("not everything passed");
     }
     Ok(())
+}
+
+/// Takes minutes to install, so it is checked where somebody did.
+fn licences() -> Count {
+    if !cargo().args(["deny", "--version"]).output().is_ok_and(|output| output.status.success()) {
+        println!("not checked: cargo-deny is not installed (`cargo install --locked cargo-deny`)");
+        return Count::default();
+    }
+    let checks = ["deny", "--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
+    Count::of(run(cargo().args(checks)))
 }
 
 fn tests_of_workspace() -> Count {
