@@ -3,6 +3,7 @@
 use crate::book::{self, Book};
 use crate::coverage::Kind;
 use crate::pattern::Tag;
+use crate::reached::recovery_row;
 use crate::violation::{Promise, Violation};
 use crate::world::World;
 use rempart_store::simulated::SimulatedDisk;
@@ -40,20 +41,19 @@ impl World {
     }
 
     fn count_recovery(&mut self, recovered: &Recovered) {
+        for letter in recovered.rows.iter() {
+            self.coverage.count(Kind::Recovery, recovery_row(letter));
+        }
         let mut row = |name| self.coverage.count(Kind::Recovery, name);
         match &recovered.health {
             Health::Damaged(_) => row("damaged"),
             Health::Syncing(SyncingPhase::Extents) => row("syncing: extents"),
             Health::Syncing(SyncingPhase::Log { .. }) => row("syncing: log"),
             Health::Good if recovered.clean => row("clean"),
-            Health::Good if recovered.torn_bytes > 0 => row("torn tail cut off"),
-            Health::Good => row("unclean, whole log"),
+            Health::Good => row("unclean"),
         }
         if recovered.applied < recovered.log_end.lsn {
             row("redo needed");
-        }
-        if recovered.rolled_back {
-            row("unfinished resync rolled back");
         }
         if !recovered.images_changed.is_empty() {
             row("images changed");

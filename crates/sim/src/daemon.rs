@@ -2,6 +2,7 @@
 
 use crate::agenda::Moment;
 use crate::coverage::Kind;
+use crate::reached::recovery_row;
 use crate::violation::{Promise, Violation};
 use crate::world::{Daemon, DaemonEvent, Event, World};
 use rempart_engine::{Action, CommandOutput, Engine, Input, Params, Report, VmFact};
@@ -53,6 +54,9 @@ impl World {
             Ok(engine) => engine,
             Err(error) => {
                 self.tell(|| format!("node {node}: daemon cannot open: {}", with_sources(&error)));
+                if matches!(error, rempart_engine::OpenError::Store(rempart_store::OpenError::Superblock)) {
+                    self.coverage.count(Kind::Recovery, recovery_row('O'));
+                }
                 return self.refused_to_open(node);
             }
         };

@@ -93,19 +93,50 @@ const MUST: [&str; 40] = [
     "two VMs within the excused second",
 ];
 
-/// What recovery can find.
-pub(crate) const RECOVERY: [&str; 10] = [
+/// What recovery can find; with a letter: rows of the table in docs/formats/store.md.
+pub(crate) const RECOVERY: [&str; 18] = [
+    "A: the log's clean end",
+    "B: torn tail",
+    "C: half a batch",
+    "D: goes on in the next segment",
+    "J: unclaimed segment unreadable",
+    "M: segment of a dropped log",
+    "O: no superblock copy",
+    "P: rolled back",
+    "Q: syncing",
+    "R: image touched",
     "clean",
-    "unclean, whole log",
-    "torn tail cut off",
+    "unclean",
     "redo needed",
     "damaged",
     "syncing: extents",
     "syncing: log",
     "images changed",
     "refused to open",
-    "unfinished resync rolled back",
 ];
+
+/// Rows of the recovery table that these worlds meet too seldom to ask for a number: the store's own tests make them.
+const SELDOM: [&str; 10] = [
+    "E: old batch behind the end",
+    "F: cutting off goes on",
+    "G: claimed, missing",
+    "H: synced, missing",
+    "I: claimed, segment unreadable",
+    "K: redo segment missing",
+    "L: blank segment",
+    "N: one superblock copy",
+    "S: change map page unsound",
+    "T: snapshot map page unsound",
+];
+
+/// The row's name of a letter in docs/formats/store.md.
+pub(crate) fn recovery_row(letter: char) -> &'static str {
+    RECOVERY
+        .iter()
+        .chain(&SELDOM)
+        .find(|name| name.starts_with(letter) && name[1..].starts_with(':'))
+        .expect("every row has a name")
+}
 
 const CHECKED: [&str; 7] = [
     "images equal",
@@ -123,5 +154,6 @@ pub fn declare(coverage: &mut Coverage) {
     coverage.declare(Kind::Fault, &["witness: lost request", "witness: lost reply", "witness: late request"]);
     coverage.declare(Kind::Reached, &MUST);
     coverage.declare(Kind::Recovery, &RECOVERY);
+    coverage.note(Kind::Recovery, &SELDOM);
     coverage.declare(Kind::Checked, &CHECKED);
 }

@@ -62,9 +62,11 @@ pub(crate) fn write_copies(disk: &mut dyn Disk, superblock: &Superblock) -> Resu
 }
 
 /// The newest sound copy.
-pub(crate) fn read_superblock(disk: &mut dyn Disk) -> Result<Superblock, OpenError> {
+/// The copy that counts, and whether both are sound.
+pub(crate) fn read_superblock(disk: &mut dyn Disk) -> Result<(Superblock, bool), OpenError> {
     let mut best: Option<Superblock> = None;
     let mut worst = CopyError::Blank;
+    let mut sound = 0;
     for number in 0..2 {
         let op = IoOp::Read { file: FileId::Superblock, offset: number * COPY_SIZE, len: COPY_SIZE as usize };
         let bytes = match disk.execute(&op) {
@@ -74,15 +76,19 @@ pub(crate) fn read_superblock(disk: &mut dyn Disk) -> Result<Superblock, OpenErr
             Err(source) => return Err(OpenError::Io { what: "read the superblock", source }),
         };
         match Superblock::decode(&bytes) {
-            Ok(copy) if best.as_ref().is_none_or(|best| copy.sequence > best.sequence) => best = Some(copy),
-            Ok(_) => {}
+            Ok(copy) => {
+                sound += 1;
+                if best.as_ref().is_none_or(|best| copy.sequence > best.sequence) {
+                    best = Some(copy);
+                }
+            }
             Err(CopyError::Version(version)) => return Err(OpenError::Version(version)),
             Err(CopyError::Damaged) => worst = CopyError::Damaged,
             Err(CopyError::Blank) => {}
         }
     }
     match (best, worst) {
-        (Some(superblock), _) => Ok(superblock),
+        (Some(superblock), _) => Ok((superblock, sound == 2)),
         (None, CopyError::Blank) => Err(OpenError::Unformatted),
         (None, _) => Err(OpenError::Superblock),
     }

@@ -22,6 +22,7 @@ mod journal;
 mod params;
 mod read;
 mod recovery;
+mod recovery_rows;
 mod resync;
 mod segment;
 #[cfg(any(test, feature = "simulated"))]
@@ -50,6 +51,7 @@ pub use io::{
     Disk, FileId, FileStat, IoClass, IoCommand, IoCompletion, IoError, IoErrorKind, IoId, IoOp, IoOutput,
 };
 pub use params::{DiskEntry, FormatParams, Limits};
+pub use recovery_rows::RecoveryRows;
 pub use rempart_buffer::{Buffer, BufferMut, PAGE_SIZE, Slice, is_zero};
 pub use store::{Damage, Health, OpenError, OpenOptions, Pressure, Recovered, Store, SyncingPhase};
 pub use superblock::{COPY_SIZE as SUPERBLOCK_COPY_SIZE, SuperblockChange};

@@ -8,6 +8,7 @@ use crate::format::{read, read_superblock, run, write, write_copies, write_super
 use crate::io::{Disk, FileId, IoError, IoErrorKind, IoOp, IoOutput};
 use crate::journal::{Prepared, Segment};
 use crate::params::EXTENT_BYTES;
+use crate::recovery_rows::RecoveryRows;
 use crate::segment::{BATCHES_START, HeaderError, SegmentHeader};
 use crate::snapshot::Snapshots;
 use crate::store::{
@@ -26,6 +27,7 @@ pub(crate) struct Slots {
     /// Their headers cannot be read, though they were durable before use.
     pub damaged: Vec<u64>,
     pub next_slot: u64,
+    pub rows: RecoveryRows,
 }
 
 /// What a walk along the chain found.
@@ -36,6 +38,7 @@ struct Walk {
     /// Pages that begin a batch of this log which is not part of it: slot, offset.
     remains: Vec<(u64, u64)>,
     damage: Option<Damage>,
+    rows: RecoveryRows,
 }
 
 /// Reads all segments' headers; removes what was never completed and what belongs to a dropped log.
@@ -50,6 +53,7 @@ pub(crate) fn survey(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Slo
         match SegmentHeader::decode(&page) {
             Ok(header) if header.group == superblock.group && header.size == superblock.segment_size => {
                 if header.sequence < superblock.first_sequence {
+                    slots.rows.add('M');
                     run(disk, WHAT, &IoOp::Remove { file })?;
                 } else {
                     match slots.by_sequence.entry(header.sequence) {
@@ -58,7 +62,10 @@ pub(crate) fn survey(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Slo
                     }
                 }
             }
-            Err(HeaderError::Blank) => drop(run(disk, WHAT, &IoOp::Remove { file })?),
+            Err(HeaderError::Blank) => {
+                slots.rows.add('L');
+                run(disk, WHAT, &IoOp::Remove { file })?;
+            }
             Ok(_) | Err(HeaderError::Damaged) => slots.damaged.push(slot),
         }
     }
@@ -79,13 +86,15 @@ fn walk(disk: &mut dyn Disk, superblock: &Superblock, slots: &Slots) -> Result<W
     let size = superblock.segment_size;
     let slot_of = |sequence: u64| slots.by_sequence.get(&sequence).copied();
     let Some(mut slot) = slot_of(here.sequence) else {
-        // K: the segment that the superblock names is gone or its header unreadable.
+        // The segment that the superblock names is gone or its header unreadable.
+        walk.rows.add('K');
         let claimed = superblock.durable;
         let segment = slots.damaged.first().copied().unwrap_or(0);
         walk.damage = Some(Damage { segment, offset: here.offset, expected, claimed });
         return Ok(walk);
     };
     let mut claimed = superblock.durable;
+    walk.rows.add_if('F', superblock.truncate_to.is_some());
     loop {
         let start = here.offset;
         let bytes = read(disk, WHAT, FileId::Segment(slot), start, (size - start) as usize)?;
@@ -93,6 +102,7 @@ fn walk(disk: &mut dyn Disk, superblock: &Superblock, slots: &Slots) -> Result<W
             let header = batch.header();
             let next = is_next(header.group, header.first, header.previous, expected, here.chain);
             if !next || header.term < term || batch.last() > limit {
+                walk.rows.add_if('E', header.first < expected);
                 break;
             }
             expected = batch.last().next();
@@ -111,6 +121,7 @@ fn walk(disk: &mut dyn Disk, superblock: &Superblock, slots: &Slots) -> Result<W
                     && header.last() <= limit
             });
             if goes_on {
+                walk.rows.add('D');
                 here =
                     JournalPosition { sequence: here.sequence + 1, offset: BATCHES_START, chain: here.chain };
                 slot = next_slot;
@@ -118,6 +129,11 @@ fn walk(disk: &mut dyn Disk, superblock: &Superblock, slots: &Slots) -> Result<W
             }
         }
         let rest = &bytes[(here.offset - start) as usize..];
+        let half = Batch::parse(rest).is_err()
+            && parse_header(rest).is_ok_and(|header| {
+                is_next(header.group, header.first, header.previous, expected, here.chain)
+            });
+        walk.rows.add_if('C', half);
         collect_remains(superblock, slot, here.offset, rest, expected, &mut walk, &mut claimed);
         break;
     }
@@ -132,9 +148,16 @@ fn walk(disk: &mut dyn Disk, superblock: &Superblock, slots: &Slots) -> Result<W
         collect_remains(superblock, slot, BATCHES_START, &bytes, expected, &mut walk, &mut claimed);
     }
     if claimed.min(limit) >= expected {
-        // G, H, I: what is missing was acknowledged as durable.
+        // What is missing was acknowledged as durable.
         walk.damage =
             Some(Damage { segment: slot, offset: here.offset, expected, claimed: claimed.min(limit) });
+        let unreadable = !slots.damaged.is_empty();
+        walk.rows.add_if('H', superblock.durable >= expected);
+        walk.rows.add_if('G', superblock.durable < expected && !unreadable);
+        walk.rows.add_if('I', unreadable);
+    } else {
+        walk.rows.add(if walk.remains.is_empty() { 'A' } else { 'B' });
+        walk.rows.add_if('J', !slots.damaged.is_empty());
     }
     Ok(walk)
 }
@@ -166,7 +189,11 @@ fn collect_remains(
 }
 
 /// Puts back what the undo snapshot kept (rule 14). Can be repeated after a crash at any point.
-fn roll_back(disk: &mut dyn Disk, superblock: &mut Superblock) -> Result<(), OpenError> {
+fn roll_back(
+    disk: &mut dyn Disk,
+    superblock: &mut Superblock,
+    rows: &mut RecoveryRows,
+) -> Result<(), OpenError> {
     const WHAT: &str = "roll back the unfinished resync";
     if !superblock.rolling_back {
         superblock.rolling_back = true;
@@ -175,7 +202,7 @@ fn roll_back(disk: &mut dyn Disk, superblock: &mut Superblock) -> Result<(), Ope
         write_superblock(disk, superblock)?;
     }
     let syncing = superblock.syncing.clone().expect("only a syncing copy is rolled back");
-    let snapshots = load_snapshots(disk, superblock)?;
+    let snapshots = load_snapshots(disk, superblock, rows)?;
     for (index, extent, saved) in snapshots.saved_for(syncing.old_lsn) {
         let Some(row) = superblock.disk(index) else { continue };
         let range = extent.bytes(row.entry.size);
@@ -221,7 +248,11 @@ fn roll_back(disk: &mut dyn Disk, superblock: &mut Superblock) -> Result<(), Ope
     write_superblock(disk, superblock)
 }
 
-fn load_snapshots(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Snapshots, OpenError> {
+fn load_snapshots(
+    disk: &mut dyn Disk,
+    superblock: &Superblock,
+    rows: &mut RecoveryRows,
+) -> Result<Snapshots, OpenError> {
     const WHAT: &str = "read the snapshot map";
     let mut snapshots = Snapshots::default();
     if !superblock.snapshots.is_empty() {
@@ -235,7 +266,8 @@ fn load_snapshots(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Snapsh
             write(disk, "write the snapshot map again", file, 0, map.slice(0..len))?;
         }
         run(disk, WHAT, &IoOp::Sync { file })?;
-        snapshots.load(superblock.snapshots.clone(), superblock.snapshot_generation, &map);
+        let unsound = snapshots.load(superblock.snapshots.clone(), superblock.snapshot_generation, &map);
+        rows.add_if('T', unsound);
     }
     Ok(snapshots)
 }
@@ -250,6 +282,7 @@ fn stat(disk: &mut dyn Disk, what: &'static str, file: FileId) -> Result<(u64, u
 fn load_maps(
     disk: &mut dyn Disk,
     superblock: &Superblock,
+    rows: &mut RecoveryRows,
 ) -> Result<BTreeMap<DiskIndex, ChangeMap>, OpenError> {
     const WHAT: &str = "read the change map";
     const CHUNK: u64 = 1024 * 1024;
@@ -281,7 +314,8 @@ fn load_maps(
             for (index, pair) in bytes.chunks_exact(2 * PAGE_SIZE).enumerate() {
                 if !is_zero(pair) {
                     let (first, second) = pair.split_at(PAGE_SIZE);
-                    map.load(at / (2 * PAGE_SIZE as u64) + index as u64, [first, second], conservative);
+                    let page = at / (2 * PAGE_SIZE as u64) + index as u64;
+                    rows.add_if('S', map.load(page, [first, second], conservative));
                 }
             }
             at += CHUNK;
@@ -440,7 +474,9 @@ fn lay_out(
 impl Store {
     /// Recovers. Synchronous; everything it decides is durable when it returns.
     pub fn open(disk: &mut dyn Disk, options: &OpenOptions) -> Result<(Store, Recovered), OpenError> {
-        let mut superblock = read_superblock(disk)?;
+        let mut rows = RecoveryRows::default();
+        let (mut superblock, both_copies) = read_superblock(disk)?;
+        rows.add_if('N', !both_copies);
         // A killed process may have left it in the page cache only, and what follows acts on it. It is written
         // again: after a failed sync the cache holds, and calls clean, what the medium never got.
         write_copies(disk, &superblock)?;
@@ -450,11 +486,16 @@ impl Store {
             }
         }
         let clean = superblock.clean;
+        let suspect = |superblock: &Superblock| superblock.disks.iter().filter(|row| row.suspect).count();
+        let suspect_before = suspect(&superblock);
         check_images(disk, &mut superblock)?;
+        rows.add_if('R', superblock.clean && suspect(&superblock) > suspect_before);
         let rolled_back = superblock.syncing.is_some() && (options.roll_back || superblock.rolling_back);
+        rows.add_if('P', rolled_back);
         if rolled_back {
-            roll_back(disk, &mut superblock)?;
+            roll_back(disk, &mut superblock, &mut rows)?;
         }
+        rows.add_if('Q', superblock.syncing.is_some());
         let clean = clean && !rolled_back;
         let slots = survey(disk, &superblock)?;
         let walk = walk(disk, &superblock, &slots)?;
@@ -464,10 +505,11 @@ impl Store {
             settle(disk, &superblock, &slots, &walk)?;
         }
         let layout = lay_out(disk, &superblock, &slots, &walk)?;
-        let maps = load_maps(disk, &superblock)?;
+        let maps = load_maps(disk, &superblock, &mut rows)?;
         let versions = maps.values().map(ChangeMap::newest_version);
         superblock.checkpoint = versions.fold(superblock.checkpoint, u64::max);
-        let snapshots = load_snapshots(disk, &superblock)?;
+        let snapshots = load_snapshots(disk, &superblock, &mut rows)?;
+        rows = rows.union(slots.rows).union(walk.rows);
         let config = match superblock.config {
             Some(place) => {
                 let offset = u64::from(place.slot) * CONFIG_SLOT_SIZE;
@@ -515,6 +557,7 @@ impl Store {
             snapshots: superblock.snapshots.clone(),
             disks: superblock.disks.iter().map(|row| row.entry.clone()).collect(),
             config: config.clone(),
+            rows,
             torn_bytes: if walk.damage.is_none() { (walk.remains.len() * PAGE_SIZE) as u64 } else { 0 },
             rolled_back,
         };

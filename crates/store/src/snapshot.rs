@@ -149,12 +149,16 @@ impl Snapshots {
     }
 
     /// Reads the map back. Pages of another generation or behind a torn one were never relied on: nothing
-    /// was overwritten before its page was durable.
-    pub fn load(&mut self, open: Vec<(SnapshotId, Lsn)>, generation: u64, map: &[u8]) {
+    /// was overwritten before its page was durable. True if a page was unsound.
+    pub fn load(&mut self, open: Vec<(SnapshotId, Lsn)>, generation: u64, map: &[u8]) -> bool {
         self.open = open;
         let mut entries = Vec::new();
+        let mut unsound = false;
         for (index, page) in map.chunks_exact(PAGE_SIZE).enumerate() {
-            let Some(rows) = decode_page(page, generation, index as u64) else { continue };
+            let Some(rows) = decode_page(page, generation, index as u64) else {
+                unsound |= !is_sound(page) && !is_zero(page);
+                continue;
+            };
             self.next_page = index as u64 + 1;
             entries.extend(rows);
         }
@@ -176,6 +180,7 @@ impl Snapshots {
         let used: BTreeSet<u64> = self.saved.values().filter_map(|saved| saved.slot).collect();
         self.free = (0..self.next_slot).filter(|slot| !used.contains(slot)).collect();
         self.drop_unneeded();
+        unsound
     }
 
     /// Lets go of what no open snapshot reads. Only after the closing is durable: the slots are used again.
@@ -207,15 +212,15 @@ impl Snapshots {
     }
 }
 
+fn is_sound(page: &[u8]) -> bool {
+    page[..4] == MAGIC && page[4..8] == crc32c(&page[8..]).to_le_bytes()
+}
+
 fn decode_page(page: &[u8], generation: u64, index: u64) -> Option<Vec<SavedExtent>> {
     let word = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().expect("eight bytes"));
     let count = u32::from_le_bytes(page[24..28].try_into().expect("four bytes")) as usize;
-    let sound = page[..4] == MAGIC
-        && page[4..8] == crc32c(&page[8..]).to_le_bytes()
-        && word(8) == generation
-        && word(16) == index
-        && count <= ENTRIES;
-    sound.then(|| {
+    let counts = is_sound(page) && word(8) == generation && word(16) == index && count <= ENTRIES;
+    counts.then(|| {
         page[HEADER_LEN..]
             .chunks_exact(ENTRY_LEN)
             .take(count)

@@ -9,6 +9,7 @@ use crate::io::{IoClass, IoCommand, IoCompletion, IoError, IoErrorKind, IoId, Io
 use crate::journal::Journal;
 use crate::params::{DiskEntry, Limits};
 use crate::read::{GuestRead, LogRead};
+use crate::recovery_rows::RecoveryRows;
 use crate::resync::ExtentRead;
 use crate::segment::BATCHES_START;
 use crate::snapshot::{OldRead, Snapshots};
@@ -112,6 +113,8 @@ pub struct Recovered {
     pub disks: Vec<DiskEntry>,
     /// The last configuration record that the image's position includes.
     pub config: Option<(Lsn, Slice)>,
+    /// Rows of the decision table that applied.
+    pub rows: RecoveryRows,
     /// Bytes of torn tail that were cut off.
     pub torn_bytes: u64,
     /// An unfinished resync was rolled back just now.

@@ -5,10 +5,11 @@ mod common;
 use common::{Change, Dying, Moment, Rng, SIZES, World, limits};
 use rempart_store::simulated::SimulatedDisk;
 use rempart_store::{
-    BatchBuilder, BatchPlace, ChainValue, Disk, FileId, Health, OpenOptions, Output, Recovered, Slice,
-    SnapshotId, Store, StoreEvent, SyncingPhase, Token,
+    BatchBuilder, BatchPlace, ChainValue, Disk, FileId, Health, OpenOptions, Output, Recovered, RecoveryRows,
+    Slice, SnapshotId, Store, StoreEvent, SyncingPhase, Token,
 };
 use rempart_types::{DiskIndex, ExtentIndex, Lineage, LogPosition, Lsn, MonotonicTime, Term, WallTime};
+use std::collections::BTreeSet;
 
 fn open(disk: &mut dyn Disk, roll_back: bool) -> Result<(Store, Recovered), rempart_store::OpenError> {
     Store::open(disk, &OpenOptions { limits: limits(), roll_back })
@@ -115,7 +116,7 @@ fn ends(index: usize) -> [End; 3] {
 /// Snapshots that are open for sure, with their positions.
 type Open = Vec<(u64, u64)>;
 
-fn check_good(moment: &Moment, how: End, seed: u64, open: &Open) {
+fn check_good(moment: &Moment, how: End, seed: u64, open: &Open) -> RecoveryRows {
     let context = format!("{} / {how:?} / {seed}", moment.note);
     let (mut alone, recovered) = recover(end(moment, how), seed, false);
     assert_eq!(recovered.health, Health::Good, "{context}");
@@ -129,6 +130,7 @@ fn check_good(moment: &Moment, how: End, seed: u64, open: &Open) {
         assert!(recovered.snapshots.contains(&(SnapshotId(id), Lsn(at))), "{context}: snapshot {id}");
         assert!(alone.snapshot(id) == moment.model.disks_at(at), "{context}: snapshot {id} at {at}");
     }
+    recovered.rows
 }
 
 fn event(world: &mut World, wanted: impl Fn(&StoreEvent) -> bool) {
@@ -222,12 +224,14 @@ fn every_crash_of_a_scripted_life_recovers_a_prefix() {
     let moments = world.moments.take().expect("kept");
     assert!(moments.len() > 400, "{} moments", moments.len());
     let stride = std::env::var("STORE_STRIDE").ok().and_then(|stride| stride.parse().ok()).unwrap_or(1);
+    let mut met = BTreeSet::new();
     for (index, moment) in moments.iter().enumerate().step_by(stride) {
         let (_, open) = open.iter().rev().find(|(from, _)| *from <= index).expect("one covers it");
         for (number, how) in ends(index).into_iter().enumerate() {
-            check_good(moment, how, (index * 4 + number) as u64, open);
+            met.extend(check_good(moment, how, (index * 4 + number) as u64, open).iter());
         }
     }
+    assert!("ABCDF".chars().all(|row| met.contains(&row)), "rows of the recovery table: {met:?}");
 }
 
 /// The source of a resync: another branch of the log.
@@ -360,11 +364,13 @@ fn every_crash_of_a_resync_can_be_rolled_back_and_repeated() {
     assert_eq!(world.store.health(), &Health::Good);
 
     let moments = world.moments.take().expect("kept");
+    let mut met = BTreeSet::new();
     for (index, moment) in moments.iter().enumerate() {
         for (number, how) in ends(index).into_iter().enumerate() {
             let seed = (index * 4 + number) as u64;
             let context = format!("{} / {how:?} / {seed}", moment.note);
             let (mut alone, recovered) = recover(end(moment, how), seed, false);
+            met.extend(recovered.rows.iter());
             if recovered.health == Health::Good {
                 assert!(index < begun || index >= ending, "{context}: the mark survives");
                 alone.store.stable_is(recovered.log_end.lsn, &mut alone.out);
@@ -393,10 +399,12 @@ fn every_crash_of_a_resync_can_be_rolled_back_and_repeated() {
             stopped.run();
             for disk in [seen, stopped.disk] {
                 let (rolled, recovered) = recover(disk, seed + 77, true);
+                met.extend(recovered.rows.iter());
                 assert_eq!((recovered.health, recovered.log_end.lsn.0), (Health::Good, old_end), "{context}");
                 assert!(recovered.images_changed.is_empty(), "{context}: nobody else changed the images");
                 assert!(rolled.images() == old, "{context}: rolled back");
             }
         }
     }
+    assert!("AMPQ".chars().all(|row| met.contains(&row)), "rows of the recovery table: {met:?}");
 }
