@@ -31,11 +31,10 @@ const FROM_STABLE: &[&str] = &[
     "libc6-dev",
     "libnbd-bin",
     "mtools",
-    "nbdkit",
     "nftables",
     "ovmf",
-    "socat",
     "syslinux",
+    "systemd",
 ];
 
 /// The lab is written for Debian 12 on x86-64.

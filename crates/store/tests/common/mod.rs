@@ -1,4 +1,5 @@
 //! A store on a simulated disk, and a naive twin: the log as a list, disks as arrays of bytes.
+// Each suite compiles it anew and uses its own part.
 #![allow(dead_code)]
 
 use rempart_store::simulated::SimulatedDisk;
