@@ -5,7 +5,8 @@ use crate::identity::Identity;
 use crate::node::Node;
 use crate::paths::Paths;
 use crate::{
-    durable, http, links, make_private_dir, membership, metrics, notify_ready, remote_exports, watchdog,
+    cannot_listen, durable, http, links, make_private_dir, membership, metrics, notify_ready, remote_exports,
+    watchdog,
 };
 use rempart_api::{Error, Severity};
 use rempart_engine::Command;
@@ -79,26 +80,20 @@ pub async fn run(
     make_private_dir(paths.run_dir()).map_err(|e| failed(&e))?;
     let _lock = lock(&paths)?;
     let hypervisor = Arc::new(Qemu::new(qemu_config(&config)?));
-    let peers_listener = TcpListener::bind(config.node.listen).await.map_err(|e| {
-        Error::failed(format!("cannot listen on `{}`", config.node.listen))
-            .cause(e)
-            .hint("another program uses that port, or the address is not this machine's")
-    })?;
+    let peers_listener = TcpListener::bind(config.node.listen)
+        .await
+        .map_err(|e| cannot_listen(config.node.listen, "node.listen", &e))?;
     let metrics_listener = match config.metrics.listen {
-        Some(address) => Some(
-            TcpListener::bind(address)
-                .await
-                .map_err(|e| Error::failed(format!("cannot listen on `{address}` for metrics")).cause(e))?,
-        ),
+        Some(address) => {
+            Some(TcpListener::bind(address).await.map_err(|e| cannot_listen(address, "metrics.listen", &e))?)
+        }
         None => None,
     };
     let exports = config.nbd;
     let exports_listener = match exports.listen {
-        Some(address) => Some(
-            TcpListener::bind(address)
-                .await
-                .map_err(|e| Error::failed(format!("cannot listen on `{address}` for NBD")).cause(e))?,
-        ),
+        Some(address) => {
+            Some(TcpListener::bind(address).await.map_err(|e| cannot_listen(address, "nbd.listen", &e))?)
+        }
         None => None,
     };
     let (node, links_wanted) = Node::open(config, hypervisor).await?;

@@ -38,13 +38,22 @@ mod witness;
 pub use daemon::{init, run};
 pub use witness::{init as witness_init, run as witness_run};
 
+use rempart_api::Error;
 use sd_notify::NotifyState;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 fn make_private_dir(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// `key` of the configuration names no address that can be listened on.
+fn cannot_listen(address: SocketAddr, key: &str, cause: &std::io::Error) -> Error {
+    Error::failed(format!("cannot listen on `{address}` ({key})"))
+        .cause(cause)
+        .hint("another program uses that port, or the address is not this machine's")
 }
 
 /// Tells systemd that the service is up, if it runs under systemd.

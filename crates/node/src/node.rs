@@ -96,7 +96,7 @@ impl Node {
             config: config.clone(),
             hypervisor,
             registers: Arc::new(Registers::new(local)),
-            names: Arc::new(Names::new(cluster)),
+            names: Arc::new(Names::new(identity.id, config.node.name.clone(), cluster)),
             links,
         };
         let node = Arc::new(Node {

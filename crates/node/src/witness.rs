@@ -5,7 +5,7 @@ use crate::identity::random_u128;
 use crate::links;
 use crate::members::{Cluster, MemberRecord};
 use crate::membership::{self, Joined, Renewal, RenewalAnswer};
-use crate::{clock, durable, http};
+use crate::{cannot_listen, clock, durable, http};
 use rempart_api::{Error, MemberRole};
 use rempart_register::witness::{Caller, Witness};
 use rempart_transport::pki::{CertificateRequest, Credentials};
@@ -90,7 +90,7 @@ pub async fn run(config: WitnessConfig, mut stop: watch::Receiver<bool>) -> Resu
         Witness::open(&rempart_register::witness::WitnessConfig { directory }).map_err(|e| failed(&e))?;
     let listener = TcpListener::bind(config.witness.listen)
         .await
-        .map_err(|e| Error::failed(format!("cannot listen on `{}`", config.witness.listen)).cause(e))?;
+        .map_err(|e| cannot_listen(config.witness.listen, "witness.listen", &e))?;
     tracing::info!(instance = %witness.instance(), listen = %config.witness.listen, "the witness serves");
     let refreshing = tokio::spawn(refresh(files, cluster, tls.clone()));
     let admit_tls = tls.clone();

@@ -45,5 +45,9 @@ pub async fn protect(command: Protect, client: &Client, output: Output) -> Resul
 pub async fn unprotect(command: Unprotect, client: &Client, output: Output) -> Result<(), Error> {
     let name = &command.name;
     let job: Job = client.post(&format!("/v1/vms/{name}/unprotect"), &()).await?;
-    super::finish_job(client, output, job, &format!("`{name}` is no longer mirrored")).await.map(drop)
+    let done = super::finish_job(client, output, job, &format!("`{name}` is no longer mirrored")).await?;
+    for left in done["copies_left"].as_array().into_iter().flatten().filter_map(|left| left.as_str()) {
+        output.tell(&format!("warning: its copy remains on {left}"));
+    }
+    Ok(())
 }

@@ -54,12 +54,15 @@ pub struct Host {
 /// The cluster's members, for whoever shows a node to people or dials it.
 #[derive(Debug)]
 pub struct Names {
+    me: NodeId,
+    /// This node has a name before it is in a cluster.
+    name: String,
     cluster: RwLock<Option<Cluster>>,
 }
 
 impl Names {
-    pub fn new(cluster: Option<Cluster>) -> Names {
-        Names { cluster: RwLock::new(cluster) }
+    pub fn new(me: NodeId, name: String, cluster: Option<Cluster>) -> Names {
+        Names { me, name, cluster: RwLock::new(cluster) }
     }
 
     pub fn cluster(&self) -> Option<Cluster> {
@@ -71,7 +74,11 @@ impl Names {
     }
 
     pub fn name_of(&self, id: NodeId) -> String {
-        self.cluster().map_or_else(|| id.to_string(), |cluster| cluster.name_of(id))
+        match self.cluster() {
+            Some(cluster) => cluster.name_of(id),
+            None if id == self.me => self.name.clone(),
+            None => id.to_string(),
+        }
     }
 }
 

@@ -136,6 +136,18 @@ fn daemons_that_cannot_run_say_why() {
     tell("the port is taken", answer(&mut daemon(&same_port)));
     tell("another daemon runs on these files", answer(&mut daemon(&running)));
 
+    std::fs::write(same_port.config(), &text).unwrap();
+    for section in ["[nbd]", "[metrics]"] {
+        same_port.configure(section, &format!("{section}\nlisten = \"{}\"", running.address));
+        tell(&format!("the port of {section} is taken"), answer(&mut daemon(&same_port)));
+        std::fs::write(same_port.config(), &text).unwrap();
+    }
+    running.ok(&["cluster", "create", "lab"]);
+    let mut witness = rack.witness("witness", &running);
+    witness.kill();
+    witness.configure(&witness.address.to_string(), &running.address.to_string());
+    let answer_of_witness = witness.run(&["witness", "run"]);
+
     let server = rack.initialised("node-c");
     let text = std::fs::read_to_string(server.config()).unwrap();
     std::fs::write(server.config(), &text[..text.find("data_dir").unwrap() + 12]).unwrap();
@@ -157,6 +169,8 @@ fn daemons_that_cannot_run_say_why() {
     let mut as_nobody = Command::new(&copy);
     as_nobody.arg("--config").arg(server.config()).args(["node", "run"]).uid(65534).gid(65534);
     tell("not root", answer(as_nobody.env("REMPART_LOG", "off")));
+    story.comment("the witness's port is taken");
+    story.told("rempart witness run", answer_of_witness.code, &answer_of_witness.out, &answer_of_witness.err);
     running.kill();
     story.comment("and a command finds no daemon");
     story.run(&running, &["status"]);

@@ -59,6 +59,17 @@ fn shape(value: &Value, indent: usize, text: &mut String) {
     }
 }
 
+/// Its id was shown once, before it was in a cluster.
+#[test]
+fn a_node_in_no_cluster_is_shown_by_its_name() {
+    let rack = Rack::new();
+    let node = rack.node("node-a");
+    node.import("shop", &[&rack.image("disk.raw", 1 << 20, 7)]);
+    node.until("it leads", || node.vm("shop")["role"] == "primary");
+    let shown = node.vm("shop");
+    assert_eq!((&shown["primary"], &shown["in_sync"]), (&"node-a".into(), &serde_json::json!(["node-a"])));
+}
+
 #[test]
 fn json_keeps_its_shape() {
     let rack = Rack::new();

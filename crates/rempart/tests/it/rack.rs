@@ -72,9 +72,7 @@ impl Rack {
     /// A node with more in its configuration: what to replace, and by what.
     pub fn node_with(&self, name: &str, key: &str, value: &str) -> Server {
         let mut server = self.initialised(name);
-        let config = std::fs::read_to_string(server.config()).unwrap();
-        assert!(config.contains(key), "{config}");
-        std::fs::write(server.config(), config.replace(key, value)).unwrap();
+        server.configure(key, value);
         server.start();
         server
     }
@@ -86,8 +84,7 @@ impl Rack {
         let init =
             ["node", "init", "--name", name, "--listen", &listen, "--data-dir", &data, "--run-dir", &run];
         server.ok(&init);
-        let config = std::fs::read_to_string(server.config()).unwrap();
-        std::fs::write(server.config(), config.replace("[vm]\n", "[vm]\naccelerator = \"tcg\"\n")).unwrap();
+        server.configure("[vm]\n", "[vm]\naccelerator = \"tcg\"\n");
         server
     }
 
@@ -140,6 +137,13 @@ impl Rack {
 impl Server {
     pub fn config(&self) -> PathBuf {
         self.home.join("rempart.toml")
+    }
+
+    /// Replaces a text in the configuration. It counts from the next start.
+    pub fn configure(&self, from: &str, to: &str) {
+        let config = std::fs::read_to_string(self.config()).unwrap();
+        assert!(config.contains(from), "{config}");
+        std::fs::write(self.config(), config.replace(from, to)).unwrap();
     }
 
     fn text(&self, name: &str) -> String {
