@@ -4,7 +4,7 @@
 //! it. Its lease is watched by a tokio timer, against the boottime clock.
 
 use crate::clock::boottime;
-use crate::definition::Disk;
+use crate::definition::{CpuModel, Disk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{
     Adopted, DiskExport, ExitCause, ExitRecord, FirstState, HostReport, Hypervisor, Lease, Machine,
@@ -202,6 +202,10 @@ impl Hypervisor for FakeHypervisor {
         }))
     }
 
+    fn try_processor<'a>(&'a self, _: &'a CpuModel) -> Pending<'a, std::result::Result<(), String>> {
+        ready(Ok(()))
+    }
+
     fn host(&self) -> Pending<'_, Result<HostReport>> {
         ready(Ok(HostReport {
             qemu_version: "fake".into(),
@@ -221,6 +225,10 @@ impl Machine for FakeMachine {
 
     fn run_dir(&self) -> &Path {
         &self.request.run_dir
+    }
+
+    fn guard_stop(&self) -> Result<Duration> {
+        Ok(self.request.guard_stop)
     }
 
     fn renew(&self, lease: Lease) -> Pending<'_, Result<()>> {
@@ -365,6 +373,7 @@ mod tests {
             run_dir: "/run/fake".into(),
             nvram: None,
             lease,
+            guard_stop: Duration::from_secs(1),
             first_state: FirstState::Running,
         };
         let machine = hypervisor.start(request).await.unwrap();

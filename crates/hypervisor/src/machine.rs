@@ -1,6 +1,6 @@
 //! The traits the daemon is written against, and the words they use.
 
-use crate::definition::Definition;
+use crate::definition::{CpuModel, Definition};
 use crate::error::Result;
 use rempart_types::{DiskIndex, MonotonicTime};
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,9 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 
     /// What this host offers: for the preflight of `protect`, and for `doctor`.
     fn host(&self) -> Pending<'_, Result<HostReport>>;
+
+    /// Whether a guest with this processor runs here: starts a small one. The error says why not.
+    fn try_processor<'a>(&'a self, model: &'a CpuModel) -> Pending<'a, std::result::Result<(), String>>;
 }
 
 /// A running machine. Dropping the handle changes nothing: the machine goes on under its guard.
@@ -35,6 +38,9 @@ pub trait Machine: Send + Sync + fmt::Debug {
     fn name(&self) -> &str;
 
     fn run_dir(&self) -> &Path;
+
+    /// W, as its guard was started with.
+    fn guard_stop(&self) -> Result<Duration>;
 
     /// Moves the end of the lease to a later time; an earlier one changes nothing. It does not resume a machine
     /// that the end of the lease paused. Returns when the guard has confirmed.
@@ -101,6 +107,8 @@ pub struct StartRequest {
     /// The UEFI variables to start with. None: the firmware's factory state.
     pub nvram: Option<Vec<u8>>,
     pub lease: Lease,
+    /// W: the guard's time to stop the vCPUs after the end of the lease.
+    pub guard_stop: Duration,
     pub first_state: FirstState,
 }
 

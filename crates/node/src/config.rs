@@ -329,6 +329,27 @@ impl TimingSection {
         }
     }
 
+    /// The keys in which two nodes' times differ, with this one's value and the other's.
+    pub fn differences(&self, other: &TimingSection) -> Vec<(&'static str, u64, u64)> {
+        let TimingSection {
+            beacon_interval_ms,
+            peer_deadline_ms,
+            suspect_after_ms,
+            lease_ms,
+            guard_stop_ms,
+            register_deadline_ms,
+        } = *self;
+        let both = [
+            ("beacon_interval_ms", beacon_interval_ms, other.beacon_interval_ms),
+            ("peer_deadline_ms", peer_deadline_ms, other.peer_deadline_ms),
+            ("suspect_after_ms", suspect_after_ms, other.suspect_after_ms),
+            ("lease_ms", lease_ms, other.lease_ms),
+            ("guard_stop_ms", guard_stop_ms, other.guard_stop_ms),
+            ("register_deadline_ms", register_deadline_ms, other.register_deadline_ms),
+        ];
+        both.into_iter().filter(|(_, mine, theirs)| mine != theirs).collect()
+    }
+
     pub fn register_deadline(&self) -> Duration {
         Duration::from_millis(self.register_deadline_ms)
     }
@@ -394,5 +415,24 @@ mod tests {
         }
         let text = template();
         assert!(parse(&text[..text.len() / 5]).is_err(), "a truncated file");
+    }
+
+    #[test]
+    fn every_time_that_differs_is_named() {
+        let times = |first: u64| TimingSection {
+            beacon_interval_ms: first,
+            peer_deadline_ms: first + 1,
+            suspect_after_ms: first + 2,
+            lease_ms: first + 3,
+            guard_stop_ms: first + 4,
+            register_deadline_ms: first + 5,
+        };
+        assert_eq!(times(1).differences(&times(1)), []);
+        let keys: Vec<_> = times(1).differences(&times(11)).iter().map(|(key, ..)| *key).collect();
+        let value = toml::Value::try_from(times(1)).unwrap();
+        let mut all: Vec<_> = value.as_table().unwrap().keys().map(String::as_str).collect();
+        all.sort_by_key(|key| value[*key].as_integer());
+        assert_eq!(keys, all);
+        assert_eq!(times(1).differences(&TimingSection { lease_ms: 9, ..times(1) }), [("lease_ms", 4, 9)]);
     }
 }

@@ -157,7 +157,6 @@ fn qemu_config(config: &NodeConfig) -> Result<QemuConfig, Error> {
     let program = std::env::current_exe().map_err(|e| failed("find this program")(&e))?;
     let mut qemu = QemuConfig::new(vec![program.into_os_string(), "guard".into()]);
     qemu.qemu_program = config.vm.qemu.clone();
-    qemu.guard_stop = Duration::from_millis(config.timing.guard_stop_ms);
     qemu.network_gate = config.vm.network_gate;
     qemu.watchdog = config.vm.watchdog.clone();
     qemu.accelerator = match config.vm.accelerator {

@@ -345,6 +345,7 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rempart_hypervisor::definition::CpuModel;
     use rempart_hypervisor::fake::FakeHypervisor;
     use rempart_hypervisor::{Adopted, Machine, Pending, StartRequest};
     use std::path::Path;
@@ -360,6 +361,10 @@ mod tests {
 
         fn adopt<'a>(&'a self, run_dir: &'a Path) -> Pending<'a, rempart_hypervisor::Result<Adopted>> {
             self.0.adopt(run_dir)
+        }
+
+        fn try_processor<'a>(&'a self, model: &'a CpuModel) -> Pending<'a, Result<(), String>> {
+            self.0.try_processor(model)
         }
 
         fn host(&self) -> Pending<'_, rempart_hypervisor::Result<HostReport>> {

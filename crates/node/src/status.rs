@@ -82,6 +82,23 @@ pub fn of_vm(node: &Node, vm: &Vm) -> VmStatus {
             "not every copy is in sync: the loss of this node would stop it",
         ));
     }
+    if vm.with_record(|record| record.config.timing.is_some())
+        && let differences = vm.timing.differences(&node.config.timing)
+        && !differences.is_empty()
+    {
+        let list: Vec<String> = differences
+            .iter()
+            .map(|(key, agreed, configured)| format!("{key} is {agreed}, configured {configured}"))
+            .collect();
+        conditions.push(condition(
+            Severity::Warning,
+            format!(
+                "it keeps the times it was protected with ({}); make [timing] the same on every node again, or \
+                 unprotect it, restart the daemons with the new times and protect it",
+                list.join(", ")
+            ),
+        ));
+    }
     let state = match (&shown.machine, shown.run_state) {
         (Some(_), Some(RunState::Paused | RunState::Pausing)) => VmState::Paused,
         (Some(_), _) if matches!(vm.allowed(), Allowed::ShutDown { .. }) || (primary && !should_run) => {

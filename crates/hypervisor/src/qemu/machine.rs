@@ -432,6 +432,10 @@ impl Machine for QemuMachine {
         self.shared.run_dir.path()
     }
 
+    fn guard_stop(&self) -> Result<Duration> {
+        Ok(Duration::from_millis(self.shared.run_dir.read_launch()?.guard_stop_ms))
+    }
+
     fn renew(&self, lease: Lease) -> Pending<'_, Result<()>> {
         Box::pin(async move {
             let command = Command::Renew { lease };

@@ -32,8 +32,6 @@ pub struct QemuConfig {
     /// `KillMode=process`.
     pub guard_command: Vec<OsString>,
     pub qemu_program: PathBuf,
-    /// W: the guard's time to stop the vCPUs after the end of the lease.
-    pub guard_stop: Duration,
     /// How long QEMU may take to come up, its disks included.
     pub start_deadline: Duration,
     /// How long QEMU holds a guest's I/O while no daemon answers, before the machine is paused with an I/O error.
@@ -80,7 +78,6 @@ impl QemuConfig {
         Self {
             guard_command,
             qemu_program: "qemu-system-x86_64".into(),
-            guard_stop: Duration::from_secs(1),
             start_deadline: Duration::from_secs(60),
             reconnect_delay: Duration::from_secs(24 * 60 * 60),
             network_gate: false,
@@ -224,7 +221,7 @@ impl Qemu {
             command: command_line::build(definition, &runtime),
             taps: definition.nics.iter().enumerate().map(tap).collect(),
             lease: request.lease,
-            guard_stop_ms: u64::try_from(self.config.guard_stop.as_millis()).unwrap_or(u64::MAX),
+            guard_stop_ms: u64::try_from(request.guard_stop.as_millis()).unwrap_or(u64::MAX),
             run_vcpus: request.first_state == FirstState::Running,
             network_gate: self.config.network_gate,
             watchdog: self.config.watchdog.clone(),
@@ -385,5 +382,12 @@ impl Hypervisor for Qemu {
 
     fn host(&self) -> Pending<'_, Result<HostReport>> {
         Box::pin(self.look_around())
+    }
+
+    fn try_processor<'a>(&'a self, model: &'a CpuModel) -> Pending<'a, std::result::Result<(), String>> {
+        Box::pin(async move {
+            let accelerator = self.accelerator().await.accelerator;
+            accelerator::run_guest(&self.config.qemu_program, model, accelerator).await
+        })
     }
 }

@@ -45,6 +45,7 @@ async fn daemon(run_dir: PathBuf, lease: Duration) {
         run_dir,
         nvram: None,
         lease: Lease::until(clock::boottime() + lease),
+        guard_stop: Duration::from_secs(1),
         first_state: FirstState::Running,
     };
     let machine = Qemu::new(config).start(request).await.unwrap();

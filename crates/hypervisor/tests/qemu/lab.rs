@@ -65,6 +65,7 @@ impl Lab {
             run_dir: self.run_dir(),
             nvram: None,
             lease,
+            guard_stop: Duration::from_secs(1),
             first_state: FirstState::Running,
         }
     }

@@ -7,7 +7,7 @@ use super::poller::{Poller, Ready};
 use super::spin::Spin;
 use super::{FromGroup, GroupHandle, GroupStatus, ToGroup, for_control};
 use crate::clock;
-use crate::config::NodeConfig;
+use crate::config::{NodeConfig, TimingSection};
 use rempart_engine::{Action, Command, CommandId, CommandOutput, DigestJob, Engine, Input, Params, Role};
 use rempart_replication::Digest;
 use rempart_store::file::{Executor, FileDisk, release_memory};
@@ -46,6 +46,8 @@ pub struct GroupParams {
     pub peers: NodeSet,
     pub store_dir: PathBuf,
     pub config: Arc<NodeConfig>,
+    /// The group's, not always those in `config`.
+    pub timing: TimingSection,
     pub listener: OwnedFd,
     /// An unfinished copy returns to what it was before its resync began.
     pub roll_back: bool,
@@ -92,7 +94,7 @@ pub fn open(params: GroupParams) -> Result<OpenedGroup, OpenGroupError> {
         primary_heard_unix_ms: None,
     };
     let (status_sender, status) = watch::channel(status);
-    let timing = params.config.timing;
+    let timing = params.timing;
     let times = LinkTimes {
         silence: Duration::from_millis(timing.peer_deadline_ms),
         alive_every: Duration::from_millis(timing.beacon_interval_ms.max(10)),
@@ -150,12 +152,12 @@ fn engine_params(params: &GroupParams) -> std::io::Result<Params> {
         group: params.group,
         peers: params.peers.clone(),
         register: params.register,
-        timing: config.timing.to_cluster(),
+        timing: params.timing.to_cluster(),
         nonce_seed: crate::identity::random_u128()?,
     };
     let limit = config.replication.resync_limit_bytes_per_s;
     let replication = rempart_replication::Config {
-        commit_deadline: Duration::from_millis(config.timing.peer_deadline_ms),
+        commit_deadline: Duration::from_millis(params.timing.peer_deadline_ms),
         resync_bytes_per_second: (limit > 0).then_some(limit),
         ..rempart_replication::Config::default()
     };

@@ -49,19 +49,35 @@ pub async fn protect(
         return Err(refuse("the cluster has no witness, and two copies need a third party to decide who leads".into())
             .hint("on a third machine: `rempart witness init`, with a token of `rempart cluster token --role witness`"));
     }
+    if let Some(machine) = vm.shown().machine {
+        let guard_stop =
+            machine.guard_stop().map_err(|e| Error::failed(format!("cannot protect `{name}`")).cause(e))?;
+        // The peer would wait too short a time for it.
+        let agreed = Duration::from_millis(vm.timing.guard_stop_ms);
+        if guard_stop > agreed {
+            return Err(refuse(format!(
+                "its guard was started with a guard_stop_ms of {}, [timing] says {} now",
+                guard_stop.as_millis(),
+                agreed.as_millis()
+            ))
+            .hint(format!("`rempart vm stop {name}`, `rempart vm start {name}`, then protect it")));
+        }
+    }
     reporter.phase(format!("checking `{}`", peer.name));
     let client = PeerClient::new(&node, peer.id)?;
-    let mut check = offer(node.host_report().await?, &vm);
-    check.config.replicas.push(peer.id);
+    let mut check = offer(node.host_report().await?, &vm, peer.id);
     check.check_only = true;
     client.post::<_, ()>("/peer/v1/replicas", &check).await?;
     // It may have been imported before the cluster had a witness.
     super::move_to_witness(&node, &vm).await?;
     reporter.phase(format!("preparing the copy on `{}`", peer.name));
-    let mut offer = offer(node.host_report().await?, &vm);
-    offer.config.replicas.push(peer.id);
+    let offer = offer(node.host_report().await?, &vm, peer.id);
     client.post::<_, ()>("/peer/v1/replicas", &offer).await?;
-    vm.put_config(|config| config.replicas.push(peer.id)).await?;
+    vm.put_config(|config| {
+        config.replicas.push(peer.id);
+        config.timing = Some(vm.timing);
+    })
+    .await?;
     vm.command("protect", Command::AddPeer { peer: peer.id }).await?;
     vm.want_link(peer.id);
     if request.wait {
@@ -115,15 +131,17 @@ async fn wait_until_in_sync(
     }
 }
 
-fn offer(report: &HostReport, vm: &Vm) -> ReplicaOffer {
+fn offer(report: &HostReport, vm: &Vm, peer: NodeId) -> ReplicaOffer {
     let register = vm.group.register().unwrap_or_else(|| vm.with_record(|r| r.register));
+    let mut config = vm.with_record(|record| record.config.clone());
+    config.replicas.push(peer);
+    config.timing = Some(vm.timing);
     vm.with_record(|record| ReplicaOffer {
         group: record.group,
         register,
-        config: record.config.clone(),
+        config,
         disks: record.disks.iter().map(|disk| (disk.index, disk.size_bytes)).collect(),
         product_version: env!("CARGO_PKG_VERSION").to_owned(),
-        qemu_version: report.qemu_version.clone(),
         accelerator: report.accelerator.clone(),
         check_only: false,
     })
@@ -146,7 +164,13 @@ pub async fn unprotect(node: Arc<Node>, vm: Arc<Vm>, reporter: Reporter) -> Resu
         vm.command("unprotect", Command::RemovePeer { peer }).await?;
         // Before the register let it go, its copy may be the one that must not be lost.
         wait_until_left(&node, &vm, peer).await?;
-        vm.put_config(|config| config.replicas.retain(|replica| *replica != peer)).await?;
+        vm.put_config(|config| {
+            config.replicas.retain(|replica| *replica != peer);
+            if config.replicas.len() == 1 {
+                config.timing = None;
+            }
+        })
+        .await?;
         vm.drop_link(peer);
         let path = format!("/peer/v1/replicas/{}", vm.group_id());
         let dropped = match PeerClient::new(&node, peer) {

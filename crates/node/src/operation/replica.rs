@@ -7,6 +7,7 @@ use crate::vm::record::{DiskFile, RegisterPlace, VmConfig, VmRecord};
 use crate::vm::{First, Vm};
 use rempart_api::Error;
 use rempart_hypervisor::HostReport;
+use rempart_hypervisor::definition::CpuModel;
 use rempart_store::DiskEntry;
 use rempart_types::{DiskIndex, GroupId, NodeId, RegisterId};
 use serde::{Deserialize, Serialize};
@@ -20,9 +21,8 @@ pub struct ReplicaOffer {
     pub config: VmConfig,
     /// Bytes, by disk.
     pub disks: Vec<(DiskIndex, u64)>,
-    /// Versions of QEMU and of the product, and the accelerator, for the check.
+    /// The product's version and the accelerator, for the check.
     pub product_version: String,
-    pub qemu_version: String,
     pub accelerator: String,
     /// Only tell what would be wrong.
     pub check_only: bool,
@@ -58,7 +58,12 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
         // The same offer again, after an answer that was lost.
         return if vm.peers().contains(&from) { Ok(()) } else { Err(taken(&name, node)) };
     }
-    check(node, node.host_report().await?, &offer)?;
+    // It takes a moment: once for each order is enough, and the host's report tried the baseline already.
+    let processor = match offer.check_only && definition.cpu_model != CpuModel::Baseline {
+        true => node.host.hypervisor.try_processor(&definition.cpu_model).await,
+        false => Ok(()),
+    };
+    check(node, node.host_report().await?, processor, &offer)?;
     if offer.check_only {
         return Ok(());
     }
@@ -98,7 +103,12 @@ fn taken(name: &str, node: &Node) -> Error {
 }
 
 /// Everything that would keep the machine from running here, in one list.
-fn check(node: &Node, report: &HostReport, offer: &ReplicaOffer) -> Result<(), Error> {
+fn check(
+    node: &Node,
+    report: &HostReport,
+    processor: Result<(), String>,
+    offer: &ReplicaOffer,
+) -> Result<(), Error> {
     let definition = &offer.config.definition;
     let mut problems: Vec<String> = Vec::new();
     if node.vm(&definition.name).is_ok() {
@@ -130,10 +140,23 @@ fn check(node: &Node, report: &HostReport, offer: &ReplicaOffer) -> Result<(), E
             report.accelerator, offer.accelerator
         ));
     }
+    if let Err(why) = processor {
+        problems.push(format!("it cannot give the machine its processor: {why}"));
+    }
     if definition.firmware == rempart_hypervisor::definition::Firmware::Uefi && !report.uefi {
         problems.push("it has no UEFI firmware (package ovmf)".into());
     }
     let major = |version: &str| version.split('.').next().unwrap_or_default().to_owned();
+    let agreed = offer.config.timing;
+    let differences = agreed.map(|agreed| node.config.timing.differences(&agreed)).unwrap_or_default();
+    if agreed.is_none() {
+        problems.push("the primary does not say by which times it goes".into());
+    }
+    problems.extend(
+        differences
+            .iter()
+            .map(|(key, ours, theirs)| format!("its timing.{key} is {ours}, the primary's {theirs}")),
+    );
     if major(&offer.product_version) != major(env!("CARGO_PKG_VERSION")) {
         problems.push(format!(
             "it runs version {}, the primary {}",
@@ -144,8 +167,12 @@ fn check(node: &Node, report: &HostReport, offer: &ReplicaOffer) -> Result<(), E
     if problems.is_empty() {
         return Ok(());
     }
-    Err(Error::refused(format!("node `{}` cannot keep a copy of `{}`", node.name(), definition.name))
-        .cause(problems.join("; ")))
+    let error = Error::refused(format!("node `{}` cannot keep a copy of `{}`", node.name(), definition.name))
+        .cause(problems.join("; "));
+    if differences.is_empty() {
+        return Err(error);
+    }
+    Err(error.hint("make [timing] the same in the configuration of both nodes and restart their daemons"))
 }
 
 /// Gives up the copy of a machine that `from` no longer replicates here.

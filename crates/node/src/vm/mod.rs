@@ -12,7 +12,7 @@ pub use events::{EventLog, unix_ms};
 pub use report::why_frozen;
 pub use runner::{Allowed, Wanted};
 
-use crate::config::NodeConfig;
+use crate::config::{NodeConfig, TimingSection};
 use crate::group::{self, GroupHandle, GroupParams, ToGroup};
 use crate::members::Cluster;
 use crate::paths::VmPaths;
@@ -104,6 +104,8 @@ pub struct Vm {
     pub host: Host,
     pub paths: VmPaths,
     pub group: GroupHandle,
+    /// The times that this copy goes by since it was opened.
+    pub timing: TimingSection,
     pub events: EventLog,
     record: Mutex<VmRecord>,
     control: watch::Sender<Control>,
@@ -137,6 +139,7 @@ impl Vm {
         };
         let listener_copy = listener.try_clone().map_err(|e| failed("open the NBD socket", &e))?;
         let peers = record.config.replicas.iter().copied().filter(|node| *node != host.me).collect();
+        let timing = record.config.timing.unwrap_or(host.config.timing);
         let params = GroupParams {
             me: host.me,
             group: record.group,
@@ -144,6 +147,7 @@ impl Vm {
             peers,
             store_dir: paths.store(),
             config: host.config.clone(),
+            timing,
             listener,
             roll_back: first == First::RollBack,
         };
@@ -162,6 +166,7 @@ impl Vm {
             host: host.clone(),
             paths: paths.clone(),
             group: opened.handle,
+            timing,
             events: EventLog::default(),
             record: Mutex::new(record),
             control,
@@ -462,6 +467,7 @@ impl StartSource for VmStart {
             run_dir: vm.paths.run.clone(),
             nvram: config.nvram,
             lease,
+            guard_stop: Duration::from_millis(vm.timing.guard_stop_ms),
             first_state: FirstState::Running,
         })
     }

@@ -1,5 +1,6 @@
 //! What a node remembers of a virtual machine: the part that travels in the group's log, and its own.
 
+use crate::config::TimingSection;
 use crate::durable;
 use rempart_hypervisor::Definition;
 use rempart_types::{DiskIndex, GroupId, NodeId, RegisterId};
@@ -28,6 +29,10 @@ pub struct VmConfig {
     pub should_run: bool,
     /// Nodes that keep a copy.
     pub replicas: Vec<NodeId>,
+    /// The times that its copies agreed upon when it was protected. Each uses these, whatever its node's
+    /// configuration says by now: the lease holds only if all wait by the same. None: its node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timing: Option<TimingSection>,
     /// UEFI variables.
     #[serde(default, with = "hex_bytes", skip_serializing_if = "Option::is_none")]
     pub nvram: Option<Vec<u8>>,
@@ -36,7 +41,7 @@ pub struct VmConfig {
 impl VmConfig {
     pub fn new(definition: Definition, me: NodeId) -> VmConfig {
         let should_run = definition.autostart;
-        VmConfig { format: FORMAT, definition, should_run, replicas: vec![me], nvram: None }
+        VmConfig { format: FORMAT, definition, should_run, replicas: vec![me], timing: None, nvram: None }
     }
 
     pub fn encode(&self) -> Vec<u8> {
@@ -49,7 +54,14 @@ impl VmConfig {
             return Err(format!("it has format {}, this build reads up to {FORMAT}", config.format));
         }
         config.definition.validate().map_err(|e| e.to_string())?;
+        config.check_timing()?;
         Ok(config)
+    }
+
+    fn check_timing(&self) -> Result<(), String> {
+        self.timing
+            .map_or(Ok(()), |timing| timing.to_cluster().validate())
+            .map_err(|e| format!("its times do not fit together: {e}"))
     }
 }
 
@@ -100,14 +112,15 @@ impl VmRecord {
     }
 
     pub fn load(path: &Path) -> io::Result<Option<VmRecord>> {
-        let record: Option<VmRecord> = durable::read_json(path)?;
-        match &record {
-            Some(record) if record.format > FORMAT => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("`{}` has format {}, this build reads up to {FORMAT}", path.display(), record.format),
-            )),
-            _ => Ok(record),
+        let Some(record) = durable::read_json::<VmRecord>(path)? else { return Ok(None) };
+        let wrong = |what: String| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("`{}`: {what}", path.display()))
+        };
+        if record.format > FORMAT {
+            return Err(wrong(format!("it has format {}, this build reads up to {FORMAT}", record.format)));
         }
+        record.config.check_timing().map_err(wrong)?;
+        Ok(Some(record))
     }
 
     pub fn save(&self, path: &Path) -> io::Result<()> {
@@ -144,5 +157,23 @@ mod hex_bytes {
             .map(|at| u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong()))
             .collect::<Result<_, _>>()
             .map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rempart_hypervisor::definition::VmUuid;
+
+    #[test]
+    fn times_that_do_not_fit_together_are_not_taken_from_the_log() {
+        let definition = Definition::new("shop", VmUuid(1), 64 << 20, 1);
+        let mut config = VmConfig::new(definition, NodeId(1));
+        assert_eq!(VmConfig::decode(&config.encode()), Ok(config.clone()));
+        config.timing = Some(TimingSection::default());
+        assert_eq!(VmConfig::decode(&config.encode()), Ok(config.clone()));
+        config.timing = Some(TimingSection { lease_ms: 10, ..TimingSection::default() });
+        let refused = VmConfig::decode(&config.encode()).unwrap_err();
+        assert!(refused.contains("its times do not fit together"), "{refused}");
     }
 }
