@@ -3,10 +3,12 @@
 //! Needs root, QEMU's and libnbd's programs.
 
 mod bad_input;
+mod changes;
 mod command_line;
 mod export;
 mod golden;
 mod protection;
 mod rack;
+mod service;
 mod units;
 mod witnesses;
