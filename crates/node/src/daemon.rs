@@ -5,8 +5,8 @@ use crate::identity::Identity;
 use crate::node::Node;
 use crate::paths::Paths;
 use crate::{
-    cannot_listen, durable, http, links, make_private_dir, membership, metrics, notify_ready, remote_exports,
-    watchdog,
+    cannot, cannot_listen, durable, http, links, make_private_dir, membership, metrics, notify_ready,
+    remote_exports, watchdog,
 };
 use rempart_api::{Error, Severity};
 use rempart_engine::Command;
@@ -48,14 +48,14 @@ pub fn init(
         return Err(Error::conflict(format!("`{}` exists already", config_path.display()))
             .hint("edit it, or remove it to start anew"));
     }
-    let failed = failed("make the node");
-    make_private_dir(data_dir).map_err(|e| failed(&e))?;
-    Identity::load_or_create(&Paths::new(data_dir, run_dir)).map_err(|e| failed(&e))?;
+    make_private_dir(data_dir).map_err(cannot("make the node's directory", data_dir))?;
+    let paths = Paths::new(data_dir, run_dir);
+    Identity::load_or_create(&paths).map_err(cannot("keep the node's identity in", &paths.identity()))?;
     if let Some(parent) = config_path.parent() {
-        std::fs::create_dir_all(parent).map_err(|e| failed(&e))?;
+        std::fs::create_dir_all(parent).map_err(cannot("make the configuration's directory", parent))?;
     }
     let text = NodeConfig::template(name, listen, data_dir, run_dir);
-    durable::write(config_path, text.as_bytes()).map_err(|e| failed(&e))
+    durable::write(config_path, text.as_bytes()).map_err(cannot("write the configuration", config_path))
 }
 
 /// Runs until `stop` turns true. Virtual machines go on under their guards.
@@ -76,8 +76,9 @@ pub async fn run(
     }
     let paths = Paths::new(&config.node.data_dir, &config.node.run_dir);
     let failed = failed("start the daemon");
-    make_private_dir(paths.data_dir()).map_err(|e| failed(&e))?;
-    make_private_dir(paths.run_dir()).map_err(|e| failed(&e))?;
+    for dir in [paths.data_dir(), paths.run_dir()] {
+        make_private_dir(dir).map_err(cannot("make the daemon's directory", dir))?;
+    }
     let _lock = lock(&paths)?;
     let hypervisor = Arc::new(Qemu::new(qemu_config(&config)?));
     let peers_listener = TcpListener::bind(config.node.listen)

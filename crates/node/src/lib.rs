@@ -56,6 +56,16 @@ fn cannot_listen(address: SocketAddr, key: &str, cause: &std::io::Error) -> Erro
         .hint("another program uses that port, or the address is not this machine's")
 }
 
+/// What a file or directory refused to whoever sets up a server.
+fn cannot(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let message = format!("cannot {what} `{}`", path.display());
+    move |cause| {
+        let denied = cause.kind() == std::io::ErrorKind::PermissionDenied;
+        let error = Error::failed(message).cause(cause);
+        if denied { error.hint("run it as root") } else { error }
+    }
+}
+
 /// Tells systemd that the service is up, if it runs under systemd.
 fn notify_ready() {
     if let Err(error) = sd_notify::notify(false, &[NotifyState::Ready]) {

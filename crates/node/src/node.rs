@@ -65,12 +65,20 @@ impl Node {
             move |e: &dyn std::fmt::Display| Error::failed(format!("cannot {what}")).cause(e)
         };
         let identity = Identity::load(&paths)
-            .map_err(|e| failed("read this node's identity")(&e))?
+            .map_err(|e| {
+                failed("read this node's identity")(&e).hint(
+                    "restore the file from a backup: the cluster knows this node by it; without one, \
+                     `rempart cluster remove` this node on another, and set it up anew in an empty data_dir",
+                )
+            })?
             .ok_or_else(|| {
                 Error::failed(format!("there is no node in `{}`", paths.data_dir().display()))
                     .hint("make one with `rempart node init`")
             })?;
-        let cluster = Cluster::load(&paths.cluster()).map_err(|e| failed("read the list of members")(&e))?;
+        let cluster = Cluster::load(&paths.cluster()).map_err(|e| {
+            failed("read the list of members")(&e)
+                .hint("put the cluster.json of another node of the cluster in its place: all have the same")
+        })?;
         let in_cluster = cluster.is_some();
         let tls = match in_cluster {
             true => {

@@ -5,7 +5,7 @@ use crate::identity::random_u128;
 use crate::links;
 use crate::members::{Cluster, MemberRecord};
 use crate::membership::{self, Joined, Renewal, RenewalAnswer};
-use crate::{cannot_listen, clock, durable, http};
+use crate::{cannot, cannot_listen, clock, durable, http};
 use rempart_api::{Error, MemberRole};
 use rempart_register::witness::{Caller, Witness};
 use rempart_transport::pki::{CertificateRequest, Credentials};
@@ -65,14 +65,14 @@ pub async fn init(
     let me = MemberRecord { id, name: name.to_owned(), role: MemberRole::Witness, address };
     let Joined { credentials, answer } = membership::enrol(&token, me).await?;
     let failed = failed("set up the witness");
-    crate::make_private_dir(data_dir).map_err(|e| failed(&e))?;
+    crate::make_private_dir(data_dir).map_err(cannot("make the witness's directory", data_dir))?;
     credentials.save(&files.pki).map_err(|e| failed(&e))?;
     answer.cluster.save(&files.cluster).map_err(|e| failed(&e))?;
     if let Some(parent) = config_path.parent() {
-        std::fs::create_dir_all(parent).map_err(|e| failed(&e))?;
+        std::fs::create_dir_all(parent).map_err(cannot("make the configuration's directory", parent))?;
     }
     let text = WitnessConfig::template(name, listen, advertise.as_deref(), data_dir);
-    durable::write(config_path, text.as_bytes()).map_err(|e| failed(&e))
+    durable::write(config_path, text.as_bytes()).map_err(cannot("write the configuration", config_path))
 }
 
 /// Serves until asked to stop.

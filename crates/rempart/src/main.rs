@@ -185,7 +185,9 @@ fn socket(given: Option<PathBuf>, config: &Path) -> Result<PathBuf, Error> {
     match std::fs::read_to_string(config) {
         Ok(text) => {
             let wrong = |what: String| {
-                Error::failed(format!("`{}` is not a valid configuration", config.display())).cause(what)
+                Error::failed(format!("`{}` is not a valid configuration", config.display()))
+                    .cause(what.trim_end())
+                    .hint("mend the file, or name the daemon's socket with --socket")
             };
             let table: toml::Table = text.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
             let run_dir =
@@ -196,7 +198,9 @@ fn socket(given: Option<PathBuf>, config: &Path) -> Result<PathBuf, Error> {
         }
         // The default may still be right where the file is not readable.
         Err(_) if config == Path::new(DEFAULT_CONFIG) => Ok(PathBuf::from("/run/rempart/api.sock")),
-        Err(e) => Err(Error::failed(format!("cannot read `{}`", config.display())).cause(e)),
+        Err(e) => Err(Error::failed(format!("cannot read `{}`", config.display()))
+            .cause(e)
+            .hint("name the node's configuration with --config, or the daemon's socket with --socket")),
     }
 }
 

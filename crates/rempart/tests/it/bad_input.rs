@@ -159,6 +159,13 @@ fn daemons_that_cannot_run_say_why() {
     std::fs::write(server.config(), text.replace("[vm]", "[vm]\nqemu = \"/nowhere/qemu\"")).unwrap();
     tell("there is no QEMU", answer(&mut daemon(&server)));
     std::fs::write(server.config(), &text).unwrap();
+    let identity = std::fs::read(server.data("identity.json")).unwrap();
+    std::fs::write(server.data("identity.json"), &identity[..10]).unwrap();
+    tell("its identity is cut off", answer(&mut daemon(&server)));
+    std::fs::write(server.data("identity.json"), identity).unwrap();
+    std::fs::write(server.data("cluster.json"), "{").unwrap();
+    tell("its list of members is cut off", answer(&mut daemon(&server)));
+    std::fs::remove_file(server.data("cluster.json")).unwrap();
     for path in [rack.path(""), server.home.clone(), server.config()] {
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -171,7 +178,17 @@ fn daemons_that_cannot_run_say_why() {
     tell("not root", answer(as_nobody.env("REMPART_LOG", "off")));
     story.comment("the witness's port is taken");
     story.told("rempart witness run", answer_of_witness.code, &answer_of_witness.out, &answer_of_witness.err);
+    let new = rack.path("new");
+    let mut init = Command::new(&copy);
+    init.arg("--config").arg(new.join("rempart.toml")).args(["node", "init", "--name", "new"]);
+    init.args(["--listen", "127.0.0.1:1", "--data-dir"]).arg(new.join("data")).uid(65534).gid(65534);
+    let refused = answer(&mut init);
+    story.comment("setting up a node as somebody else");
+    story.told("rempart node init", refused.code, &refused.out, &refused.err);
     running.kill();
+    story.comment("the configuration is cut off, and a command wants to know the socket");
+    std::fs::write(server.config(), &text[..text.find("data_dir").unwrap()]).unwrap();
+    story.run(&server, &["status"]);
     story.comment("and a command finds no daemon");
     story.run(&running, &["status"]);
     story.check("daemon-refuses.txt", &hide(&rack));
