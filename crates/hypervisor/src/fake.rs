@@ -212,7 +212,7 @@ impl Hypervisor for FakeHypervisor {
             accelerator: "tcg".into(),
             accelerator_reason: "no guest runs here".into(),
             machine_types: vec![crate::definition::DEFAULT_MACHINE_TYPE.into()],
-            uefi: true,
+            uefi_variables_bytes: Some(540_672),
             network_gate: false,
         }))
     }

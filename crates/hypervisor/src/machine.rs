@@ -289,7 +289,8 @@ pub struct HostReport {
     /// Why that one, for people.
     pub accelerator_reason: String,
     pub machine_types: Vec<String>,
-    pub uefi: bool,
+    /// Size of a machine's UEFI variables. None: there is no UEFI firmware here.
+    pub uefi_variables_bytes: Option<u64>,
     /// Whether the kernel-timed network gate works here.
     pub network_gate: bool,
 }

@@ -72,6 +72,14 @@ impl Default for FirmwarePaths {
     }
 }
 
+impl FirmwarePaths {
+    /// None when a part of it is missing.
+    fn variables_bytes(&self) -> Option<u64> {
+        let variables = std::fs::metadata(&self.variables).ok()?;
+        self.code.exists().then_some(variables.len())
+    }
+}
+
 impl QemuConfig {
     /// Defaults, with a guard that is started as `guard_command --run-dir DIR`.
     pub fn new(guard_command: Vec<OsString>) -> Self {
@@ -335,7 +343,7 @@ impl Qemu {
                 .filter_map(first_word)
                 .filter(|word| word.starts_with("pc-q35-"))
                 .collect(),
-            uefi: self.config.firmware.code.exists() && self.config.firmware.variables.exists(),
+            uefi_variables_bytes: self.config.firmware.variables_bytes(),
             network_gate: guard_gate_works().await,
         })
     }

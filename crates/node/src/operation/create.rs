@@ -35,13 +35,9 @@ pub async fn import(
         images.push(import::inspect(disk.clone()).await?);
     }
     refuse_shared_images(&node, &images)?;
-    let definition = definition(&node, node.host_report().await?, &request, &images)?;
-    let nvram = match &request.nvram {
-        Some(path) => Some(tokio::fs::read(path).await.map_err(|e| {
-            Error::invalid(format!("cannot read the UEFI variables `{}`", path.display())).cause(e)
-        })?),
-        None => None,
-    };
+    let report = node.host_report().await?;
+    let definition = definition(&node, report, &request, &images)?;
+    let nvram = uefi_variables(report, &request)?;
 
     let paths = node.paths.vm(&name);
     // Whoever makes the directory owns the name.
@@ -141,6 +137,28 @@ fn make_directory(path: &Path) -> io::Result<()> {
     crate::durable::sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 
+/// The variables to bring along: of a size that this node's firmware takes, or QEMU would not start with them.
+fn uefi_variables(report: &HostReport, request: &ImportRequest) -> Result<Option<Vec<u8>>, Error> {
+    let Some(path) = &request.nvram else { return Ok(None) };
+    let refuse = |why: String| {
+        Error::invalid(format!("cannot import `{}` with `{}`: {why}", request.name, path.display()))
+    };
+    if request.firmware != rempart_api::Firmware::Uefi {
+        return Err(refuse("a machine with BIOS firmware has no UEFI variables".into())
+            .hint("add `--firmware uefi`, or leave out --nvram"));
+    }
+    let unreadable = |e: io::Error| refuse("it cannot be read".into()).cause(e);
+    // Looked at before it is read: it may be anything.
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    if let Some(wanted) = report.uefi_variables_bytes
+        && size != wanted
+    {
+        return Err(refuse(format!("it has {size} bytes, and this node's UEFI firmware keeps {wanted}"))
+            .hint("name the file of variables that OVMF used for this machine, of its 4 MiB build"));
+    }
+    std::fs::read(path).map(Some).map_err(unreadable)
+}
+
 /// Two machines on one image would destroy it.
 fn refuse_shared_images(node: &Node, images: &[Image]) -> Result<(), Error> {
     let canonical = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -207,7 +225,7 @@ fn definition(
         definition.nics.push(Nic { bridge: nic.bridge.clone(), mac, model: NicModel::Virtio });
     }
     definition.validate().map_err(|e| refuse(e.to_string()))?;
-    if definition.firmware == Firmware::Uefi && !report.uefi {
+    if definition.firmware == Firmware::Uefi && report.uefi_variables_bytes.is_none() {
         return Err(refuse("this node has no UEFI firmware".into()).hint("install the package ovmf"));
     }
     Ok(definition)
@@ -247,4 +265,46 @@ pub async fn discard(vm: &Vm) -> Result<(), Error> {
     std::fs::remove_dir_all(&vm.paths.data).map_err(failed)?;
     let _ = std::fs::remove_dir_all(&vm.paths.run);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rempart_api::Firmware as Wanted;
+    use rempart_hypervisor::Hypervisor;
+    use rempart_hypervisor::fake::FakeHypervisor;
+
+    #[tokio::test]
+    async fn uefi_variables_are_of_the_size_that_the_firmware_takes() {
+        let report = FakeHypervisor::new().host().await.unwrap();
+        let size = report.uefi_variables_bytes.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vars.fd");
+        let ask = |firmware, bytes: u64| {
+            std::fs::write(&path, vec![0xff; bytes as usize]).unwrap();
+            let request = ImportRequest {
+                name: "shop".into(),
+                disks: Vec::new(),
+                memory_bytes: 1 << 30,
+                cpus: 1,
+                cpu_model: None,
+                nics: Vec::new(),
+                firmware,
+                nvram: Some(path.clone()),
+                autostart: false,
+            };
+            uefi_variables(&report, &request)
+        };
+        assert_eq!(ask(Wanted::Uefi, size).unwrap().unwrap().len() as u64, size);
+        for (firmware, bytes, why) in [
+            (Wanted::Bios, size, "BIOS"),
+            (Wanted::Uefi, size - 1, "bytes"),
+            (Wanted::Uefi, 0, "bytes"),
+            (Wanted::Uefi, 128 << 10, "bytes"),
+        ] {
+            let error = ask(firmware, bytes).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Invalid);
+            assert!(error.message.contains(why) && error.hint.is_some(), "{error:?}");
+        }
+    }
 }

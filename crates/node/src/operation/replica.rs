@@ -143,7 +143,9 @@ fn check(
     if let Err(why) = processor {
         problems.push(format!("it cannot give the machine its processor: {why}"));
     }
-    if definition.firmware == rempart_hypervisor::definition::Firmware::Uefi && !report.uefi {
+    if definition.firmware == rempart_hypervisor::definition::Firmware::Uefi
+        && report.uefi_variables_bytes.is_none()
+    {
         problems.push("it has no UEFI firmware (package ovmf)".into());
     }
     let major = |version: &str| version.split('.').next().unwrap_or_default().to_owned();

@@ -70,6 +70,8 @@ fn commands_that_cannot_be_carried_out_say_why() {
     let file = std::fs::File::options().write(true).open(at("cut.qcow2")).unwrap();
     file.set_len(2 << 20).unwrap();
     import(&mut story, "cut.qcow2");
+    let bios = ["vm", "import", "shop", "--disk", &at("good.raw"), "--nvram", &at("good.raw")];
+    story.run(&a, &bios);
     story.run(&a, &["vm", "import", "A name", "--disk", &at("good.raw")]);
     story.run(&a, &["vm", "import", "shop", "--disk", &at("good.raw"), "--memory", "lots"]);
 
