@@ -17,7 +17,8 @@ pub use cluster::{
 pub use error::{Error, ErrorKind};
 pub use job::{Job, JobId, JobState, Progress};
 pub use status::{
-    Condition, NodeStatus, PeerStatus, ReplicaRole, ResyncStatus, Severity, Status, VmState, VmStatus,
+    Condition, NodeStatus, PeerStatus, ReplicaRole, ResyncStatus, Severity, Status, UnopenedVm, VmState,
+    VmStatus,
 };
 pub use vm::{
     Comparison, DiskAdd, DiskResize, DiskSource, FailoverMode, FailoverRequest, Firmware, ForcedLoss,

@@ -1,3 +1,4 @@
+use crate::Error;
 use rempart_types::{GroupId, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -6,6 +7,15 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     pub node: NodeStatus,
     pub vms: Vec<VmStatus>,
+    #[serde(default)]
+    pub unopened: Vec<UnopenedVm>,
+}
+
+/// One that is recorded on this node and could not be opened: this copy serves nobody until a daemon opens it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnopenedVm {
+    pub name: String,
+    pub error: Error,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -100,9 +100,7 @@ pub async fn run(
     let (node, links_wanted) = Node::open(config, hypervisor).await?;
     tokio::spawn(links::keep(node.clone(), links_wanted));
     tokio::spawn(http::serve_peers(node.clone(), peers_listener));
-    for (name, error) in node.open_vms().await {
-        tracing::error!(vm = name, %error, hint = error.hint, "not opened");
-    }
+    node.open_vms().await?;
     let api = api_socket(&paths).map_err(|e| failed(&e))?;
     tokio::spawn(membership::keep(node.clone()));
     tokio::spawn(probe_witness(node.clone()));

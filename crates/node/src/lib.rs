@@ -56,6 +56,21 @@ fn cannot_listen(address: SocketAddr, key: &str, cause: &std::io::Error) -> Erro
         .hint("another program uses that port, or the address is not this machine's")
 }
 
+/// An error with the errors below it, in one line.
+fn whole_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(cause) = below {
+        let said = cause.to_string();
+        // Some repeat what is below them.
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        below = cause.source();
+    }
+    text
+}
+
 /// What a file or directory refused to whoever sets up a server.
 fn cannot(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let message = format!("cannot {what} `{}`", path.display());
@@ -87,4 +102,24 @@ fn watchdog() {
             let _ = sd_notify::notify(false, &[NotifyState::Watchdog]);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Layer {
+        #[error("recover the store")]
+        Silent(#[source] Box<Layer>),
+        #[error("read it: {0}")]
+        Repeats(#[source] std::io::Error),
+    }
+
+    #[test]
+    fn every_cause_is_named_once() {
+        let bottom = Layer::Repeats(std::io::Error::other("no such file"));
+        let text = whole_chain(&Layer::Silent(Box::new(bottom)));
+        assert_eq!(text, "recover the store: read it: no such file");
+    }
 }

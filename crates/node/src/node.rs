@@ -12,11 +12,11 @@ use crate::registers::{Registers, Witness};
 use crate::vm::record::{RegisterPlace, VmRecord};
 use crate::vm::{First, Host, LinkWanted, Names, Vm};
 use rempart_api::{Error, MemberRole};
-use rempart_hypervisor::{HostReport, Hypervisor};
+use rempart_hypervisor::{Adopted, HostReport, Hypervisor};
 use rempart_transport::pki::{Authority, Credentials};
 use rempart_transport::{TlsContext, TokenBook};
 use rempart_types::{GroupId, NodeId, RegisterId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -39,7 +39,16 @@ pub struct Node {
     pub membership: tokio::sync::Mutex<Membership>,
     tls: Mutex<Option<TlsContext>>,
     vms: Mutex<BTreeMap<String, Arc<Vm>>>,
+    unopened: Mutex<BTreeMap<String, Unopened>>,
     heard: Mutex<BTreeMap<NodeId, Instant>>,
+}
+
+/// A virtual machine of this node that is not served, because its copy could not be opened.
+#[derive(Debug)]
+struct Unopened {
+    error: Error,
+    /// None when it could not be read either.
+    record: Option<VmRecord>,
 }
 
 /// What changes when machines join and leave.
@@ -118,6 +127,7 @@ impl Node {
             membership: tokio::sync::Mutex::new(Membership { authority, tokens }),
             tls: Mutex::new(tls),
             vms: Mutex::default(),
+            unopened: Mutex::default(),
             heard: Mutex::default(),
         });
         node.use_witness();
@@ -227,10 +237,70 @@ impl Node {
     }
 
     pub fn vm(&self, name: &str) -> Result<Arc<Vm>, Error> {
-        hold(&self.vms).get(name).cloned().ok_or_else(|| {
+        if let Some(vm) = hold(&self.vms).get(name) {
+            return Ok(vm.clone());
+        }
+        Err(self.why_not_opened(name).unwrap_or_else(|| {
             Error::not_found(format!("there is no virtual machine `{name}` on node `{}`", self.name()))
                 .hint("`rempart vm list` shows those that are")
-        })
+        }))
+    }
+
+    /// Whether the name is in use here, also by one that could not be opened.
+    pub fn has_vm(&self, name: &str) -> bool {
+        hold(&self.vms).contains_key(name) || hold(&self.unopened).contains_key(name)
+    }
+
+    /// Of every machine here whose record can be read, opened or not.
+    pub fn records(&self) -> Vec<VmRecord> {
+        let mut records: Vec<_> = self.vms().iter().map(|vm| vm.with_record(VmRecord::clone)).collect();
+        records.extend(hold(&self.unopened).values().filter_map(|unopened| unopened.record.clone()));
+        records
+    }
+
+    /// The machines that could not be opened, and why.
+    pub fn unopened(&self) -> Vec<(String, Error)> {
+        hold(&self.unopened).iter().map(|(name, unopened)| (name.clone(), unopened.error.clone())).collect()
+    }
+
+    pub fn why_not_opened(&self, name: &str) -> Option<Error> {
+        hold(&self.unopened).get(name).map(|unopened| unopened.error.clone())
+    }
+
+    fn not_opened(&self, name: String, record: Option<VmRecord>, error: Error) {
+        tracing::error!(vm = name, %error, "not opened");
+        let error = error.hint(format!(
+            "mend what the cause names and restart the daemon; until then `rempart vm stop {name} --force` ends its \
+             process, if one still runs"
+        ));
+        hold(&self.unopened).insert(name, Unopened { error, record });
+    }
+
+    /// Ends what an earlier daemon left running of a machine that could not be opened.
+    pub async fn stop_unopened(&self, name: &str) -> Result<(), Error> {
+        let (why, record) = match hold(&self.unopened).get(name) {
+            Some(unopened) => (unopened.error.to_string(), unopened.record.clone()),
+            None => {
+                return Err(Error::conflict(format!("`{name}` was opened meanwhile")).hint("stop it again"));
+            }
+        };
+        let failed = |e: rempart_hypervisor::Error| {
+            Error::failed(format!("cannot end the process of `{name}`")).cause(crate::whole_chain(&e))
+        };
+        match self.host.hypervisor.adopt(&self.paths.vm(name).run).await.map_err(failed)? {
+            Adopted::Running(machine) => machine.kill().await.map_err(failed)?,
+            Adopted::Gone(_) => {
+                return Err(Error::conflict(format!("no process of `{name}` runs on this node")).cause(why));
+            }
+        };
+        match record {
+            Some(record) if !record.config.should_run => Ok(()),
+            _ => Err(Error::failed(format!(
+                "the process of `{name}` is ended, but that it shall not run cannot be recorded"
+            ))
+            .cause(why)
+            .hint("it may be started again as soon as its copy can be opened")),
+        }
     }
 
     pub fn vm_of_group(&self, group: GroupId) -> Option<Arc<Vm>> {
@@ -238,6 +308,7 @@ impl Node {
     }
 
     pub fn insert_vm(&self, vm: Arc<Vm>) {
+        hold(&self.unopened).remove(&vm.name());
         hold(&self.vms).insert(vm.name(), vm.clone());
         // Only now: who dials looks the machine up.
         for peer in vm.peers() {
@@ -250,17 +321,27 @@ impl Node {
     }
 
     /// Opens every virtual machine that is recorded here. One that cannot be opened does not keep the others down.
-    pub async fn open_vms(&self) -> Vec<(String, Error)> {
-        let mut failures = Vec::new();
+    pub async fn open_vms(&self) -> Result<(), Error> {
         let entries = match std::fs::read_dir(self.paths.vms()) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return failures,
-            Err(e) => return vec![("*".into(), Error::failed("cannot list the virtual machines").cause(e))],
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => {
+                let list = self.paths.vms();
+                return Err(Error::failed(format!(
+                    "cannot list the virtual machines in `{}`",
+                    list.display()
+                ))
+                .cause(e)
+                .hint(
+                    "mend the directory; machines that run go on under their guards until their leases end",
+                ));
+            }
         };
         let mut names: Vec<String> =
             entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
         names.sort();
         let mut opening = tokio::task::JoinSet::new();
+        let mut records = HashMap::new();
         for name in names {
             let paths = self.paths.vm(&name);
             let record = match VmRecord::load(&paths.record()) {
@@ -268,32 +349,34 @@ impl Node {
                 // An import that was cut off before its record was written.
                 Ok(None) => continue,
                 Err(e) => {
-                    failures.push((
-                        name.clone(),
-                        Error::failed(format!("cannot read the record of `{name}`")).cause(e),
-                    ));
+                    let error = Error::failed(format!("cannot read the record of `{name}`")).cause(e);
+                    self.not_opened(name, None, error);
                     continue;
                 }
             };
             let host = self.host.clone();
-            opening.spawn(async move { (name, Vm::open(host, paths, record, First::Nothing).await) });
+            let kept = (name, record.clone());
+            let task = opening.spawn(Vm::open(host, paths, record, First::Nothing));
+            records.insert(task.id(), kept);
         }
-        while let Some(result) = opening.join_next().await {
+        while let Some(ended) = opening.join_next_with_id().await {
+            let (id, result) = match ended {
+                Ok((id, result)) => (id, result),
+                Err(panic) => (panic.id(), Err(Error::failed("a defect of the program").cause(panic))),
+            };
+            let (name, record) = records.remove(&id).expect("each task ends once");
             match result {
-                Ok((_, Ok(vm))) => {
+                Ok(vm) => {
                     // A move of its register that an earlier daemon did not finish.
                     if let Err(error) = operation::finish_move(&vm).await {
                         tracing::warn!(vm = vm.name(), %error, "the old register is not closed");
                     }
                     self.insert_vm(vm);
                 }
-                Ok((name, Err(error))) => failures.push((name, error)),
-                Err(panic) => {
-                    failures.push(("?".into(), Error::failed("a defect of the program").cause(panic)))
-                }
+                Err(error) => self.not_opened(name, Some(record), error),
             }
         }
-        failures
+        Ok(())
     }
 
     /// The registers that this node's machines have on the witness, also those of machines that could not be opened.
@@ -321,14 +404,18 @@ impl Node {
     pub async fn reopen_vm(&self, closed: &Vm, first: First) -> Result<Arc<Vm>, Error> {
         let name = closed.name();
         let record = closed.with_record(VmRecord::clone);
-        let opened = Vm::open(self.host.clone(), closed.paths.clone(), record, first).await;
-        if opened.is_err() {
-            // Nobody would answer for the one that ended.
-            self.remove_vm(&name);
+        match Vm::open(self.host.clone(), closed.paths.clone(), record.clone(), first).await {
+            Ok(vm) => {
+                self.insert_vm(vm.clone());
+                Ok(vm)
+            }
+            Err(error) => {
+                // Nobody would answer for the one that ended.
+                self.remove_vm(&name);
+                self.not_opened(name, Some(record), error.clone());
+                Err(error)
+            }
         }
-        let vm = opened?;
-        self.insert_vm(vm.clone());
-        Ok(vm)
     }
 
     pub fn members(&self) -> Result<rempart_api::Members, Error> {
@@ -355,7 +442,7 @@ mod tests {
     use super::*;
     use rempart_hypervisor::definition::CpuModel;
     use rempart_hypervisor::fake::FakeHypervisor;
-    use rempart_hypervisor::{Adopted, Machine, Pending, StartRequest};
+    use rempart_hypervisor::{Machine, Pending, StartRequest};
     use std::path::Path;
 
     /// Looking around takes for ever.
@@ -391,10 +478,11 @@ mod tests {
         let hypervisor = Arc::new(SlowToLookAround(FakeHypervisor::new()));
         let opened = tokio::time::timeout(Duration::from_secs(20), async {
             let (node, _links) = Node::open(config, hypervisor).await.unwrap();
-            (node.open_vms().await, node)
+            node.open_vms().await.unwrap();
+            node
         });
-        let (failures, node) = opened.await.expect("it waits for nothing that takes long");
-        assert!(failures.is_empty());
+        let node = opened.await.expect("it waits for nothing that takes long");
+        assert!(node.unopened().is_empty());
         assert!(node.known_host_report().is_none());
     }
 }

@@ -3,8 +3,8 @@
 use crate::node::Node;
 use crate::vm::{self, Allowed, Vm};
 use rempart_api::{
-    Condition, Nic, NodeStatus, PeerStatus, ReplicaRole, ResyncStatus, Severity, Status, VmDetail, VmDisk,
-    VmState, VmStatus,
+    Condition, Nic, NodeStatus, PeerStatus, ReplicaRole, ResyncStatus, Severity, Status, UnopenedVm,
+    VmDetail, VmDisk, VmState, VmStatus,
 };
 use rempart_engine::Role;
 use rempart_hypervisor::RunState;
@@ -19,6 +19,13 @@ pub fn of_node(node: &Node) -> Status {
     {
         conditions.push(condition(Severity::Warning, "the witness does not answer"));
     }
+    let unopened: Vec<_> =
+        node.unopened().into_iter().map(|(name, error)| UnopenedVm { name, error }).collect();
+    conditions.extend(
+        unopened.iter().map(|vm| {
+            condition(Severity::Critical, format!("`{}` is out of service: {}", vm.name, vm.error))
+        }),
+    );
     Status {
         node: NodeStatus {
             id: node.id(),
@@ -31,6 +38,7 @@ pub fn of_node(node: &Node) -> Status {
             conditions,
         },
         vms: node.vms().iter().map(|vm| of_vm(node, vm)).collect(),
+        unopened,
     }
 }
 

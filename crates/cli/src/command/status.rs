@@ -20,6 +20,9 @@ pub async fn find(client: &Client, name: &str) -> Result<VmStatus, Error> {
 }
 
 fn select(status: Status, name: &str) -> Result<VmStatus, Error> {
+    if let Some(unopened) = status.unopened.into_iter().find(|vm| vm.name == name) {
+        return Err(unopened.error);
+    }
     status.vms.into_iter().find(|vm| vm.name == name).ok_or_else(|| {
         Error::not_found(format!("there is no virtual machine `{name}` on this node"))
             .hint("`rempart vm list` shows them")

@@ -173,7 +173,11 @@ async fn list(client: &Client, output: Output) -> Result<(), Error> {
         let primary = vm.primary.clone().unwrap_or_else(|| "-".into());
         vec![vm.name.clone(), state(vm.state).into(), primary, vm.protected_by.join(", ")]
     });
-    output.table(&["name", "state", "primary", "peers"], rows.collect())
+    let unopened = status
+        .unopened
+        .iter()
+        .map(|vm| vec![vm.name.clone(), "NOT OPENED".into(), "-".into(), String::new()]);
+    output.table(&["name", "state", "primary", "peers"], rows.chain(unopened).collect())
 }
 
 async fn show(name: &str, client: &Client, output: Output) -> Result<(), Error> {

@@ -132,7 +132,7 @@ pub fn open(params: GroupParams) -> Result<OpenedGroup, OpenGroupError> {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || thread.run(actions)));
         let failure = match outcome {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
+            Ok(Err(error)) => Some(crate::whole_chain(&error)),
             Err(panic) => Some(panic_text(&*panic)),
         };
         let _ = outbox.send(FromGroup::Ended { failure });

@@ -119,8 +119,14 @@ async fn stop(
     Path(name): Path<String>,
     Body(request): Body<Option<StopRequest>>,
 ) -> Answer<Job> {
-    let vm = node.vm(&name)?;
     let request = request.unwrap_or_default();
+    if request.force && node.why_not_opened(&name).is_some() {
+        let (shared, what) = (node.clone(), format!("stop `{name}`"));
+        let work =
+            async move { shared.stop_unopened(&name).await.map(|()| serde_json::json!({ "name": name })) };
+        return answer(Ok(node.jobs.start(what, move |_| work)));
+    }
+    let vm = node.vm(&name)?;
     let usual = Duration::from_secs(node.config.vm.shutdown_timeout_s);
     let grace = request.timeout_s.map_or(usual, Duration::from_secs);
     let work = async move {

@@ -25,7 +25,7 @@ pub async fn import(
 ) -> Result<serde_json::Value, Error> {
     let name = request.name.clone();
     check_name(&name).map_err(Error::invalid)?;
-    if node.vm(&name).is_ok() {
+    if node.has_vm(&name) {
         return Err(Error::conflict(format!("there is a virtual machine `{name}` already"))
             .hint("choose another name"));
     }
@@ -163,13 +163,8 @@ fn uefi_variables(report: &HostReport, request: &ImportRequest) -> Result<Option
 fn refuse_shared_images(node: &Node, images: &[Image]) -> Result<(), Error> {
     let canonical = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mut taken: Vec<_> = Vec::new();
-    for vm in node.vms() {
-        let name = vm.name();
-        taken.extend(
-            vm.with_record(|r| {
-                r.disks.iter().map(|d| (canonical(&d.path), name.clone())).collect::<Vec<_>>()
-            }),
-        );
+    for record in node.records() {
+        taken.extend(record.disks.iter().map(|disk| (canonical(&disk.path), record.name().to_owned())));
     }
     for image in images {
         let path = canonical(&image.source.path);
@@ -233,8 +228,8 @@ fn definition(
 
 /// Which machine here has a network card of that address.
 pub fn owner_of_mac(node: &Node, mac: MacAddress) -> Option<String> {
-    let has = |vm: &Arc<Vm>| vm.with_record(|r| r.config.definition.nics.iter().any(|nic| nic.mac == mac));
-    node.vms().iter().find(|vm| has(vm)).map(|vm| vm.name())
+    let has = |record: &VmRecord| record.config.definition.nics.iter().any(|nic| nic.mac == mac);
+    node.records().into_iter().find(has).map(|record| record.name().to_owned())
 }
 
 /// Deletes a stopped machine that has no peer.

@@ -120,8 +120,8 @@ impl Vm {
     /// Recovers the replica, adopts a machine that still runs, and starts everything around them.
     pub async fn open(host: Host, paths: VmPaths, record: VmRecord, first: First) -> Result<Arc<Vm>, Error> {
         let name = record.name().to_owned();
-        let failed = |what: &str, cause: &dyn std::fmt::Display| {
-            Error::failed(format!("cannot {what} of `{name}`")).cause(cause.to_string())
+        let failed = |what: &str, cause: &dyn std::error::Error| {
+            Error::failed(format!("cannot {what} of `{name}`")).cause(crate::whole_chain(cause))
         };
         create_private_dir(&paths.run).map_err(|e| failed("make the run directory", &e))?;
         let adopted = match host.hypervisor.adopt(&paths.run).await {

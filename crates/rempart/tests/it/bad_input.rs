@@ -210,7 +210,13 @@ fn damaged_files_keep_one_machine_out_and_are_told() {
     for name in ["good", "no-superblock", "no-record", "newer"] {
         node.import(name, &[&rack.image(&format!("{name}.raw"), 1 << 20, 7)]);
     }
+    let adopted = rack.image("no-disk.raw", 1 << 20, 7);
+    let disk = adopted.to_str().unwrap();
+    node.ok(&["vm", "import", "no-disk", "--memory", "64M", "--adopt", "--disk", disk]);
+    node.ok(&["vm", "start", "no-disk"]);
+    let qemu = LeftBehind(node.vm("no-disk")["qemu_pid"].as_u64().unwrap());
     node.kill();
+    std::fs::remove_file(&adopted).unwrap();
     let store = node.data("vms/no-superblock/store");
     let superblocks: Vec<_> = std::fs::read_dir(&store)
         .unwrap()
@@ -243,6 +249,61 @@ fn damaged_files_keep_one_machine_out_and_are_told() {
         let answer = node.refused(&["vm", "start", name]);
         assert_eq!(answer.code, 1, "{}", answer.err);
         assert!(node.data("vms").join(name).join("disk0.raw").exists());
+    }
+
+    // The whole chain of causes, wherever it is told.
+    let why = format!("`{disk}`: No such file");
+    let log = node.log();
+    let told = log.lines().any(|line| line.contains("not opened") && line.contains(&why));
+    assert!(told, "{log}");
+    let status = node.json(&["status"]);
+    let conditions = status["node"]["conditions"].as_array().unwrap();
+    let critical = |condition: &&serde_json::Value| condition["severity"] == "critical";
+    assert_eq!(conditions.iter().filter(critical).count(), 4, "{status}");
+    let text = conditions.iter().filter_map(|condition| condition["text"].as_str());
+    assert!(text.into_iter().any(|text| text.contains("`no-disk`") && text.contains(&why)), "{status}");
+    let list = node.ok(&["vm", "list"]);
+    assert!(list.lines().any(|line| line.starts_with("no-disk") && line.contains("NOT OPENED")), "{list}");
+    for command in [&["vm", "start", "no-disk"][..], &["vm", "stop", "no-disk"], &["status", "no-disk"]] {
+        let answer = node.refused(command);
+        assert!(answer.code == 1 && answer.err.contains(&why), "{command:?}: {}", answer.err);
+    }
+    let spare = rack.image("spare.raw", 1 << 20, 8);
+    let taken = node.refused(&["vm", "import", "no-disk", "--disk", spare.to_str().unwrap()]);
+    assert!(taken.err.contains("there is a virtual machine `no-disk` already"), "{}", taken.err);
+
+    // Its process, which no daemon renews a lease for or asks anything, can be ended.
+    assert!(qemu.runs());
+    let answer = node.refused(&["vm", "stop", "no-disk", "--force"]);
+    assert!(answer.err.contains("cannot be recorded"), "{}", answer.err);
+    node.until("QEMU is gone", || !qemu.runs());
+    let answer = node.refused(&["vm", "stop", "no-disk", "--force"]);
+    assert!(answer.err.contains("no process of `no-disk` runs"), "{}", answer.err);
+
+    // Once what was missing is back, so is the machine.
+    node.kill();
+    rack.image("no-disk.raw", 1 << 20, 7);
+    node.start();
+    node.until("it is served", || node.vm("no-disk")["role"] == "primary");
+    node.ok(&["vm", "stop", "no-disk", "--force"]);
+}
+
+/// The process of a machine, ended with the test whatever comes of that.
+struct LeftBehind(u64);
+
+impl LeftBehind {
+    /// As itself or as what nobody waited for yet.
+    fn runs(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
+    }
+}
+
+impl Drop for LeftBehind {
+    fn drop(&mut self) {
+        if self.runs() {
+            let _ = Command::new("kill").args(["-KILL", &self.0.to_string()]).status();
+        }
     }
 }
 
