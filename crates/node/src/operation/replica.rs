@@ -102,6 +102,15 @@ fn taken(name: &str, node: &Node) -> Error {
         .hint("delete it there, or rename one of them")
 }
 
+/// What is left of a copy may be of use to somebody, and is nobody's to delete from afar.
+fn not_opened(node: &Node, name: &str, why: &Error) -> Error {
+    Error::conflict(format!("node `{}` could not open its copy of `{name}`", node.name())).cause(why).hint(
+        format!(
+            "mend it there; or stop that daemon, move vms/{name} out of its data_dir, and start it again"
+        ),
+    )
+}
+
 /// Everything that would keep the machine from running here, in one list.
 fn check(
     node: &Node,
@@ -111,6 +120,9 @@ fn check(
 ) -> Result<(), Error> {
     let definition = &offer.config.definition;
     let mut problems: Vec<String> = Vec::new();
+    if let Some(why) = node.why_not_opened(&definition.name) {
+        return Err(not_opened(node, &definition.name, &why));
+    }
     if node.vm(&definition.name).is_ok() {
         return Err(taken(&definition.name, node));
     }
@@ -179,7 +191,11 @@ fn check(
 
 /// Gives up the copy of a machine that `from` no longer replicates here.
 pub async fn drop_replica(node: &Arc<Node>, from: NodeId, group: GroupId) -> Result<(), Error> {
-    let Some(vm) = node.vm_of_group(group) else { return Ok(()) };
+    let Some(vm) = node.vm_of_group(group) else {
+        let unopened = node.records().into_iter().find(|record| record.group == group);
+        let why = unopened.and_then(|record| Some((node.why_not_opened(record.name())?, record)));
+        return why.map_or(Ok(()), |(why, record)| Err(not_opened(node, record.name(), &why)));
+    };
     let name = vm.name();
     if !vm.peers().contains(&from) {
         return Err(Error::refused(format!("`{}` has no copy of `{name}`", node.name_of(from))));

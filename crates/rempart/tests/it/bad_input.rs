@@ -288,6 +288,30 @@ fn damaged_files_keep_one_machine_out_and_are_told() {
     node.ok(&["vm", "stop", "no-disk", "--force"]);
 }
 
+/// The peer's copy is neither taken for none nor for deleted.
+#[test]
+fn a_peer_tells_of_a_copy_that_it_could_not_open() {
+    let rack = Rack::new();
+    let (a, mut b, _witness) = rack.cluster();
+    a.import("shop", &[&rack.image("disk.raw", 1 << 20, 7)]);
+    a.ok(&["protect", "shop", "--peer", "node-b"]);
+    b.kill();
+    std::fs::remove_file(b.data("vms/shop/disk0.raw")).unwrap();
+    b.start();
+    a.until("it is out", || a.vm("shop")["in_sync"].as_array().is_some_and(|nodes| nodes.len() == 1));
+    a.ok(&["unprotect", "shop"]);
+    let events = a.vm("shop")["events"].to_string();
+    let told = events.contains("could not be deleted") && events.contains("No such file");
+    assert!(told, "{events}");
+    let refused = a.refused(&["protect", "shop", "--peer", "node-b"]);
+    assert!(refused.err.contains("node `node-b` could not open its copy of `shop`"), "{}", refused.err);
+    b.kill();
+    std::fs::rename(b.data("vms/shop"), rack.path("moved-away")).unwrap();
+    b.start();
+    a.ok(&["protect", "shop", "--peer", "node-b"]);
+    a.until_mirrored("shop");
+}
+
 /// The process of a machine, ended with the test whatever comes of that.
 struct LeftBehind(u64);
 
