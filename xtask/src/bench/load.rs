@@ -15,7 +15,7 @@ const LEAST_BYTES: u64 = 3 * (64 << 20);
 /// More than twice the log that our nodes keep for peers that were away.
 const WARM_UP_BYTES: u64 = 3 * LEAST_BYTES;
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Load {
     pub name: &'static str,
     block: usize,
@@ -34,6 +34,14 @@ pub struct Measured {
 }
 
 impl Load {
+    pub const SEQUENTIAL: Load = Load {
+        name: "1 MiB sequential, 4 in flight",
+        block: 1 << 20,
+        in_flight: 4,
+        random: false,
+        flush_each: false,
+    };
+
     pub const ALL: [Load; 4] = [
         Load { name: "4 KiB write+flush", block: 4096, in_flight: 1, random: true, flush_each: true },
         Load {
@@ -50,13 +58,7 @@ impl Load {
             random: true,
             flush_each: false,
         },
-        Load {
-            name: "1 MiB sequential, 4 in flight",
-            block: 1 << 20,
-            in_flight: 4,
-            random: false,
-            flush_each: false,
-        },
+        Load::SEQUENTIAL,
     ];
 
     /// Writes so much that a log has reached its size: from then on its files are used again, and none is made.

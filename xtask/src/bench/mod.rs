@@ -77,11 +77,19 @@ pub fn run(bench: &Bench) -> Result<()> {
     if !loads.is_empty() {
         contestants.iter().try_for_each(|contestant| Load::warm_up(&contestant.server))?;
     }
+    let scratch = ours.lab().folder().join("disk-alone");
+    let mut disk_alone = Vec::new();
+    if loads.contains(&Load::SEQUENTIAL) {
+        disk::preallocate(&scratch)?;
+    }
     for round in 1..=options.rounds {
         for (index, load) in loads.iter().enumerate() {
             for contestant in &mut contestants {
                 interrupt::check()?;
                 contestant.measured[index].push(load.run(&contestant.server, options.seconds)?);
+            }
+            if *load == Load::SEQUENTIAL {
+                disk_alone.push(disk::sequential_writes(&scratch, options.seconds)?);
             }
             ours.must_be_mirrored()?;
             eprintln!("round {round} of {}: {}", options.rounds, load.name);
@@ -91,6 +99,17 @@ pub fn run(bench: &Bench) -> Result<()> {
     let [two_copies, quorum, one_copy, single] = &contestants;
     report.loads(&loads, two_copies, quorum);
     report.loads(&loads, one_copy, single);
+    if let Some(index) = loads.iter().position(|load| *load == Load::SEQUENTIAL) {
+        let disk = ("the disk alone", median(disk_alone));
+        // Each copy writes to its log and to its image.
+        let written = 4.0 * two_copies.median(index, |measured| measured.per_second);
+        report.figure(
+            "rempart, two copies, what sequential writes put on the disk",
+            "MiB/s",
+            written,
+            Some(disk),
+        );
+    }
     drop(peers);
     if wanted("idle") {
         let idle = ours.idle()?;
@@ -108,10 +127,13 @@ pub fn run(bench: &Bench) -> Result<()> {
 
 impl Contestant {
     fn median(&self, load: usize, pick: impl Fn(&Measured) -> f64) -> f64 {
-        let mut values: Vec<_> = self.measured[load].iter().map(pick).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
+        median(self.measured[load].iter().map(pick).collect())
     }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// A figure of a load: name, unit, what to take.
