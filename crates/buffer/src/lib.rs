@@ -2,7 +2,7 @@
 //! the image and the peer.
 
 use bytes::Bytes;
-use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +20,8 @@ pub struct BufferMut {
     len: usize,
     /// Bytes from here on may hold what an earlier use left, and are zeroed when the length reaches them.
     stale_from: usize,
+    /// Bytes that were ever written: the others may not be looked at. At least `len` and `stale_from`.
+    initialised: usize,
 }
 
 // SAFETY: the allocation is owned by this value alone and holds plain bytes.
@@ -37,22 +39,18 @@ impl BufferMut {
     pub fn with_capacity(len: usize, capacity: usize) -> BufferMut {
         let capacity = round(capacity.max(len));
         // Fresh memory is not touched before it is used: a peer that announces much costs nothing yet.
-        // SAFETY: `allocate` calls it with a layout of at least one page.
-        let bytes =
-            take_spare(capacity).unwrap_or_else(|| allocate(capacity, |layout| unsafe { alloc(layout) }));
-        let mut buffer = BufferMut { bytes, capacity, len: 0, stale_from: 0 };
+        let Spare { bytes, initialised } = take_spare(capacity).unwrap_or_else(|| allocate(capacity));
+        let mut buffer = BufferMut { bytes, capacity, len: 0, stale_from: 0, initialised };
         buffer.resize(len);
         buffer
     }
 
-    /// `len` bytes that the caller overwrites, all of them: what is in them is left from an earlier use in
-    /// this process.
+    /// `len` bytes that the caller overwrites, all of them: what is in them may be left from an earlier use.
     pub fn for_overwrite(len: usize) -> BufferMut {
-        let capacity = round(len);
-        // SAFETY: `allocate` calls it with a layout of at least one page.
-        let bytes = take_spare(capacity)
-            .unwrap_or_else(|| allocate(capacity, |layout| unsafe { alloc_zeroed(layout) }));
-        BufferMut { bytes, capacity, len, stale_from: len }
+        let mut buffer = BufferMut::with_capacity(0, len);
+        buffer.zero(buffer.initialised, len);
+        (buffer.len, buffer.stale_from) = (len, len);
+        buffer
     }
 
     pub fn from_slice(bytes: &[u8]) -> BufferMut {
@@ -72,11 +70,18 @@ impl BufferMut {
             larger[..self.len].copy_from_slice(self);
             *self = larger;
         }
-        let stale = self.stale_from;
+        self.zero(self.stale_from, len);
+        self.stale_from = self.stale_from.max(len);
         self.len = len;
-        if len > stale {
-            self[stale..].fill(0);
-            self.stale_from = len;
+    }
+
+    /// Zeroes `from..to`, if that is not empty; `from` is at most `initialised`.
+    fn zero(&mut self, from: usize, to: usize) {
+        assert!(from <= self.initialised && to <= self.capacity, "zeroes within the buffer");
+        if from < to {
+            // SAFETY: within the allocation, which this value owns; writing needs nothing initialised.
+            unsafe { self.bytes.add(from).write_bytes(0, to - from) };
+            self.initialised = self.initialised.max(to);
         }
     }
 
@@ -92,6 +97,7 @@ impl BufferMut {
         unsafe { self.bytes.add(self.len).copy_from_nonoverlapping(NonNull::from(more).cast(), more.len()) };
         self.len = end;
         self.stale_from = self.stale_from.max(end);
+        self.initialised = self.initialised.max(end);
     }
 
     /// Makes it shareable and read-only.
@@ -132,8 +138,14 @@ fn round(capacity: usize) -> usize {
 /// that allocates every batch anew spends most of its time there.
 const SPARE_BYTES: usize = 64 * 1024 * 1024;
 
+/// An allocation without a user.
+struct Spare {
+    bytes: NonNull<u8>,
+    initialised: usize,
+}
+
 struct Spares {
-    by_capacity: BTreeMap<usize, Vec<NonNull<u8>>>,
+    by_capacity: BTreeMap<usize, Vec<Spare>>,
     bytes: usize,
     limit: usize,
 }
@@ -147,9 +159,9 @@ impl Default for Spares {
 impl Drop for Spares {
     fn drop(&mut self) {
         for (&capacity, spares) in &self.by_capacity {
-            for bytes in spares {
+            for spare in spares {
                 // SAFETY: every spare was allocated with this layout and has no other owner.
-                unsafe { dealloc(bytes.as_ptr(), layout(capacity)) };
+                unsafe { dealloc(spare.bytes.as_ptr(), layout(capacity)) };
             }
         }
     }
@@ -160,27 +172,29 @@ thread_local! {
 }
 
 /// Nothing is allocated for nothing.
-fn allocate(capacity: usize, from: impl Fn(Layout) -> *mut u8) -> NonNull<u8> {
+fn allocate(capacity: usize) -> Spare {
     let layout = layout(capacity);
     if capacity == 0 {
-        return NonNull::dangling();
+        return Spare { bytes: NonNull::dangling(), initialised: 0 };
     }
-    let bytes = NonNull::new(from(layout)).unwrap_or_else(|| handle_alloc_error(layout));
+    // SAFETY: the layout's size is at least one page.
+    let bytes = unsafe { alloc(layout) };
+    let bytes = NonNull::new(bytes).unwrap_or_else(|| handle_alloc_error(layout));
     if capacity >= HUGE_PAGE {
         // Only a wish: without huge pages it works as well, and slower.
         // SAFETY: it changes how this allocation, which nobody else has, is backed, and not what it holds.
         unsafe { libc::madvise(bytes.as_ptr().cast(), capacity, libc::MADV_HUGEPAGE) };
     }
-    bytes
+    Spare { bytes, initialised: 0 }
 }
 
-fn take_spare(capacity: usize) -> Option<NonNull<u8>> {
+fn take_spare(capacity: usize) -> Option<Spare> {
     SPARES
         .try_with(|spares| {
             let mut spares = spares.borrow_mut();
-            let bytes = spares.by_capacity.get_mut(&capacity)?.pop()?;
+            let spare = spares.by_capacity.get_mut(&capacity)?.pop()?;
             spares.bytes -= capacity;
-            Some(bytes)
+            Some(spare)
         })
         .ok()
         .flatten()
@@ -188,7 +202,11 @@ fn take_spare(capacity: usize) -> Option<NonNull<u8>> {
 
 /// Gives the calling thread's spare allocations back: for a thread that has nothing to do for some time.
 pub fn release_spares() {
-    let _ = SPARES.try_with(|spares| drop(spares.take()));
+    let _ = SPARES.try_with(|spares| {
+        let limit = spares.borrow().limit;
+        drop(spares.take());
+        spares.borrow_mut().limit = limit;
+    });
 }
 
 /// The calling thread keeps no spare allocations from now on: it frees what others allocate.
@@ -198,13 +216,13 @@ pub fn keep_no_spares() {
 }
 
 /// True if the allocation was kept.
-fn keep_spare(bytes: NonNull<u8>, capacity: usize) -> bool {
-    SPARES.try_with(|spares| spares.borrow_mut().keep(bytes, capacity)).unwrap_or(false)
+fn keep_spare(spare: Spare, capacity: usize) -> bool {
+    SPARES.try_with(|spares| spares.borrow_mut().keep(spare, capacity)).unwrap_or(false)
 }
 
 impl Spares {
     /// What is freed now is what will be asked for next: others make room for it.
-    fn keep(&mut self, bytes: NonNull<u8>, capacity: usize) -> bool {
+    fn keep(&mut self, spare: Spare, capacity: usize) -> bool {
         if capacity > self.limit {
             return false;
         }
@@ -217,10 +235,10 @@ impl Spares {
             let other = spares.pop().expect("not empty");
             self.bytes -= size;
             // SAFETY: every spare was allocated with this layout and has no other owner.
-            unsafe { dealloc(other.as_ptr(), layout(size)) };
+            unsafe { dealloc(other.bytes.as_ptr(), layout(size)) };
         }
         self.bytes += capacity;
-        self.by_capacity.entry(capacity).or_default().push(bytes);
+        self.by_capacity.entry(capacity).or_default().push(spare);
         true
     }
 }
@@ -232,7 +250,8 @@ fn layout(capacity: usize) -> Layout {
 
 impl Drop for BufferMut {
     fn drop(&mut self) {
-        if self.capacity > 0 && !keep_spare(self.bytes, self.capacity) {
+        let spare = Spare { bytes: self.bytes, initialised: self.initialised };
+        if self.capacity > 0 && !keep_spare(spare, self.capacity) {
             // SAFETY: allocated by `allocate` with this very layout, and nobody else has it.
             unsafe { dealloc(self.bytes.as_ptr(), layout(self.capacity)) }
         }
@@ -422,6 +441,18 @@ mod tests {
         // Beyond its capacity it moves.
         buffer.extend_from_slice(&[3; PAGE_SIZE]);
         assert_eq!((buffer[99], buffer[4195], buffer[8191], buffer[8192]), (1, 2, 0, 3));
+    }
+
+    /// What was received in part is kept as a spare, too.
+    #[test]
+    fn memory_that_was_never_written_is_zeroed_before_it_is_shown() {
+        let mut part = BufferMut::with_capacity(0, 7 * PAGE_SIZE);
+        part.extend_from_slice(&[1; 100]);
+        drop(part);
+        let whole = BufferMut::for_overwrite(7 * PAGE_SIZE);
+        assert_eq!((whole[0], whole[99]), (1, 1), "used again");
+        assert!(is_zero(&whole[100..]));
+        assert_eq!(whole.initialised, 7 * PAGE_SIZE);
     }
 
     #[test]

@@ -50,17 +50,28 @@ pub struct Probe {
 /// Starts a guest with `model` under KVM. Takes at most ten seconds, usually a fraction of one.
 pub async fn probe(qemu_program: &Path, model: &CpuModel) -> Probe {
     match run_guest(qemu_program, model, Accelerator::Kvm).await {
-        Ok(()) => Probe { accelerator: Accelerator::Kvm, reason: "a guest ran under KVM".into() },
+        Ok(Ran::ToItsEnd) => Probe { accelerator: Accelerator::Kvm, reason: "a guest ran under KVM".into() },
+        Ok(Ran::UntilReset) => {
+            Probe { accelerator: Accelerator::Tcg, reason: "a guest under KVM was reset".into() }
+        }
         Err(reason) => Probe { accelerator: Accelerator::Tcg, reason },
     }
 }
 
-/// Runs the test guest; the error says what happened instead.
+/// How far the test guest got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ran {
+    ToItsEnd,
+    /// QEMU gave it its processor, which lacks an instruction that the guest tries.
+    UntilReset,
+}
+
+/// Runs the test guest; the error says why QEMU did not.
 pub(crate) async fn run_guest(
     qemu_program: &Path,
     model: &CpuModel,
     accelerator: Accelerator,
-) -> Result<(), String> {
+) -> Result<Ran, String> {
     if accelerator == Accelerator::Kvm && !Path::new("/dev/kvm").exists() {
         return Err("there is no /dev/kvm".into());
     }
@@ -77,7 +88,8 @@ pub(crate) async fn run_guest(
     match tokio::time::timeout(DEADLINE, output).await {
         Err(_) => Err(format!("a guest under {accelerator} did nothing for {} s", DEADLINE.as_secs())),
         Ok(Err(error)) => Err(format!("`{}` does not start: {error}", qemu_program.display())),
-        Ok(Ok(output)) if output.status.code() == Some(RAN) => Ok(()),
+        Ok(Ok(output)) if output.status.code() == Some(RAN) => Ok(Ran::ToItsEnd),
+        Ok(Ok(output)) if output.status.success() => Ok(Ran::UntilReset),
         Ok(Ok(output)) => {
             let errors = String::from_utf8_lossy(&output.stderr);
             // The last line is the verdict; the ones before may be warnings.
@@ -128,7 +140,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_that_runs_is_seen_to_run() {
-        run_guest(Path::new("qemu-system-x86_64"), &CpuModel::Baseline, Accelerator::Tcg).await.unwrap();
+        let ran = run_guest(Path::new("qemu-system-x86_64"), &CpuModel::Baseline, Accelerator::Tcg).await;
+        assert_eq!(ran, Ok(Ran::ToItsEnd));
+    }
+
+    /// It has no POPCNT, which the test guest tries; a guest of somebody's may do without.
+    #[tokio::test]
+    async fn a_small_processor_is_told_from_an_unknown_one() {
+        let model = |name: &str| CpuModel::Named(name.into());
+        let qemu = Path::new("qemu-system-x86_64");
+        assert_eq!(run_guest(qemu, &model("qemu64"), Accelerator::Tcg).await, Ok(Ran::UntilReset));
+        run_guest(qemu, &model("no-such-model"), Accelerator::Tcg).await.unwrap_err();
     }
 
     #[tokio::test]

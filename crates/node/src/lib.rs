@@ -51,9 +51,11 @@ fn make_private_dir(path: &Path) -> std::io::Result<()> {
 
 /// `key` of the configuration names no address that can be listened on.
 fn cannot_listen(address: SocketAddr, key: &str, cause: &std::io::Error) -> Error {
-    Error::failed(format!("cannot listen on `{address}` ({key})"))
-        .cause(cause)
-        .hint("another program uses that port, or the address is not this machine's")
+    let hint = match cause.kind() {
+        std::io::ErrorKind::PermissionDenied => "ports below 1024 are the superuser's; take a higher one",
+        _ => "another program uses that port, or the address is not this machine's",
+    };
+    Error::failed(format!("cannot listen on `{address}` ({key})")).cause(cause).hint(hint)
 }
 
 /// An error with the errors below it, in one line.

@@ -18,6 +18,7 @@ use rempart_transport::{TlsContext, TokenBook};
 use rempart_types::{GroupId, NodeId, RegisterId};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{OnceCell, mpsc};
@@ -40,6 +41,8 @@ pub struct Node {
     tls: Mutex<Option<TlsContext>>,
     vms: Mutex<BTreeMap<String, Arc<Vm>>>,
     unopened: Mutex<BTreeMap<String, Unopened>>,
+    /// Every machine that is recorded here is in one of the two.
+    opened_all: AtomicBool,
     heard: Mutex<BTreeMap<NodeId, Instant>>,
 }
 
@@ -128,6 +131,7 @@ impl Node {
             tls: Mutex::new(tls),
             vms: Mutex::default(),
             unopened: Mutex::default(),
+            opened_all: AtomicBool::new(false),
             heard: Mutex::default(),
         });
         node.use_witness();
@@ -267,6 +271,19 @@ impl Node {
         hold(&self.unopened).get(name).map(|unopened| unopened.error.clone())
     }
 
+    /// Whether a machine that is not found here is surely not here; else why it cannot be told.
+    pub fn knows_its_machines(&self) -> Result<(), Error> {
+        let unknown = |why: String| Error::conflict(format!("node `{}` {why}", self.name()));
+        if !self.opened_all.load(Ordering::Acquire) {
+            return Err(unknown("still opens its virtual machines".into()).hint("try again in a moment"));
+        }
+        let unopened = hold(&self.unopened);
+        let unread = unopened.iter().find(|(_, unopened)| unopened.record.is_none());
+        unread.map_or(Ok(()), |(name, unopened)| {
+            Err(unknown(format!("cannot tell which machine its `{name}` is")).cause(&unopened.error))
+        })
+    }
+
     fn not_opened(&self, name: String, record: Option<VmRecord>, error: Error) {
         tracing::error!(vm = name, %error, "not opened");
         let error = error.hint(format!(
@@ -324,7 +341,10 @@ impl Node {
     pub async fn open_vms(&self) -> Result<(), Error> {
         let entries = match std::fs::read_dir(self.paths.vms()) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                self.opened_all.store(true, Ordering::Release);
+                return Ok(());
+            }
             Err(e) => {
                 let list = self.paths.vms();
                 return Err(Error::failed(format!(
@@ -376,6 +396,7 @@ impl Node {
                 Err(error) => self.not_opened(name, Some(record), error),
             }
         }
+        self.opened_all.store(true, Ordering::Release);
         Ok(())
     }
 

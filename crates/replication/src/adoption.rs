@@ -14,12 +14,12 @@ impl Leader {
         if self.look_for_loss(local, out) {
             return;
         }
-        let answered = |peer: NodeId| {
-            let link = self.links.get(&peer);
-            link.is_some_and(|link| matches!(link.progress, Progress::Known(_) | Progress::Refused))
-        };
-        let silent: Vec<NodeId> =
-            self.acknowledgers.others(local.node).filter(|&peer| !answered(peer)).collect();
+        let progress = |peer: NodeId| self.links.get(&peer).map(|link| &link.progress);
+        let others = self.acknowledgers.others(local.node);
+        // Who promised a later term tells what it holds when this leader is there, too; nothing is committed before.
+        let (refused, silent): (Vec<NodeId>, Vec<NodeId>) = others
+            .filter(|&peer| !matches!(progress(peer), Some(Progress::Known(_))))
+            .partition(|&peer| matches!(progress(peer), Some(Progress::Refused)));
         if !silent.is_empty() {
             // Without them nothing would be committed anyway, and they may hold what is missing here. Only what left
             // is given up.
@@ -27,6 +27,9 @@ impl Leader {
                 self.phase = Phase::Gathering { until: now + local.config.adoption_wait };
                 out.extend(silent.into_iter().map(|peer| Action::BlockedBy { peer }));
             }
+            return;
+        }
+        if !refused.is_empty() {
             return;
         }
         let longer =

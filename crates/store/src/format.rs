@@ -61,8 +61,7 @@ pub(crate) fn write_copies(disk: &mut dyn Disk, superblock: &Superblock) -> Resu
     Ok(())
 }
 
-/// The newest sound copy.
-/// The copy that counts, and whether both are sound.
+/// The newest sound copy, and whether both are sound.
 pub(crate) fn read_superblock(disk: &mut dyn Disk) -> Result<(Superblock, bool), OpenError> {
     let mut best: Option<Superblock> = None;
     let mut worst = CopyError::Blank;

@@ -52,6 +52,6 @@ pub use io::{
 };
 pub use params::{DiskEntry, FormatParams, Limits};
 pub use recovery_rows::RecoveryRows;
-pub use rempart_buffer::{Buffer, BufferMut, PAGE_SIZE, Slice, is_zero};
+pub use rempart_buffer::{Buffer, BufferMut, PAGE_SIZE, Slice, is_zero, keep_no_spares};
 pub use store::{Damage, Health, OpenError, OpenOptions, Pressure, Recovered, Store, SyncingPhase};
 pub use superblock::{COPY_SIZE as SUPERBLOCK_COPY_SIZE, SuperblockChange};

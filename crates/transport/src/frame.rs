@@ -14,7 +14,7 @@
 
 use crate::{Error, ErrorKind};
 use bytes::Bytes;
-use rempart_buffer::BufferMut;
+use rempart_buffer::{BufferMut, PAGE_SIZE};
 use std::collections::VecDeque;
 
 /// Bytes of a frame's header.
@@ -131,7 +131,7 @@ pub struct Decoder {
 #[derive(Debug)]
 enum State {
     Header { bytes: [u8; HEADER_SIZE], filled: usize },
-    Body { header: Header, meta: Vec<u8>, payload: BufferMut },
+    Body { header: Header, meta: Vec<u8>, payload: Payload },
     Broken,
 }
 
@@ -182,15 +182,15 @@ impl Decoder {
                 if *filled == HEADER_SIZE {
                     let header = Header::decode(bytes, self.limits)?;
                     let meta = Vec::with_capacity(header.meta);
-                    let payload = BufferMut::with_capacity(0, header.payload_sent);
+                    let payload = Payload::with_capacity(header.payload_sent);
                     self.state = State::Body { header, meta, payload };
                 }
                 Ok(true)
             }
             State::Body { header, meta, payload } => {
                 meta.extend_from_slice(take(input, header.meta - meta.len()));
-                payload.extend_from_slice(take(input, header.payload_sent - payload.len()));
-                if meta.len() < header.meta || payload.len() < header.payload_sent {
+                payload.extend_from_slice(take(input, header.payload_sent - payload.filled().len()));
+                if meta.len() < header.meta || payload.filled().len() < header.payload_sent {
                     return Ok(false);
                 }
                 let header = *header;
@@ -198,12 +198,55 @@ impl Decoder {
                 else {
                     unreachable!("the state was just matched");
                 };
-                let payload =
-                    if header.compressed { expand(&payload, header.payload)? } else { payload.into() };
+                let payload = if header.compressed {
+                    expand(payload.filled(), header.payload)?
+                } else {
+                    payload.into()
+                };
                 frames.push_back(Frame { kind: header.kind, meta: meta.into(), payload });
                 Ok(true)
             }
             State::Broken => Err(Error::new(ErrorKind::BadFrame, "read a frame").because("the stream broke")),
+        }
+    }
+}
+
+/// Bytes of a payload as they come. A page or more begins a page in memory, so that it can be written to disk from there;
+/// less takes no more than it needs.
+#[derive(Debug)]
+enum Payload {
+    Small(Vec<u8>),
+    Pages(BufferMut),
+}
+
+impl Payload {
+    fn with_capacity(length: usize) -> Payload {
+        if length < PAGE_SIZE {
+            return Payload::Small(Vec::with_capacity(length));
+        }
+        Payload::Pages(BufferMut::with_capacity(0, length))
+    }
+
+    fn extend_from_slice(&mut self, more: &[u8]) {
+        match self {
+            Payload::Small(bytes) => bytes.extend_from_slice(more),
+            Payload::Pages(bytes) => bytes.extend_from_slice(more),
+        }
+    }
+
+    fn filled(&self) -> &[u8] {
+        match self {
+            Payload::Small(bytes) => bytes,
+            Payload::Pages(bytes) => bytes,
+        }
+    }
+}
+
+impl From<Payload> for Bytes {
+    fn from(payload: Payload) -> Bytes {
+        match payload {
+            Payload::Small(bytes) => bytes.into(),
+            Payload::Pages(bytes) => bytes.into(),
         }
     }
 }

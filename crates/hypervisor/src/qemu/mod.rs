@@ -395,7 +395,7 @@ impl Hypervisor for Qemu {
     fn try_processor<'a>(&'a self, model: &'a CpuModel) -> Pending<'a, std::result::Result<(), String>> {
         Box::pin(async move {
             let accelerator = self.accelerator().await.accelerator;
-            accelerator::run_guest(&self.config.qemu_program, model, accelerator).await
+            accelerator::run_guest(&self.config.qemu_program, model, accelerator).await.map(|_| ())
         })
     }
 }

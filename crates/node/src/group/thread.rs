@@ -400,6 +400,7 @@ impl GroupThread {
             let (sender, receiver) = mpsc::channel::<(DigestJob, Vec<Vec<rempart_engine::Bytes>>)>();
             // Ends when the group's thread drops the sender.
             let worker = move || {
+                rempart_store::keep_no_spares();
                 while let Ok((job, parts)) = receiver.recv() {
                     let digests = parts.iter().map(|part| digest_of(part)).collect();
                     handle.send(ToGroup::Digested { job, digests });

@@ -8,7 +8,7 @@ use crate::vm::Vm;
 use rempart_api::{Error, MemberRole, ProtectRequest};
 use rempart_engine::Command;
 use rempart_hypervisor::HostReport;
-use rempart_types::NodeId;
+use rempart_types::{MonotonicTime, NodeId};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +61,17 @@ pub async fn protect(
                 agreed.as_millis()
             ))
             .hint(format!("`rempart vm stop {name}`, `rempart vm start {name}`, then protect it")));
+        }
+        // A guard never shortens a lease that it was given, by an earlier configuration perhaps.
+        let latest = MonotonicTime(crate::clock::monotonic().0 + vm.timing.lease_ms * 1_000_000);
+        let status = machine.status().await;
+        let lease = status.map_err(|e| Error::failed(format!("cannot protect `{name}`")).cause(e))?.lease;
+        if !lease.is_over(latest) {
+            return Err(refuse(
+                "its guard still holds a lease of an earlier configuration, longer than [timing] says now"
+                    .into(),
+            )
+            .hint("try again when it is over, a minute later at most"));
         }
     }
     reporter.phase(format!("checking `{}`", peer.name));

@@ -1,7 +1,7 @@
 //! The peer's side of protection: taking on a copy, and giving it up.
 
 use super::create;
-use crate::config::check_name;
+use crate::config::{TimingSection, check_name};
 use crate::node::Node;
 use crate::vm::record::{DiskFile, RegisterPlace, VmConfig, VmRecord};
 use crate::vm::{First, Vm};
@@ -55,8 +55,12 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
         .validate()
         .map_err(|e| Error::invalid(format!("the definition of `{name}` is not valid")).cause(e))?;
     if let Some(vm) = node.vm_of_group(offer.group) {
-        // The same offer again, after an answer that was lost.
-        return if vm.peers().contains(&from) { Ok(()) } else { Err(taken(&name, node)) };
+        if !vm.peers().contains(&from) {
+            return Err(taken(&name, node));
+        }
+        // The same offer again, after an answer that was lost; or what an `unprotect` left while this node was away.
+        return goes_by(&vm.timing, offer.config.timing.as_ref())
+            .map_err(|cause| left_with_other_times(node, &name, &cause));
     }
     // It takes a moment: once for each order is enough, and the host's report tried the baseline already.
     let processor = match offer.check_only && definition.cpu_model != CpuModel::Baseline {
@@ -95,6 +99,24 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
     let vm = Vm::open(node.host.clone(), paths, record, First::Nothing).await?;
     node.insert_vm(vm);
     Ok(())
+}
+
+/// The differences are the error.
+fn goes_by(ours: &TimingSection, theirs: Option<&TimingSection>) -> Result<(), String> {
+    let Some(theirs) = theirs else { return Err("the primary does not say by which times it goes".into()) };
+    let differences: Vec<_> = ours
+        .differences(theirs)
+        .iter()
+        .map(|(key, ours, theirs)| format!("timing.{key} is {ours} there, {theirs} at the primary"))
+        .collect();
+    if differences.is_empty() { Ok(()) } else { Err(differences.join("; ")) }
+}
+
+/// A copy goes by the times that it was made with: a longer lease at the primary would not be waited out.
+fn left_with_other_times(node: &Node, name: &str, cause: &str) -> Error {
+    Error::refused(format!("node `{}` keeps a copy of `{name}` that goes by other times", node.name()))
+        .cause(cause)
+        .hint("set [timing] on both nodes to that copy's, restart their daemons, `protect` and `unprotect` it; then change the times")
 }
 
 fn taken(name: &str, node: &Node) -> Error {
@@ -155,10 +177,15 @@ fn check(
     if let Err(why) = processor {
         problems.push(format!("it cannot give the machine its processor: {why}"));
     }
-    if definition.firmware == rempart_hypervisor::definition::Firmware::Uefi
-        && report.uefi_variables_bytes.is_none()
-    {
-        problems.push("it has no UEFI firmware (package ovmf)".into());
+    if definition.firmware == rempart_hypervisor::definition::Firmware::Uefi {
+        let wanted = offer.config.nvram.as_ref().map(|nvram| nvram.len() as u64);
+        match (report.uefi_variables_bytes, wanted) {
+            (None, _) => problems.push("it has no UEFI firmware (package ovmf)".into()),
+            (Some(bytes), Some(wanted)) if bytes != wanted => problems.push(format!(
+                "its UEFI firmware keeps {bytes} bytes of variables, the machine has {wanted}"
+            )),
+            _ => {}
+        }
     }
     let major = |version: &str| version.split('.').next().unwrap_or_default().to_owned();
     let agreed = offer.config.timing;
@@ -194,7 +221,10 @@ pub async fn drop_replica(node: &Arc<Node>, from: NodeId, group: GroupId) -> Res
     let Some(vm) = node.vm_of_group(group) else {
         let unopened = node.records().into_iter().find(|record| record.group == group);
         let why = unopened.and_then(|record| Some((node.why_not_opened(record.name())?, record)));
-        return why.map_or(Ok(()), |(why, record)| Err(not_opened(node, record.name(), &why)));
+        return why.map_or_else(
+            || node.knows_its_machines(),
+            |(why, record)| Err(not_opened(node, record.name(), &why)),
+        );
     };
     let name = vm.name();
     if !vm.peers().contains(&from) {

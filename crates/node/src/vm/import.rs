@@ -205,9 +205,10 @@ async fn check(path: &Path) -> Result<(), Error> {
             format!("it is damaged: `qemu-img check` finds {corruptions} corruptions")
         }
     };
-    Err(Error::invalid(format!("cannot import `{shown}`: {why}"))
-        .cause(first)
-        .hint("the copy is probably cut off; compare its size and its checksum with the original's"))
+    Err(Error::invalid(format!("cannot import `{shown}`: {why}")).cause(first).hint(
+        "the copy is cut off, or its last user did not close it: compare its checksum with the original's; \
+             `qemu-img check -r all` mends the latter (on a copy)",
+    ))
 }
 
 /// The first bytes of the disk, whatever the format.
