@@ -14,22 +14,6 @@ const IMAGE: FileId = FileId::Image(DiskIndex(0));
 const EXTENT: usize = 65536;
 const UNDO: SnapshotId = SnapshotId(9);
 
-/// Runs what there is to do.
-fn run(world: &mut World) -> Vec<StoreEvent> {
-    let mut events = Vec::new();
-    loop {
-        events.append(&mut world.out.events);
-        for command in world.out.commands.drain(..) {
-            world.disk.submit(command);
-        }
-        if world.disk.queued().is_empty() {
-            return events;
-        }
-        let completion = world.disk.run(0);
-        world.store.complete(completion, &mut world.out);
-    }
-}
-
 fn used(world: &World) -> u64 {
     let files: Vec<FileId> = world.disk.files().collect();
     files.into_iter().map(|file| world.disk.content(file).map_or(0, |content| content.len() as u64)).sum()
@@ -53,7 +37,7 @@ fn set_aside(room: u64) -> World {
     }
     world.make_all_stable();
     world.store.begin_resync(UNDO, &mut world.out).expect("begins");
-    run(&mut world);
+    world.run_untwinned();
     assert!(matches!(world.store.health(), Health::Syncing(SyncingPhase::Extents)));
     let used = used(&world);
     world.disk.set_capacity(Some(used + room));
@@ -71,7 +55,7 @@ fn next_try(world: &mut World, now: &mut MonotonicTime) -> (Duration, Vec<StoreE
     let pause = wake.since(*now);
     *now = wake;
     world.store.tick(wake, &mut world.out);
-    (pause, run(world))
+    (pause, world.run_untwinned())
 }
 
 fn rolled_back(mut world: World) -> (u8, u8) {
@@ -91,7 +75,7 @@ fn a_resync_waits_for_room_and_goes_on() {
         world.store.now_is(now);
         extent(0, 5, &mut world);
         extent(1, 6, &mut world);
-        let events = run(&mut world);
+        let events = world.run_untwinned();
         let told = |event: &StoreEvent| matches!(event, StoreEvent::NoRoom(error) if error.kind == IoErrorKind::Full);
         assert_eq!(events.iter().filter(|event| told(event)).count(), 1, "{events:?}");
         assert!(world.store.waits_for_room() && world.store.failure().is_none());
@@ -177,12 +161,12 @@ fn the_log_behind_the_extents_waits_for_room_too() {
     let mut now = MonotonicTime(0);
     world.store.now_is(now);
     extent(0, 5, &mut world);
-    run(&mut world);
+    world.run_untwinned();
     let at = LogPosition { term: Term::new(3, 0), lsn: Lsn(7) };
     let mut lineage = Lineage::new();
     lineage.append(at.term, Lsn(1));
     world.store.start_resync_log(at, Some(ChainValue(1)), &lineage, &mut world.out).expect("starts the log");
-    run(&mut world);
+    world.run_untwinned();
     let mut builder = BatchBuilder::new(world.store.max_batch_len());
     builder.write(DiskIndex(0), EXTENT as u64, &[7; 4096]);
     let (wall, clock) = (WallTime(5), WallTime(5));
@@ -191,11 +175,11 @@ fn the_log_behind_the_extents_waits_for_room_too() {
         builder.seal(&BatchPlace { group, term, first: Lsn(8), stable: at.lsn, wall, clock, previous });
     world.store.append(&batch, &mut world.out).expect("it follows");
     world.store.sync(&mut world.out);
-    run(&mut world);
+    world.run_untwinned();
     let used = used(&world);
     world.disk.set_capacity(Some(used));
     world.store.stable_is(Lsn(8), &mut world.out);
-    run(&mut world);
+    world.run_untwinned();
     assert!(world.store.waits_for_room() && world.store.failure().is_none());
     assert_eq!((world.store.durable(), world.store.applied()), (Lsn(8), Lsn(7)));
     assert_eq!(image(&world), (5, 1));
@@ -206,7 +190,7 @@ fn the_log_behind_the_extents_waits_for_room_too() {
     }
     assert_eq!(world.store.applied(), Lsn(8));
     world.store.end_resync(&mut world.out).expect("ends");
-    run(&mut world);
+    world.run_untwinned();
     assert_eq!((world.store.health(), image(&world)), (&Health::Good, (5, 7)));
 }
 
@@ -215,9 +199,9 @@ fn the_log_behind_the_extents_waits_for_room_too() {
 fn a_store_that_is_closed_does_not_wait_for_room() {
     let mut world = set_aside(0);
     extent(0, 5, &mut world);
-    run(&mut world);
+    world.run_untwinned();
     world.store.close(&mut world.out);
-    let events = run(&mut world);
+    let events = world.run_untwinned();
     assert!(matches!(events[..], [StoreEvent::Failed(_)]), "{events:?}");
     world.disk.set_capacity(None);
     world.disk.crash_process(&mut || 0);

@@ -150,22 +150,6 @@ fn an_image_changed_while_stopped_counts_as_changed_everywhere() {
     assert_eq!((changed.len(), next), (5, None), "{changed:?}");
 }
 
-/// Runs everything there is to do; the twin knows nothing of a log that starts in the middle.
-fn run(world: &mut World) -> Vec<StoreEvent> {
-    let mut events = Vec::new();
-    loop {
-        events.append(&mut world.out.events);
-        for command in world.out.commands.drain(..) {
-            world.disk.submit(command);
-        }
-        if world.disk.queued().is_empty() {
-            return events;
-        }
-        let completion = world.disk.run(0);
-        world.store.complete(completion, &mut world.out);
-    }
-}
-
 /// The next leader orders a resync while the undo snapshot of the last one is still being put away.
 #[test]
 fn a_resync_may_begin_while_the_last_one_ends() {
@@ -173,19 +157,19 @@ fn a_resync_may_begin_while_the_last_one_ends() {
     world.append(write(1));
     world.make_all_stable();
     world.store.begin_resync(SnapshotId(9), &mut world.out).expect("begins");
-    run(&mut world);
+    world.run_untwinned();
     let (disk, extent) = (DiskIndex(0), ExtentIndex(0));
     let data = Some(Slice::copy_of(&[5; 65536]));
     world.store.write_extent(Token(1), disk, extent, Lsn(7), data, &mut world.out).expect("takes extents");
-    run(&mut world);
+    world.run_untwinned();
     let mut lineage = Lineage::new();
     lineage.append(Term::new(3, 0), Lsn(1));
     let from = LogPosition { term: Term::new(3, 0), lsn: Lsn(7) };
     world.store.start_resync_log(from, None, &lineage, &mut world.out).expect("starts the log");
-    run(&mut world);
+    world.run_untwinned();
     world.store.end_resync(&mut world.out).expect("ends");
     world.store.begin_resync(SnapshotId(9), &mut world.out).expect("begins again");
-    let events = run(&mut world);
+    let events = world.run_untwinned();
     let place = |wanted: fn(&StoreEvent) -> bool| events.iter().position(wanted);
     let ended = place(|event| matches!(event, StoreEvent::ResyncEnded));
     let begun = place(|event| matches!(event, StoreEvent::ResyncBegun { .. }));
@@ -201,7 +185,7 @@ fn a_resync_lets_go_of_snapshots_that_wait_for_records() {
     world.make_all_stable();
     world.store.open_snapshot(SnapshotId(3), Some(Lsn(40)), &mut world.out).expect("waits");
     world.store.begin_resync(SnapshotId(9), &mut world.out).expect("begins");
-    let events = run(&mut world);
+    let events = world.run_untwinned();
     let closed = |event: &StoreEvent| matches!(event, StoreEvent::SnapshotClosed(SnapshotId(3)));
     assert!(events.iter().any(closed), "{events:?}");
     assert!(events.iter().any(|event| matches!(event, StoreEvent::ResyncBegun { .. })));
@@ -213,10 +197,10 @@ fn full_disk() -> World {
     world.append(write(1));
     world.make_all_stable();
     world.store.open_snapshot(SnapshotId(3), None, &mut world.out).expect("opens");
-    run(&mut world);
+    world.run_untwinned();
     world.append(write(2));
     world.store.sync(&mut world.out);
-    run(&mut world);
+    world.run_untwinned();
     let length = |file| world.disk.content(file).map_or(0, |content| content.len() as u64);
     let used = world.disk.files().collect::<Vec<_>>().into_iter().map(length).sum();
     world.disk.set_capacity(Some(used));
@@ -227,7 +211,7 @@ fn full_disk() -> World {
 fn a_full_disk_drops_the_snapshot_not_the_replica() {
     let mut world = full_disk();
     world.store.stable_is(Lsn(2), &mut world.out);
-    let events = run(&mut world);
+    let events = world.run_untwinned();
     let lost = |event: &StoreEvent| matches!(event, StoreEvent::SnapshotLost(SnapshotId(3)));
     assert!(events.iter().any(lost), "{events:?}");
     assert!(world.store.failure().is_none());
@@ -235,12 +219,12 @@ fn a_full_disk_drops_the_snapshot_not_the_replica() {
     assert_eq!(world.disk.content(IMAGE).expect("exists")[0], 2);
     assert!(world.store.snapshots().is_empty());
     world.store.read_snapshot(Token(7), SnapshotId(3), DiskIndex(0), ExtentIndex(0), &mut world.out);
-    let events = run(&mut world);
+    let events = world.run_untwinned();
     assert!(matches!(events[..], [StoreEvent::SnapshotRead { result: Err(_), .. }]), "{events:?}");
     // Another one may be opened.
     world.disk.set_capacity(None);
     world.store.open_snapshot(SnapshotId(4), None, &mut world.out).expect("opens");
-    run(&mut world);
+    world.run_untwinned();
     assert_eq!(world.store.snapshots().len(), 1);
 }
 
@@ -273,7 +257,7 @@ fn a_snapshot_is_dropped_before_anything_is_overwritten() {
         } else {
             kept += 1;
             world.store.read_snapshot(Token(7), SnapshotId(3), DiskIndex(0), ExtentIndex(0), &mut world.out);
-            let events = run(&mut world);
+            let events = world.run_untwinned();
             let read = events.iter().find_map(|event| match event {
                 StoreEvent::SnapshotRead { result, .. } => Some(result.clone()),
                 _ => None,

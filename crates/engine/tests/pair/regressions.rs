@@ -64,13 +64,9 @@ fn a_peer_removed_and_added_again_while_connected_is_admitted() {
     settle(&mut world);
 }
 
-/// Damage takes records whose extents the change map on disk does not know yet, although the image has them. Where
-/// the images are alike nothing is sent: the map must learn of them all the same, or the guest reads zeroes there
-/// after a takeover, and the next resync leaves them out.
-#[test]
-fn a_copy_repaired_by_comparison_knows_every_extent_that_it_holds() {
-    let mut world = World::new(13, 2);
-    // No checkpoint: all that the change maps know comes from the journal.
+/// Two replicas that hold the same, written since the last checkpoint; the guest is idle.
+fn written_without_a_checkpoint(seed: u64) -> World {
+    let mut world = World::new(seed, 2);
     world.limits.checkpoint_every = u64::MAX;
     world.limits.checkpoint_delay = SECONDS(100_000);
     world.guest.depth = 4;
@@ -78,6 +74,16 @@ fn a_copy_repaired_by_comparison_knows_every_extent_that_it_holds() {
     world.run_for(SECONDS(1));
     world.guest.depth = 0;
     world.run_until("the guest is idle", SECONDS(60), |w| w.guest.is_idle() && w.is_settled());
+    world
+}
+
+/// Damage takes records whose extents the change map on disk does not know yet, although the image has them. Where
+/// the images are alike nothing is sent: the map must learn of them all the same, or the guest reads zeroes there
+/// after a takeover, and the next resync leaves them out.
+#[test]
+fn a_copy_repaired_by_comparison_knows_every_extent_that_it_holds() {
+    // All that the change maps know comes from the journal.
+    let mut world = written_without_a_checkpoint(13);
     world.crash(1);
     let segments: Vec<FileId> =
         world.nodes[1].disk.files().filter(|file| matches!(file, FileId::Segment(_))).collect();
@@ -118,15 +124,8 @@ fn newest_batch(world: &World, node: usize) -> (FileId, u64) {
 /// records were stable and had them in its image alone: the primary waited for them a while and went on without.
 #[test]
 fn a_primary_whose_flushed_records_rotted_away_gives_way() {
-    let mut world = World::new(15, 2);
     // What was durable at the last checkpoint is missed without anybody's help.
-    world.limits.checkpoint_every = u64::MAX;
-    world.limits.checkpoint_delay = SECONDS(100_000);
-    world.guest.depth = 4;
-    world.mirrored();
-    world.run_for(SECONDS(1));
-    world.guest.depth = 0;
-    world.run_until("the guest is idle", SECONDS(60), |w| w.guest.is_idle() && w.is_settled());
+    let mut world = written_without_a_checkpoint(15);
     world.crash(0);
     let (file, at) = newest_batch(&world, 0);
     assert!(world.nodes[0].disk.rot(file, at, 1));

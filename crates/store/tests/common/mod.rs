@@ -232,6 +232,22 @@ impl World {
         }
     }
 
+    /// Runs everything there is to do; the twin is not told, for it knows nothing of a log that starts in the middle.
+    pub fn run_untwinned(&mut self) -> Vec<StoreEvent> {
+        let mut events = Vec::new();
+        loop {
+            events.append(&mut self.out.events);
+            for command in self.out.commands.drain(..) {
+                self.disk.submit(command);
+            }
+            if self.disk.queued().is_empty() {
+                return events;
+            }
+            let completion = self.disk.run(0);
+            self.store.complete(completion, &mut self.out);
+        }
+    }
+
     pub fn drain(&mut self) {
         let mut steps = 0;
         while self.step() {
