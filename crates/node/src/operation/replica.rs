@@ -59,8 +59,8 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
             return Err(taken(&name, node));
         }
         // The same offer again, after an answer that was lost; or what an `unprotect` left while this node was away.
-        return goes_by(&vm.timing, offer.config.timing.as_ref())
-            .map_err(|cause| left_with_other_times(node, &name, &cause));
+        let problems = other_times(&vm.timing, offer.config.timing.as_ref());
+        return if problems.is_empty() { Ok(()) } else { Err(left_with_other_times(node, &name, &problems)) };
     }
     // It takes a moment: once for each order is enough, and the host's report tried the baseline already.
     let processor = match offer.check_only && definition.cpu_model != CpuModel::Baseline {
@@ -101,21 +101,18 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
     Ok(())
 }
 
-/// The differences are the error.
-fn goes_by(ours: &TimingSection, theirs: Option<&TimingSection>) -> Result<(), String> {
-    let Some(theirs) = theirs else { return Err("the primary does not say by which times it goes".into()) };
-    let differences: Vec<_> = ours
-        .differences(theirs)
-        .iter()
-        .map(|(key, ours, theirs)| format!("timing.{key} is {ours} there, {theirs} at the primary"))
-        .collect();
-    if differences.is_empty() { Ok(()) } else { Err(differences.join("; ")) }
+/// In what the times of a copy here differ from those that the primary offers.
+fn other_times(ours: &TimingSection, theirs: Option<&TimingSection>) -> Vec<String> {
+    let Some(theirs) = theirs else { return vec!["the primary does not say by which times it goes".into()] };
+    let differences = ours.differences(theirs);
+    let told = |(key, ours, theirs)| format!("its timing.{key} is {ours}, the primary's {theirs}");
+    differences.into_iter().map(told).collect()
 }
 
 /// A copy goes by the times that it was made with: a longer lease at the primary would not be waited out.
-fn left_with_other_times(node: &Node, name: &str, cause: &str) -> Error {
+fn left_with_other_times(node: &Node, name: &str, problems: &[String]) -> Error {
     Error::refused(format!("node `{}` keeps a copy of `{name}` that goes by other times", node.name()))
-        .cause(cause)
+        .cause(problems.join("; "))
         .hint("set [timing] on both nodes to that copy's, restart their daemons, `protect` and `unprotect` it; then change the times")
 }
 
@@ -188,16 +185,9 @@ fn check(
         }
     }
     let major = |version: &str| version.split('.').next().unwrap_or_default().to_owned();
-    let agreed = offer.config.timing;
-    let differences = agreed.map(|agreed| node.config.timing.differences(&agreed)).unwrap_or_default();
-    if agreed.is_none() {
-        problems.push("the primary does not say by which times it goes".into());
-    }
-    problems.extend(
-        differences
-            .iter()
-            .map(|(key, ours, theirs)| format!("its timing.{key} is {ours}, the primary's {theirs}")),
-    );
+    let times = other_times(&node.config.timing, offer.config.timing.as_ref());
+    let differ = offer.config.timing.is_some() && !times.is_empty();
+    problems.extend(times);
     if major(&offer.product_version) != major(env!("CARGO_PKG_VERSION")) {
         problems.push(format!(
             "it runs version {}, the primary {}",
@@ -210,7 +200,7 @@ fn check(
     }
     let error = Error::refused(format!("node `{}` cannot keep a copy of `{}`", node.name(), definition.name))
         .cause(problems.join("; "));
-    if differences.is_empty() {
+    if !differ {
         return Err(error);
     }
     Err(error.hint("make [timing] the same in the configuration of both nodes and restart their daemons"))

@@ -158,6 +158,13 @@ fn not_writable(path: &Path, cause: std::io::Error) -> Error {
         .hint(hint)
 }
 
+/// The program, to be listened to while it runs.
+fn qemu_img() -> Command {
+    let mut command = Command::new("qemu-img");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
 /// How many wrong references `qemu-img check` counted.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
@@ -174,15 +181,8 @@ const CHECK_SAYS_BYTES: u64 = 4096;
 async fn check(path: &Path) -> Result<(), Error> {
     let shown = path.display();
     let failed = |e: std::io::Error| Error::failed(format!("cannot check `{shown}`")).cause(e);
-    let mut child = Command::new("qemu-img")
-        .args(["check", "--output=json", "-f", "qcow2"])
-        .arg(path)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(no_qemu_img)?;
+    let mut child =
+        qemu_img().args(["check", "--output=json", "-f", "qcow2"]).arg(path).spawn().map_err(no_qemu_img)?;
     let mut stderr = child.stderr.take().expect("stderr was piped");
     let mut said = Vec::new();
     (&mut stderr).take(CHECK_SAYS_BYTES).read_to_end(&mut said).await.map_err(failed)?;
@@ -279,14 +279,10 @@ pub async fn copy(image: &Image, target: &Path, reporter: &Reporter, phase: &str
 async fn convert(image: &Image, target: &Path, reporter: &Reporter, phase: &str) -> Result<(), Error> {
     let failed =
         |why: String| Error::failed(format!("cannot copy `{}`", image.source.path.display())).cause(why);
-    let mut child = Command::new("qemu-img")
+    let mut child = qemu_img()
         .args(["convert", "-p", "-f", &image.format, "-O", "raw", "-S", "64k"])
         .arg(&image.source.path)
         .arg(target)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
         .map_err(no_qemu_img)?;
     let mut stdout = child.stdout.take().expect("stdout was piped");
