@@ -84,7 +84,12 @@ pub fn run(bench: &Bench) -> Result<()> {
     }
     for round in 1..=options.rounds {
         for (index, load) in loads.iter().enumerate() {
-            for contestant in &mut contestants {
+            // In turns: a machine that grows slower within a round is not always slower for the same one.
+            let mut order: Vec<&mut Contestant> = contestants.iter_mut().collect();
+            if round.is_multiple_of(2) {
+                order.reverse();
+            }
+            for contestant in order {
                 interrupt::check()?;
                 contestant.measured[index].push(load.run(&contestant.server, options.seconds)?);
             }
@@ -102,13 +107,9 @@ pub fn run(bench: &Bench) -> Result<()> {
     if let Some(index) = loads.iter().position(|load| *load == Load::SEQUENTIAL) {
         let disk = ("the disk alone", median(disk_alone));
         // Each copy writes to its log and to its image.
-        let written = 4.0 * two_copies.median(index, |measured| measured.per_second);
-        report.figure(
-            "rempart, two copies, what sequential writes put on the disk",
-            "MiB/s",
-            written,
-            Some(disk),
-        );
+        let written = 4.0 * median(two_copies.column(index, |measured| measured.per_second));
+        let figure = "rempart, two copies, what sequential writes put on the disk";
+        report.figure(figure, "MiB/s", written, Some(Against::once(written, disk)));
     }
     drop(peers);
     if wanted("idle") {
@@ -120,20 +121,54 @@ pub fn run(bench: &Bench) -> Result<()> {
     if wanted("resynchronisation") {
         let resync = ours.resync(LINE)?;
         let line = ("the line", resync.line_bytes_per_second / 1e6);
-        report.figure("resynchronisation", "MB/s", resync.bytes_per_second / 1e6, Some(line));
+        let rate = resync.bytes_per_second / 1e6;
+        report.figure("resynchronisation", "MB/s", rate, Some(Against::once(rate, line)));
     }
     Ok(())
 }
 
 impl Contestant {
-    fn median(&self, load: usize, pick: impl Fn(&Measured) -> f64) -> f64 {
-        median(self.measured[load].iter().map(pick).collect())
+    /// One value a round.
+    fn column(&self, load: usize, pick: impl Fn(&Measured) -> f64) -> Vec<f64> {
+        self.measured[load].iter().map(pick).collect()
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+fn median(values: Vec<f64>) -> f64 {
+    quantile(values, 0.5)
+}
+
+/// The value below which the share `at` of the values is; between two of them in proportion.
+fn quantile(mut values: Vec<f64>, at: f64) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    let place = at * (values.len() - 1) as f64;
+    let (low, high) = (values[place.floor() as usize], values[place.ceil() as usize]);
+    low + (high - low) * place.fract()
+}
+
+/// What a figure is held against.
+#[derive(Debug)]
+struct Against<'a> {
+    peer: &'a str,
+    theirs: f64,
+    ratio: f64,
+    /// The ratios' quartiles, where there are several.
+    quartiles: Option<(f64, f64)>,
+}
+
+impl<'a> Against<'a> {
+    fn once(ours: f64, (peer, theirs): (&'a str, f64)) -> Against<'a> {
+        Against { peer, theirs, ratio: ours / theirs, quartiles: None }
+    }
+
+    /// Each round has a ratio of its own, and the median of those is told: what a machine does in one round it does to
+    /// both, more or less, and its speed of two rounds is not to be compared.
+    fn in_rounds(peer: &'a str, ours: &[f64], theirs: Vec<f64>) -> Against<'a> {
+        let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
+        let quartiles = (quantile(ratios.clone(), 0.25), quantile(ratios.clone(), 0.75));
+        let quartiles = (ratios.len() > 1).then_some(quartiles);
+        Against { peer, theirs: median(theirs), ratio: median(ratios), quartiles }
+    }
 }
 
 /// A figure of a load: name, unit, what to take.
@@ -157,25 +192,29 @@ impl Report {
         for (index, load) in loads.iter().enumerate() {
             for (column, unit, pick) in COLUMNS {
                 let figure = format!("{}, {} {column}", ours.server.name, load.name);
-                let theirs = (theirs.server.name, theirs.median(index, pick));
-                self.figure(&figure, unit, ours.median(index, pick), Some(theirs));
+                let ours = ours.column(index, pick);
+                let against = Against::in_rounds(theirs.server.name, &ours, theirs.column(index, pick));
+                self.figure(&figure, unit, median(ours), Some(against));
             }
         }
     }
 
-    fn figure(&mut self, figure: &str, unit: &str, ours: f64, theirs: Option<(&str, f64)>) {
-        let ratio = theirs.map(|(_, theirs)| ours / theirs);
+    fn figure(&mut self, figure: &str, unit: &str, ours: f64, against: Option<Against<'_>>) {
         if self.json {
-            let (peer, theirs) = theirs.unzip();
+            let quartiles = against.as_ref().and_then(|against| against.quartiles);
             let line = json!({
                 "figure": figure, "unit": unit, "ours": rounded(ours),
-                "peer": peer, "theirs": theirs.map(rounded), "ratio": ratio.map(rounded),
+                "peer": against.as_ref().map(|against| against.peer),
+                "theirs": against.as_ref().map(|against| rounded(against.theirs)),
+                "ratio": against.as_ref().map(|against| rounded(against.ratio)),
+                "ratio_quartiles": quartiles.map(|(low, high)| [rounded(low), rounded(high)]),
             });
             println!("{line}");
             return;
         }
-        let compared = theirs.zip(ratio).map_or(String::new(), |((peer, theirs), ratio)| {
-            format!("{peer:20} {theirs:>10.2}  ratio {ratio:.2}")
+        let compared = against.map_or(String::new(), |Against { peer, theirs, ratio, quartiles }| {
+            let spread = quartiles.map_or(String::new(), |(low, high)| format!(" ({low:.2} to {high:.2})"));
+            format!("{peer:20} {theirs:>10.2}  ratio {ratio:.2}{spread}")
         });
         println!("{figure:58} {ours:>10.2} {unit:6} {compared}");
     }
