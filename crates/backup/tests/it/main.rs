@@ -1,0 +1,3 @@
+//! Sources against the real programs.
+
+mod qemu_image;
