@@ -5,12 +5,12 @@ use thiserror::Error;
 
 /// A call that failed: what was tried, on what, why.
 #[derive(Debug, Error)]
-#[error("{action} `{name}` in {place}")]
+#[error("{action} {}", whereabouts(name, place))]
 pub struct Error {
     pub kind: ErrorKind,
     /// A verb phrase: "read", "create".
     pub action: &'static str,
-    /// The object, or the prefix.
+    /// The object, or the prefix; empty if it is about the place as a whole.
     pub name: String,
     /// [`Objects::url`](crate::Objects::url).
     pub place: String,
@@ -53,8 +53,22 @@ impl Error {
         Error { kind, action, name: name.to_string(), place, source: source.into() }
     }
 
+    /// About the place as a whole.
+    pub fn at_place(
+        kind: ErrorKind,
+        action: &'static str,
+        place: String,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
+        Error { kind, action, name: String::new(), place, source: source.into() }
+    }
+
     /// Whether the same request may succeed later without anybody mending anything.
     pub fn is_transient(&self) -> bool {
         matches!(self.kind, ErrorKind::Unknown | ErrorKind::Unavailable)
     }
+}
+
+fn whereabouts(name: &str, place: &str) -> String {
+    if name.is_empty() { place.to_owned() } else { format!("`{name}` in {place}") }
 }

@@ -3,10 +3,13 @@
 //! All calls block. An object is created if and only if its name is free; that is the one operation that orders
 //! writers, and everything else follows from it.
 
+mod directory;
 mod error;
 mod memory;
 mod name;
+pub mod testing;
 
+pub use directory::Directory;
 pub use error::{Error, ErrorKind};
 pub use memory::Memory;
 pub use name::{InvalidName, Name};
@@ -19,6 +22,9 @@ use std::ops::Range;
 pub trait Objects: Debug + Send + Sync {
     /// Creates the object `name` of `parts`, joined, and makes it durable. [`Created::Taken`] when there is one of that
     /// name, whatever it holds; nothing is changed then.
+    ///
+    /// An object that was created, whose name was found taken, or that was read by [`get`](Objects::get) survives a crash
+    /// of the place, whoever created it. (One of which only the length, a range or the name was seen may not.)
     ///
     /// After [`ErrorKind::Unknown`] it may be there, or come to be there at any later time. An object is never seen
     /// in part.

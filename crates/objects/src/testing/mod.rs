@@ -1,0 +1,3 @@
+//! What tests need: what every place must do, and a place that misbehaves.
+
+pub mod conformance;

@@ -1,0 +1,3 @@
+//! Promises of the places.
+
+mod places;
