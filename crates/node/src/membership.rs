@@ -308,6 +308,14 @@ pub async fn remove(node: &Arc<Node>, name: &str) -> Result<Members, Error> {
         return Err(Error::refused(format!("cannot remove `{name}`: it keeps a copy of `{vm}`"))
             .hint(format!("run `rempart unprotect {vm}` first")));
     }
+    if let Some((vm, why)) = node.unopened().into_iter().next() {
+        let what = format!(
+            "cannot remove `{name}`: whether it keeps a copy of `{vm}`, which was not opened, is not known"
+        );
+        return Err(Error::refused(what)
+            .cause(&why)
+            .hint("mend what the cause names and restart the daemon"));
+    }
     let failed = failed("remove the member");
     let authority = membership.authority.as_mut().ok_or_else(no_authority)?;
     let identity =

@@ -64,6 +64,12 @@ pub fn render(node: &Node) -> String {
     per_vm("vm_resync_changed", "To be sent by the resynchronisation under way", Some(Unit::Bytes), &|vm| {
         number(vm.resync.as_ref().map_or(0, |resync| resync.bytes_changed))
     });
+    let opened = PerVm::default();
+    let known = status.vms.iter().map(|vm| (&vm.name, 1));
+    for (vm, is_open) in known.chain(status.unopened.iter().map(|vm| (&vm.name, 0))) {
+        opened.get_or_create(&VmLabel { vm: vm.clone() }).set(is_open);
+    }
+    registry.register("vm_opened", "This node's copy could be opened", opened);
     let connected = Family::<PeerLabel, Gauge>::default();
     for vm in &status.vms {
         for peer in &vm.peers {

@@ -167,7 +167,13 @@ fn absolute(path: &Path) -> Result<PathBuf, Error> {
 async fn list(client: &Client, output: Output) -> Result<(), Error> {
     let status: Status = client.get("/v1/status").await?;
     if output.json {
-        return output.print_json(&status.vms);
+        let unopened = status
+            .unopened
+            .iter()
+            .map(|vm| serde_json::json!({ "name": vm.name, "state": "not-opened", "error": vm.error }));
+        let vms = status.vms.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>();
+        let vms = vms.map_err(|e| Error::failed("cannot write JSON").cause(e))?;
+        return output.print_json(&vms.into_iter().chain(unopened).collect::<Vec<_>>());
     }
     let rows = status.vms.iter().map(|vm| {
         let primary = vm.primary.clone().unwrap_or_else(|| "-".into());

@@ -264,6 +264,15 @@ fn damaged_files_keep_one_machine_out_and_are_told() {
     assert!(text.into_iter().any(|text| text.contains("`no-disk`") && text.contains(&why)), "{status}");
     let list = node.ok(&["vm", "list"]);
     assert!(list.lines().any(|line| line.starts_with("no-disk") && line.contains("NOT OPENED")), "{list}");
+    let listed = node.json(&["vm", "list"]);
+    let state = |name: &str| {
+        let entry = listed.as_array().unwrap().iter().find(|vm| vm["name"] == name);
+        entry.map(|vm| vm["state"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(
+        (state("no-disk").as_deref(), state("good").as_deref()),
+        (Some("not-opened"), Some("stopped"))
+    );
     for command in [&["vm", "start", "no-disk"][..], &["vm", "stop", "no-disk"], &["status", "no-disk"]] {
         let answer = node.refused(command);
         assert!(answer.code == 1 && answer.err.contains(&why), "{command:?}: {}", answer.err);
@@ -298,6 +307,9 @@ fn a_peer_tells_of_a_copy_that_it_could_not_open() {
     b.kill();
     std::fs::remove_file(b.data("vms/shop/disk0.raw")).unwrap();
     b.start();
+    b.until("it is told", || b.json(&["status"])["unopened"].as_array().is_some_and(|vms| vms.len() == 1));
+    let answer = b.refused(&["cluster", "remove", "node-a"]);
+    assert!(answer.err.contains("`shop`, which was not opened"), "{}", answer.err);
     a.until("it is out", || a.vm("shop")["in_sync"].as_array().is_some_and(|nodes| nodes.len() == 1));
     a.ok(&["unprotect", "shop"]);
     let events = a.vm("shop")["events"].to_string();
