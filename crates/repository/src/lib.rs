@@ -1,5 +1,28 @@
 //! A repository of backups: chunks of disks in packs, trees of chunks, and one log that orders everything.
 
+mod blob;
+mod chunk;
+mod description;
+mod error;
 mod id;
+mod key;
+mod names;
+mod pack;
+mod wire;
 
-pub use id::{ChunkId, KeyId, PackId, RepositoryId, SessionId};
+pub use blob::{BlobKind, Codec, Compressor, Decompressor};
+pub use chunk::{ChunkSize, is_zero};
+pub use description::Description;
+pub use error::{Error, ErrorKind};
+pub use id::{
+    ChunkId, DomainId, KeyId, PackId, ParseIdError, RepositoryId, SegmentId, SessionId, WrappedKeyId,
+};
+pub use key::{
+    BOX_OVERHEAD, BoxPurpose, Cipher, Domain, KeyFile, KeyRing, MasterKey, Opener, PassphraseCost,
+    PublicKeys, Recipient, SIGNATURE, Signer, Unlock, Verifier, WRAPPED_KEYS, WrappedBy, WrappedKey,
+    WriterKey,
+};
+pub use names::{PACKS, PackName, SEGMENTS, SegmentName};
+pub use pack::{
+    Blob, MAX_BLOBS, MAX_PACK, MIN_PACK, PACK_HEADER, Pack, PackBuilder, PackHeader, PackOpener, verify_pack,
+};
