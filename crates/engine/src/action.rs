@@ -1,6 +1,8 @@
 //! What the engine wants done.
 
-use crate::{Bytes, CommandError, CommandId, CommandOutput, PeerMessage, Reply, Token};
+use crate::{
+    Bytes, CommandError, CommandId, CommandOutput, PeerMessage, Reply, Token, ViewId, ViewReadError,
+};
 use rempart_cluster::RequestId;
 use rempart_types::{Epoch, MonotonicTime, NodeId, RegisterId, RegisterValue, SessionId, Term};
 
@@ -42,6 +44,17 @@ pub enum Action {
     CommandDone {
         id: CommandId,
         result: Result<CommandOutput, CommandError>,
+    },
+    /// Answers `Input::ReadView`: the extent, up to its disk's end; nothing where all of it is zero.
+    ViewRead {
+        view: ViewId,
+        token: Token,
+        result: Result<Option<Bytes>, ViewReadError>,
+    },
+    /// An open view is lost: nobody closed it.
+    ViewEnded {
+        view: ViewId,
+        why: String,
     },
     Report(Report),
 }

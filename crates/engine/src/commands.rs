@@ -70,6 +70,8 @@ impl Engine {
             Command::PutConfig { content } => self.put_record(id, &content, true),
             Command::Mark { name } => self.put_record(id, name.as_bytes(), false),
             Command::Compare { peer } => self.compare(id, peer),
+            Command::OpenView { since, keep_bytes } => self.open_view(id, since, keep_bytes),
+            Command::CloseView { view } => self.close_view(id, view),
             Command::LimitResync { bytes_per_second } => {
                 self.replication(ReplicationEvent::LimitResync { bytes_per_second });
                 self.command_done(id, CommandOutput::Done);
@@ -179,6 +181,7 @@ impl Engine {
             return self.command_failed(id, CommandError::Busy);
         }
         self.commands.stopping = Some(id);
+        self.end_views("the copy is being closed");
         self.seal();
         if self.serving {
             self.start_flush(FlushFor::Nobody, true);

@@ -7,12 +7,10 @@ use crate::requests::FlushFor;
 use crate::scan::{HOLE, Scan, ScanFor};
 use crate::{Action, CommandError, CommandId, CommandOutput, Engine};
 use rempart_replication::{Digest, PeerProgress, Region};
-use rempart_store::SnapshotId;
+use rempart_store::{SnapshotId, SnapshotLoss};
 use rempart_types::{DiskIndex, ExtentIndex, Lsn, NodeId, SessionId};
 use serde::{Deserialize, Serialize};
 
-/// Snapshots from here on belong to comparisons.
-const FIRST_SNAPSHOT: u64 = 1 << 48;
 /// Differing extents that are named; beyond, the copies differ anyway.
 const MOST_NAMED: usize = 10_000;
 
@@ -39,7 +37,6 @@ pub(crate) enum CompareMessage {
 
 #[derive(Debug, Default)]
 pub(crate) struct Compares {
-    next_snapshot: u64,
     /// Ordered here.
     ordered: Option<Ordered>,
     /// Ordered by a leader.
@@ -72,20 +69,6 @@ struct Serving {
 }
 
 impl Engine {
-    fn compare_snapshot(&mut self) -> SnapshotId {
-        self.compares.next_snapshot += 1;
-        SnapshotId(FIRST_SNAPSHOT + self.compares.next_snapshot)
-    }
-
-    /// Snapshots of comparisons that a restart cut off.
-    pub(crate) fn close_old_compares(&mut self, snapshots: &[(SnapshotId, Lsn)]) {
-        for &(snapshot, _) in snapshots.iter().filter(|(snapshot, _)| snapshot.0 >= FIRST_SNAPSHOT) {
-            self.compares.next_snapshot = self.compares.next_snapshot.max(snapshot.0 - FIRST_SNAPSHOT);
-            // A store that refuses keeps it; it costs space, not safety.
-            let _ = self.with_store(|store, io| store.close_snapshot(snapshot, io));
-        }
-    }
-
     pub(crate) fn compare(&mut self, command: CommandId, peer: NodeId) {
         if self.compares.ordered.is_some() {
             return self.command_failed(command, CommandError::Busy);
@@ -97,7 +80,7 @@ impl Engine {
         };
         self.seal();
         let at = self.replication.end();
-        let snapshot = self.compare_snapshot();
+        let snapshot = self.new_snapshot();
         if self.with_store(|store, io| store.open_snapshot(snapshot, Some(at), io)).is_err() {
             return self.command_failed(command, CommandError::Refused("no snapshot can be opened now"));
         }
@@ -155,7 +138,7 @@ impl Engine {
 
     fn compare_open(&mut self, peer: NodeId, session: SessionId, at: Lsn) {
         self.stop_serving();
-        let snapshot = self.compare_snapshot();
+        let snapshot = self.new_snapshot();
         let opened = self.with_store(|store, io| store.open_snapshot(snapshot, Some(at), io)).is_ok();
         if opened {
             self.compares.serving = Some(Serving { peer, session, snapshot, opened: false, asked: None });
@@ -164,16 +147,20 @@ impl Engine {
         }
     }
 
-    pub(crate) fn compare_opened(&mut self, snapshot: SnapshotId, opened: bool) {
+    /// False if it is no comparison's.
+    pub(crate) fn compare_opened(&mut self, snapshot: SnapshotId) -> bool {
         if let Some(ordered) = self.compares.ordered.as_mut().filter(|ordered| ordered.snapshot == snapshot) {
-            ordered.opened_here = opened;
+            ordered.opened_here = true;
             self.compare_begins();
+            return true;
         }
         if let Some(serving) = self.compares.serving.as_mut().filter(|serving| serving.snapshot == snapshot) {
-            serving.opened = opened;
+            serving.opened = true;
             let (peer, session) = (serving.peer, serving.session);
-            self.send(peer, session, Body::Compare(CompareMessage::Opened { opened }), Vec::new());
+            self.send(peer, session, Body::Compare(CompareMessage::Opened { opened: true }), Vec::new());
+            return true;
         }
+        false
     }
 
     fn compare_begins(&mut self) {
@@ -227,7 +214,7 @@ impl Engine {
     fn close_compare(&mut self, ordered: &Ordered) {
         self.send(ordered.peer, ordered.session, Body::Compare(CompareMessage::Close), Vec::new());
         self.resync.scans.cancel(|scan| scan.purpose == ScanFor::Compare);
-        let _ = self.with_store(|store, io| store.close_snapshot(ordered.snapshot, io));
+        self.let_go_of(ordered.snapshot);
     }
 
     pub(crate) fn compare_aborted(&mut self, why: &'static str) {
@@ -237,10 +224,13 @@ impl Engine {
         }
     }
 
-    /// The disk has no room for it. Where it serves a peer's comparison, the peer is told when it asks for more.
-    pub(crate) fn compare_lost(&mut self, snapshot: SnapshotId) {
+    /// It could not be kept. Where it serves a peer's comparison, the peer is told when it asks for more.
+    pub(crate) fn compare_lost(&mut self, snapshot: SnapshotId, why: SnapshotLoss) {
         if self.compares.ordered.as_ref().is_some_and(|ordered| ordered.snapshot == snapshot) {
-            self.compare_aborted("the disk is full: what a comparison keeps aside does not fit");
+            self.compare_aborted(match why {
+                SnapshotLoss::DiskFull => "the disk is full: what a comparison keeps aside does not fit",
+                SnapshotLoss::OverLimit => "more was overwritten meanwhile than may be kept aside",
+            });
         }
     }
 
@@ -268,7 +258,7 @@ impl Engine {
     fn stop_serving(&mut self) {
         if let Some(serving) = self.compares.serving.take() {
             self.resync.scans.cancel(|scan| scan.purpose == ScanFor::Compare);
-            let _ = self.with_store(|store, io| store.close_snapshot(serving.snapshot, io));
+            self.let_go_of(serving.snapshot);
         }
     }
 

@@ -20,6 +20,11 @@ impl Configs {
         self.found.back().map(|(_, content)| content)
     }
 
+    /// The latest one at or before `lsn`, which is no older than the image.
+    pub fn at(&self, lsn: Lsn) -> Option<&Bytes> {
+        self.found.iter().rev().find(|(found, _)| *found <= lsn).map(|(_, content)| content)
+    }
+
     /// A batch went into the log, or was found in it.
     pub fn appended(&mut self, batch: &Batch) {
         for record in batch.records().filter(|record| record.kind == RecordKind::Config) {

@@ -9,6 +9,7 @@ use crate::requests::Requests;
 use crate::resync::ResyncJobs;
 use crate::route::ENGINE_RECEIPT;
 use crate::status::ResyncStatus;
+use crate::view::Views;
 use crate::work::{Beside, Work};
 use crate::{Action, Bytes, Input, OpenError, Params, RegisterReply, Report, VmFact};
 use rempart_cluster::{Event as ClusterEvent, Member};
@@ -43,6 +44,8 @@ pub struct Engine {
     pub(crate) resync: ResyncJobs,
     pub(crate) last_resyncs: BTreeMap<NodeId, ResyncStatus>,
     pub(crate) compares: Compares,
+    pub(crate) views: Views,
+    pub(crate) newest_snapshot: u64,
     pub(crate) commands: Commands,
     /// Reads of the log for peers: token, peer and session, and where they began.
     pub(crate) log_reads: VecDeque<LogRead>,
@@ -57,6 +60,8 @@ pub struct Engine {
     /// Why the store is out.
     pub(crate) failure: Option<String>,
     pub(crate) images_changed: bool,
+    /// The log's end when an image was found changed by others: of that change no map and no record tells.
+    pub(crate) images_changed_at: Option<Lsn>,
     usable: bool,
     io: Output,
     cluster_actions: Vec<rempart_cluster::Action>,
@@ -158,6 +163,8 @@ impl Engine {
             resync: ResyncJobs::default(),
             last_resyncs: BTreeMap::new(),
             compares: Compares::default(),
+            views: Views::default(),
+            newest_snapshot: 0,
             commands: Commands::default(),
             log_reads: VecDeque::new(),
             next_token: 0,
@@ -166,6 +173,7 @@ impl Engine {
             draining: None,
             failure: None,
             images_changed,
+            images_changed_at: images_changed.then_some(recovered.log_end.lsn),
             usable,
             io: Output::default(),
             cluster_actions: Vec::new(),
@@ -175,7 +183,7 @@ impl Engine {
         if recovered.log_end.lsn > recovered.applied {
             engine.with_store(|store, io| store.read_log(CONFIG_SCAN, recovered.applied, 1 << 20, io));
         }
-        engine.close_old_compares(&recovered.snapshots);
+        engine.close_leftover_snapshots(&recovered.snapshots);
         engine.resume_resync_end();
         engine.pump();
         out.append(&mut engine.out);
@@ -209,6 +217,7 @@ impl Engine {
             Input::Vm(VmFact::Stopped) => self.cluster(ClusterEvent::VmStopped),
             Input::Digested { job, digests } => self.digested(job, digests),
             Input::Command { id, command } => self.command(id, command),
+            Input::ReadView { view, token, disk, extent } => self.read_view(view, token, disk, extent),
             Input::Tick => self.tick(),
         }
         self.pump();
@@ -424,6 +433,7 @@ impl Engine {
         self.out.push(Action::Report(Report::LocalDiskFailed { what }));
         self.cluster(ClusterEvent::LocalDiskFailed);
         self.disk_change_failed();
+        self.end_views("the local disk failed");
         self.not_stopped();
     }
 }

@@ -1,9 +1,9 @@
 //! What the engine is told, beside guest requests.
 
-use crate::{Bytes, DigestJob, PeerMessage};
+use crate::{Bytes, DigestJob, OpenedView, PeerMessage, Token, ViewId};
 use rempart_cluster::{ReadOutcome, RequestId, SwapOutcome};
 use rempart_replication::Digest;
-use rempart_types::{DiskIndex, ExtentIndex, Lsn, NodeId, RegisterId, SessionId};
+use rempart_types::{DiskIndex, ExtentIndex, LogPosition, Lsn, NodeId, RegisterId, SessionId};
 
 /// Names one command, chosen by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,6 +36,13 @@ pub enum Input {
     Command {
         id: CommandId,
         command: Command,
+    },
+    /// Read an extent of an open view: `Action::ViewRead` follows. How many are under way is the caller's to bound.
+    ReadView {
+        view: ViewId,
+        token: Token,
+        disk: DiskIndex,
+        extent: ExtentIndex,
     },
     /// `next_wake` has come.
     Tick,
@@ -102,6 +109,16 @@ pub enum Command {
     Compare {
         peer: NodeId,
     },
+    /// On the primary: keep all disks readable as they are now, until the view is closed or lost.
+    OpenView {
+        /// The position of an earlier view, to learn whether the change map tells what changed since.
+        since: Option<LogPosition>,
+        /// What all snapshots of this copy may keep aside from now on. Past it all views are lost.
+        keep_bytes: u64,
+    },
+    CloseView {
+        view: ViewId,
+    },
     /// `None`: as fast as it goes.
     LimitResync {
         bytes_per_second: Option<u64>,
@@ -133,6 +150,7 @@ pub enum CommandOutput {
         extents: u64,
         differing: Vec<(DiskIndex, ExtentIndex)>,
     },
+    ViewOpened(OpenedView),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -27,7 +27,9 @@ mod requests;
 mod resync;
 mod route;
 mod scan;
+mod snapshots;
 mod status;
+mod view;
 mod work;
 
 pub use action::{Action, DigestJob, RegisterRequest, Report, VmAction};
@@ -38,3 +40,4 @@ pub use message::{MAX_META_BYTES, MAX_PAYLOAD_BYTES, PeerMessage, WireError};
 pub use params::{OpenError, Params};
 pub use rempart_replication::Digest;
 pub use status::{Glance, PeerStatus, ResyncStatus, Role, Status};
+pub use view::{ChangesSince, OpenedView, ViewId, ViewReadError};

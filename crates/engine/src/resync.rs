@@ -105,7 +105,11 @@ impl Engine {
     pub(crate) fn resync_store_event(&mut self, event: StoreEvent) {
         match event {
             StoreEvent::ExtentRead { token, result } => self.scan_read(token, result.ok()),
-            StoreEvent::SnapshotRead { token, result } => self.scan_read(token, result.ok()),
+            StoreEvent::SnapshotRead { token, result } => {
+                if !self.view_read(token, &result) {
+                    self.scan_read(token, result.ok());
+                }
+            }
             StoreEvent::ExtentWritten(token) => self.extent_written(token),
             StoreEvent::ResyncBegun { .. } => {
                 let round = self.resync.setting_aside.take().expect("the copy is set aside for a round");
@@ -113,6 +117,7 @@ impl Engine {
             }
             StoreEvent::ResyncLogStarted { from } => {
                 self.images_changed = false;
+                self.images_changed_at = None;
                 let config = self.store.config();
                 self.configs.replaced(config);
                 self.control.resync = None;
@@ -128,9 +133,9 @@ impl Engine {
                 self.replication(ReplicationEvent::Whole);
                 self.weigh_copy();
             }
-            StoreEvent::SnapshotOpened { snapshot, .. } => self.compare_opened(snapshot, true),
+            StoreEvent::SnapshotOpened { snapshot, at } => self.snapshot_opened(snapshot, at),
             StoreEvent::SnapshotClosed(_) => {}
-            StoreEvent::SnapshotLost(snapshot) => self.compare_lost(snapshot),
+            StoreEvent::SnapshotLost { snapshot, why } => self.snapshot_lost(snapshot, why),
             event => unreachable!("{event:?} is handled elsewhere"),
         }
     }

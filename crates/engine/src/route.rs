@@ -89,6 +89,7 @@ impl Engine {
                 self.discard_open_batch();
                 self.drop_requests();
                 self.compare_aborted("this replica leads no more");
+                self.end_views("this replica leads no more");
                 self.commands_stepped_down();
                 self.replication(ReplicationEvent::StepDown);
             }

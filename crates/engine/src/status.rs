@@ -105,6 +105,11 @@ impl Engine {
         self.store.unapplied_bytes()
     }
 
+    /// Bytes that snapshots keep aside here.
+    pub fn snapshot_bytes(&self) -> u64 {
+        self.store.snapshot_bytes()
+    }
+
     pub(crate) fn is_superseded(&self) -> bool {
         self.member.role() == rempart_cluster::Role::Superseded
     }

@@ -333,6 +333,9 @@ impl World {
                 }
                 self.command_done(node, id, result);
             }
+            Action::ViewRead { .. } | Action::ViewEnded { .. } => {
+                unreachable!("nobody orders a view in this world")
+            }
             Action::Report(report) => {
                 self.tell(|| format!("node {node}: {}", brief(&format!("{report:?}"))));
                 self.reported(node, report);

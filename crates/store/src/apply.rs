@@ -10,7 +10,7 @@
 //! It never passes min(stable, durable), nor the position where a snapshot shall open.
 
 use crate::batch::RecordKind;
-use crate::event::{Output, StoreEvent, Token};
+use crate::event::{Output, SnapshotLoss, StoreEvent, Token};
 use crate::interval::{Content, IntervalMap};
 use crate::io::{FileId, IoClass, IoError, IoOp};
 use crate::params::EXTENT_BYTES;
@@ -67,6 +67,8 @@ pub(crate) struct Round {
     data_written: bool,
     /// An extent could not be saved: the disk is full.
     no_room: bool,
+    /// Why the snapshots are dropped, if they are.
+    loss: SnapshotLoss,
 }
 
 /// A resync stands still: what it overwrites cannot be kept.
@@ -184,9 +186,15 @@ impl Store {
         tokens: Vec<Token>,
         out: &mut Output,
     ) {
-        let to_save = self.extents_to_save(&writes);
+        let mut to_save = self.extents_to_save(&writes);
+        let (mut stage, mut loss) = (Stage::Save, SnapshotLoss::DiskFull);
+        let kept = self.snapshots.bytes().saturating_add(to_save.len() as u64 * EXTENT_SIZE);
+        if kept > self.limits.snapshots && !to_save.is_empty() && !self.needs_undo() {
+            (stage, loss) = (Stage::DropSnapshots, SnapshotLoss::OverLimit);
+            to_save.clear();
+        }
         self.round = Some(Round {
-            stage: Stage::Save,
+            stage,
             waiting: 0,
             target,
             tokens,
@@ -195,6 +203,7 @@ impl Store {
             saved: Vec::new(),
             data_written: false,
             no_room: false,
+            loss,
         });
         self.advance_round(out);
     }
@@ -218,10 +227,15 @@ impl Store {
         to_save.into_iter().rev().collect()
     }
 
+    /// Whether a resync is under way: without its undo snapshot there is no copy.
+    fn needs_undo(&self) -> bool {
+        self.superblock.syncing.is_some() || self.resync_beginning
+    }
+
     /// What a snapshot needs does not fit on the disk: the copy is worth more than the snapshot. Without the undo
     /// snapshot of a resync there is no copy: it is waited for room. False where that is impossible.
     pub(crate) fn no_room_to_save(&mut self, error: &IoError, out: &mut Output) -> bool {
-        let resync = self.superblock.syncing.is_some() || self.resync_beginning;
+        let resync = self.needs_undo();
         if resync && (self.closing || self.pressure() == Pressure::Full) {
             return false;
         }
@@ -356,8 +370,9 @@ impl Store {
                 }
                 Stage::FreeSnapshots => {
                     round.stage = Stage::Image;
-                    let lost = self.snapshots.open.iter().map(|&(id, _)| StoreEvent::SnapshotLost(id));
-                    out.events.extend(lost);
+                    let why = round.loss;
+                    let lost = self.snapshots.open.iter();
+                    out.events.extend(lost.map(|&(snapshot, _)| StoreEvent::SnapshotLost { snapshot, why }));
                     self.snapshots.clear();
                     for file in [FileId::SnapshotMap, FileId::SnapshotData] {
                         self.issue_for_round(&mut round, IoOp::SetLen { file, len: 0 }, out);

@@ -75,8 +75,11 @@ pub enum StoreEvent {
         at: Lsn,
     },
     SnapshotClosed(SnapshotId),
-    /// The disk is full: what the snapshot needs could not be saved, and it is closed.
-    SnapshotLost(SnapshotId),
+    /// What the snapshot needs could not be saved, and it is closed.
+    SnapshotLost {
+        snapshot: SnapshotId,
+        why: SnapshotLoss,
+    },
     SnapshotRead {
         token: Token,
         result: Result<Extent, SnapshotReadError>,
@@ -143,6 +146,23 @@ pub enum SnapshotReadError {
     /// No open snapshot of that name, or no such disk.
     Unknown,
     Io(IoError),
+}
+
+/// Why a snapshot was given up. The copy is worth more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotLoss {
+    DiskFull,
+    /// All snapshots together would have kept more than [`Store::limit_snapshots`](crate::Store) allows.
+    OverLimit,
+}
+
+impl fmt::Display for SnapshotLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SnapshotLoss::DiskFull => "the disk is full: what was overwritten could not be kept aside",
+            SnapshotLoss::OverLimit => "more was overwritten than may be kept aside",
+        })
+    }
 }
 
 /// Why this replica's storage is out.

@@ -44,7 +44,7 @@ pub use batch::{
 };
 pub use checksum::crc32c;
 pub use event::{
-    AppendError, Extent, LogChunk, LogReadError, Output, PinId, ReadPiece, Refused, SnapshotId,
+    AppendError, Extent, LogChunk, LogReadError, Output, PinId, ReadPiece, Refused, SnapshotId, SnapshotLoss,
     SnapshotReadError, StoreEvent, StoreFailure, Token,
 };
 pub use io::{

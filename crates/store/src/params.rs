@@ -65,6 +65,9 @@ pub struct Limits {
     pub retention: u64,
     /// Journal bytes kept at most for pins.
     pub pin_bound: u64,
+    /// Bytes that all snapshots together keep aside at most; past it they are given up. A resync's undo snapshot is not
+    /// bound by it.
+    pub snapshots: u64,
 }
 
 impl Default for Limits {
@@ -80,6 +83,7 @@ impl Default for Limits {
             checkpoint_delay: Duration::from_secs(5),
             retention: 1024 * MIB,
             pin_bound: 8 * 1024 * MIB,
+            snapshots: u64::MAX,
         }
     }
 }
@@ -97,6 +101,7 @@ impl Limits {
             checkpoint_delay: Duration::from_millis(50),
             retention: 0,
             pin_bound: 1024 * 1024,
+            snapshots: u64::MAX,
         }
     }
 }

@@ -107,6 +107,11 @@ impl Snapshots {
         })
     }
 
+    /// Bytes put aside.
+    pub fn bytes(&self) -> u64 {
+        (self.next_slot - self.free.len() as u64) * EXTENT_SIZE
+    }
+
     /// These were put aside in vain: no row of the map names them.
     pub fn release(&mut self, saved: Vec<SavedExtent>) {
         self.free.extend(saved.iter().filter_map(|entry| entry.slot));
@@ -281,6 +286,16 @@ impl Store {
         self.apply_more(out);
         self.advance_task(out);
         Ok(())
+    }
+
+    /// All snapshots together keep at most this aside from now on; what is kept already counts.
+    pub fn limit_snapshots(&mut self, bytes: u64) {
+        self.limits.snapshots = bytes;
+    }
+
+    /// Bytes that snapshots keep aside.
+    pub fn snapshot_bytes(&self) -> u64 {
+        self.snapshots.bytes()
     }
 
     /// Closes one: `SnapshotClosed` follows. A resync's undo snapshot cannot be closed.

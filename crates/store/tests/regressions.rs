@@ -4,8 +4,8 @@ mod common;
 
 use common::{Change, Dying, World, open};
 use rempart_store::{
-    FileId, Health, OpenOptions, Output, Recovered, Slice, SnapshotId, Store, StoreEvent, SuperblockChange,
-    SyncingPhase, Token,
+    FileId, Health, OpenOptions, Output, Recovered, Slice, SnapshotId, SnapshotLoss, Store, StoreEvent,
+    SuperblockChange, SyncingPhase, Token,
 };
 use rempart_types::{DiskIndex, ExtentIndex, Lineage, LogPosition, Lsn, Term};
 
@@ -212,7 +212,9 @@ fn a_full_disk_drops_the_snapshot_not_the_replica() {
     let mut world = full_disk();
     world.store.stable_is(Lsn(2), &mut world.out);
     let events = world.run_untwinned();
-    let lost = |event: &StoreEvent| matches!(event, StoreEvent::SnapshotLost(SnapshotId(3)));
+    let lost = |event: &StoreEvent| {
+        matches!(event, StoreEvent::SnapshotLost { snapshot: SnapshotId(3), why: SnapshotLoss::DiskFull })
+    };
     assert!(events.iter().any(lost), "{events:?}");
     assert!(world.store.failure().is_none());
     assert_eq!(world.store.applied(), Lsn(2));
@@ -226,6 +228,40 @@ fn a_full_disk_drops_the_snapshot_not_the_replica() {
     world.store.open_snapshot(SnapshotId(4), None, &mut world.out).expect("opens");
     world.run_untwinned();
     assert_eq!(world.store.snapshots().len(), 1);
+}
+
+/// What may be kept aside is bounded, and the last extent that fits is still kept.
+#[test]
+fn snapshots_over_their_limit_are_dropped_not_the_replica() {
+    fn put(world: &mut World, extent: u64, fill: u8) -> Vec<StoreEvent> {
+        world.append(vec![Change::Write { disk: 0, offset: extent * 65536, data: vec![fill; 4096] }]);
+        world.store.sync(&mut world.out);
+        let mut events = world.run_untwinned();
+        world.store.stable_is(world.store.log_end().lsn, &mut world.out);
+        events.extend(world.run_untwinned());
+        events
+    }
+    let mut world = World::new(7);
+    for extent in 0..3 {
+        put(&mut world, extent, 1);
+    }
+    world.store.limit_snapshots(2 * 65536);
+    world.store.open_snapshot(SnapshotId(3), None, &mut world.out).expect("opens");
+    world.run_untwinned();
+    // The third goes into what is kept already: nothing new to keep.
+    for (extent, fill) in [(0, 2), (1, 2), (0, 3)] {
+        put(&mut world, extent, fill);
+        assert_eq!(world.store.snapshots().len(), 1);
+    }
+    assert_eq!(world.store.snapshot_bytes(), 2 * 65536);
+    let events = put(&mut world, 2, 2);
+    let lost = |event: &StoreEvent| {
+        matches!(event, StoreEvent::SnapshotLost { snapshot: SnapshotId(3), why: SnapshotLoss::OverLimit })
+    };
+    assert!(events.iter().any(lost), "{events:?}");
+    assert_eq!((world.store.snapshots().len(), world.store.snapshot_bytes()), (0, 0));
+    assert_eq!(world.store.applied(), world.store.log_end().lsn);
+    assert!(world.store.failure().is_none());
 }
 
 /// Wherever power is lost meanwhile: a snapshot that is still open is what it was.

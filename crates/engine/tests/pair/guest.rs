@@ -110,17 +110,23 @@ impl Guest {
         self.next_token
     }
 
+    /// What each block may hold in a copy that has every acknowledged write, and none that is yet to be made.
+    pub fn may_hold(&self) -> BTreeMap<u64, Vec<u64>> {
+        let held = |block: &Block| block.tags[block.floor..].to_vec();
+        self.blocks.iter().map(|(&number, block)| (number, held(block))).collect()
+    }
+
     pub fn is_idle(&self) -> bool {
         self.outstanding.is_empty()
     }
 }
 
-fn content(tag: u64, block: u64) -> Vec<u8> {
+pub fn content(tag: u64, block: u64) -> Vec<u8> {
     let pattern = [tag.to_le_bytes(), block.to_le_bytes()].concat();
     pattern.repeat(BLOCK as usize / pattern.len())
 }
 
-fn place(block: u64) -> (DiskIndex, u64) {
+pub fn place(block: u64) -> (DiskIndex, u64) {
     (DiskIndex((block / BLOCKS_PER_DISK) as u16), block % BLOCKS_PER_DISK * BLOCK)
 }
 

@@ -3,6 +3,7 @@
 mod guest;
 mod liar;
 mod regressions;
+mod views;
 mod world;
 
 use rand::Rng;

@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use rempart_cluster::{Config as ClusterConfig, ReadOutcome, SwapOutcome, Timing};
 use rempart_engine::{
     Action, Bytes, Command, CommandError, CommandId, CommandOutput, Digest, DigestJob, Engine, Input, Params,
-    PeerMessage, RegisterReply, RegisterRequest, Report, VmAction, VmFact,
+    PeerMessage, RegisterReply, RegisterRequest, Report, Token, ViewId, ViewReadError, VmAction, VmFact,
 };
 use rempart_store::simulated::SimulatedDisk;
 use rempart_store::{DiskEntry, FormatParams, IoClass, IoId, Limits, OpenOptions, Store};
@@ -85,6 +85,8 @@ pub struct World {
     pub results: BTreeMap<CommandId, Result<CommandOutput, CommandError>>,
     next_command: u64,
     pub reports: Vec<(usize, Report)>,
+    pub view_reads: BTreeMap<Token, Result<Option<Bytes>, ViewReadError>>,
+    pub views_ended: Vec<(ViewId, String)>,
     pub trace: bool,
     /// Last delivery time per session and direction: a session keeps its order.
     last_delivery: BTreeMap<(u64, usize), u64>,
@@ -130,6 +132,8 @@ impl World {
             results: BTreeMap::new(),
             next_command: 1,
             reports: Vec::new(),
+            view_reads: BTreeMap::new(),
+            views_ended: Vec::new(),
             trace: std::env::var_os("REMPART_TRACE").is_some(),
             last_delivery: BTreeMap::new(),
             extent_bytes: 0,
@@ -450,6 +454,13 @@ impl World {
             Action::CommandDone { id, result } => {
                 self.tell(|| format!("{node}: command {} {result:?}", id.0));
                 self.results.insert(id, result);
+            }
+            Action::ViewRead { token, result, .. } => {
+                self.view_reads.insert(token, result);
+            }
+            Action::ViewEnded { view, why } => {
+                self.tell(|| format!("{node}: view {} ended: {why}", view.0));
+                self.views_ended.push((view, why));
             }
             Action::Report(report) => {
                 self.tell(|| format!("{node}: {report:?}"));
