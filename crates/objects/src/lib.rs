@@ -7,12 +7,14 @@ mod directory;
 mod error;
 mod memory;
 mod name;
+mod probe;
 pub mod testing;
 
 pub use directory::Directory;
 pub use error::{Error, ErrorKind};
 pub use memory::Memory;
 pub use name::{InvalidName, Name};
+pub use probe::probe;
 
 use rempart_types::WallTime;
 use std::fmt::Debug;
