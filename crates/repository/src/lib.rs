@@ -8,6 +8,7 @@ mod id;
 mod key;
 mod names;
 mod pack;
+mod tree;
 mod wire;
 
 pub use blob::{BlobKind, Codec, Compressor, Decompressor};
@@ -25,4 +26,8 @@ pub use key::{
 pub use names::{PACKS, PackName, SEGMENTS, SegmentName};
 pub use pack::{
     Blob, MAX_BLOBS, MAX_PACK, MIN_PACK, PACK_HEADER, Pack, PackBuilder, PackHeader, PackOpener, verify_pack,
+};
+pub use tree::{
+    Difference, Differences, FAN_OUT, MAX_CHUNKS, MAX_NODE, NodeSink, NodeSource, Step, Tree, TreeUpdate,
+    Walk, resize,
 };
