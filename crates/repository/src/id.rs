@@ -88,3 +88,12 @@ id! {
     /// A chunk of a disk, or a node of a tree: keyed BLAKE3 of its content.
     ChunkId, 32
 }
+id! {
+    /// What a line of backups is of: one virtual machine, or one machine's agent.
+    ChainId, 16
+}
+random!(ChainId);
+id! {
+    /// An entry of the log: the BLAKE3 of its bytes.
+    EntryHash, 32
+}

@@ -6,6 +6,7 @@ mod description;
 mod error;
 mod id;
 mod key;
+pub mod log;
 mod names;
 mod pack;
 mod tree;
@@ -16,7 +17,8 @@ pub use chunk::{ChunkSize, is_zero};
 pub use description::Description;
 pub use error::{Error, ErrorKind};
 pub use id::{
-    ChunkId, DomainId, KeyId, PackId, ParseIdError, RepositoryId, SegmentId, SessionId, WrappedKeyId,
+    ChainId, ChunkId, DomainId, EntryHash, KeyId, PackId, ParseIdError, RepositoryId, SegmentId, SessionId,
+    WrappedKeyId,
 };
 pub use key::{
     BOX_OVERHEAD, BoxPurpose, Cipher, Domain, KeyFile, KeyRing, MasterKey, Opener, PassphraseCost,

@@ -1,0 +1,224 @@
+//! A state as bytes: the body of a checkpoint. One state has one encoding.
+
+use super::body::{Body, Key, MAX_PAYLOAD};
+use super::codec::{Reader, Writer};
+use super::entry::{Meaning, Parsed};
+use super::numbers::Numbers;
+use super::sign::Verify;
+use super::state::{Followed, Root, SessionRecord, State};
+use super::table::{Content, Object, Status, Table};
+use crate::{ChainId, DomainId, EntryHash, KeyId, PackId, RepositoryId, SegmentId, SessionId, Verifier};
+use rempart_types::WallTime;
+use std::collections::BTreeMap;
+
+/// More than fit into a checkpoint.
+const MANY: usize = 1 << 24;
+
+impl State {
+    /// The state that a checkpoint's bytes stand for, behind it.
+    pub(super) fn from_checkpoint(
+        bytes: &[u8],
+        repository: RepositoryId,
+        maintenance: Verifier,
+        verify: &dyn Verify,
+    ) -> Result<State, &'static str> {
+        let parsed = Parsed::new(bytes)?;
+        let Meaning::Body(Body::Checkpoint(checkpoint)) = parsed.meaning() else {
+            return Err("it is no checkpoint");
+        };
+        if parsed.header.repository != repository {
+            return Err("it is of another repository");
+        }
+        let mut state = State::decode(&checkpoint.state, repository).ok_or("its state makes no sense")?;
+        if maintenance != state.maintenance {
+            return Err("it is signed by another key than this repository's");
+        }
+        if state.next != parsed.header.number {
+            return Err("its state is of another place in the log");
+        }
+        if let Some(why) = state.contradiction() {
+            return Err(why);
+        }
+        match state.follow(bytes, verify) {
+            Followed::Applied => Ok(state),
+            _ => Err("it does not fit its own state"),
+        }
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::default();
+        let w = &mut writer;
+        w.u64(self.next);
+        w.raw(&self.head.0);
+        w.u8(self.head_is_doubtful.into());
+        w.u8(self.newer.into());
+        w.raw(&self.maintenance.0);
+        w.short(self.checkpoints);
+        w.optional(self.floor.map(|(number, _)| number));
+        w.raw(&self.floor.map_or([0; 32], |(_, hash)| hash.0));
+        w.short(self.keys.len() as u64);
+        for key in self.keys.values() {
+            w.raw(&key.public.0);
+            w.raw(&key.domain.0);
+        }
+        w.u32(self.next_session);
+        w.short(self.sessions.len() as u64);
+        for (number, session) in &self.sessions {
+            w.u32(*number);
+            encode_session(w, session);
+        }
+        w.short(self.roots.len() as u64);
+        for (number, root) in &self.roots {
+            w.short(*number);
+            encode_root(w, root);
+        }
+        w.short(self.objects.next());
+        w.short(self.objects.iter().count() as u64);
+        self.objects.iter().for_each(|object| encode_object(w, object));
+        self.verified.encode(w);
+        w.short(self.damaged.len() as u64);
+        for (number, payload) in &self.damaged {
+            w.short(*number);
+            w.bytes(payload);
+        }
+        writer.0
+    }
+
+    pub(super) fn decode(bytes: &[u8], repository: RepositoryId) -> Option<State> {
+        let mut reader = Reader(bytes);
+        let r = &mut reader;
+        let next = r.u64()?;
+        let head = EntryHash(r.array()?);
+        let head_is_doubtful = r.bool()?;
+        let newer = r.bool()?;
+        let maintenance = Verifier(r.array()?);
+        let checkpoints = r.short()?;
+        let floor = match (r.optional()?, r.array()?) {
+            (Some(number), hash) => Some((number, EntryHash(hash))),
+            (None, hash) if hash == [0; 32] => None,
+            _ => return None,
+        };
+        let keys = r.list(MANY, |r| {
+            let key = Key { public: Verifier(r.array()?), domain: DomainId(r.array()?) };
+            Some((key.public.id(), key))
+        })?;
+        let next_session = r.u32()?;
+        let sessions = r.list(MANY, |r| Some((r.u32()?, decode_session(r)?)))?;
+        let roots = r.list(MANY, |r| Some((r.short()?, decode_root(r)?)))?;
+        let next_object = r.short()?;
+        let mut objects = Table::default();
+        for object in r.list(MANY, decode_object)? {
+            objects.restore(object)?;
+        }
+        objects.restore_next(next_object)?;
+        let verified = Numbers::decode(r)?;
+        let damaged = r.list(MANY, |r| Some((r.short()?, r.bytes(MAX_PAYLOAD)?.to_vec())))?;
+        r.at_end()?;
+        let by_id = sessions.iter().map(|(number, session)| (session.id, *number)).collect();
+        Some(State {
+            repository,
+            next,
+            head,
+            head_is_doubtful,
+            maintenance,
+            checkpoints,
+            floor,
+            keys: distinct(keys)?,
+            sessions: distinct(sessions)?,
+            next_session,
+            by_id,
+            roots: distinct(roots)?,
+            objects,
+            verified,
+            damaged: distinct(damaged)?,
+            newer,
+        })
+    }
+}
+
+fn distinct<K: Ord, V>(pairs: Vec<(K, V)>) -> Option<BTreeMap<K, V>> {
+    let count = pairs.len();
+    let map: BTreeMap<K, V> = pairs.into_iter().collect();
+    (map.len() == count).then_some(map)
+}
+
+fn encode_session(w: &mut Writer, session: &SessionRecord) {
+    w.raw(&session.id.0);
+    w.raw(&session.key.0);
+    w.raw(&session.domain.0);
+    w.short(session.opened);
+    w.u8(session.is_over.into());
+    w.short(session.last.0);
+    w.raw(&session.last.1.0);
+    w.short(session.last_written.0);
+    w.short(session.objects);
+}
+
+fn decode_session(r: &mut Reader<'_>) -> Option<SessionRecord> {
+    Some(SessionRecord {
+        id: SessionId(r.array()?),
+        key: KeyId(r.array()?),
+        domain: DomainId(r.array()?),
+        opened: r.short()?,
+        is_over: r.bool()?,
+        last: (r.short()?, EntryHash(r.array()?)),
+        last_written: WallTime(r.short()?),
+        objects: r.short()?,
+    })
+}
+
+fn encode_root(w: &mut Writer, root: &Root) {
+    w.raw(&root.chain.0);
+    w.optional(root.parent);
+    w.raw(&root.domain.0);
+    w.raw(&root.key.0);
+    w.short(root.written.0);
+    w.optional(root.retain_until.map(|time| time.0));
+    w.raw(&root.hash.0);
+    root.required.encode(w);
+}
+
+fn decode_root(r: &mut Reader<'_>) -> Option<Root> {
+    Some(Root {
+        chain: ChainId(r.array()?),
+        parent: r.optional()?,
+        domain: DomainId(r.array()?),
+        key: KeyId(r.array()?),
+        written: WallTime(r.short()?),
+        retain_until: r.optional()?.map(WallTime),
+        hash: EntryHash(r.array()?),
+        required: Numbers::decode(r)?,
+    })
+}
+
+fn encode_object(w: &mut Writer, object: &Object) {
+    let status = match object.status {
+        Status::Live => 0,
+        Status::Condemned => 1,
+        Status::Gone => 2,
+    };
+    let index = matches!(object.content, Content::Index(_));
+    w.u8(status | u8::from(index) << 2);
+    w.short(object.number.into());
+    w.short(object.session.into());
+    w.short(object.retain_until.0);
+    w.raw(object.content.hash());
+}
+
+fn decode_object(r: &mut Reader<'_>) -> Option<Object> {
+    let kind = r.u8()?;
+    let status = match kind & 3 {
+        0 => Status::Live,
+        1 => Status::Condemned,
+        2 => Status::Gone,
+        _ => return None,
+    };
+    let (number, session) = (r.short_u32()?, r.short_u32()?);
+    let retain_until = WallTime(r.short()?);
+    let content = match kind >> 2 {
+        0 => Content::Pack(PackId(r.array()?)),
+        1 => Content::Index(SegmentId(r.array()?)),
+        _ => return None,
+    };
+    Some(Object { number, content, status, retain_until, session })
+}

@@ -1,0 +1,40 @@
+//! The log: one sequence of entries that orders all writers and collectors of a repository.
+//!
+//! Entry `n` is the object `log/<n>`, created if it was not there, and never changed. Whoever wants to write reads up to
+//! the newest entry, sees whether what it wants is right *there*, and creates the next; somebody else's entry in that place
+//! means to read it and to look again. So backups, condemnations and fences are in one order, and what is checked against
+//! the state behind entry `n` still holds when entry `n + 1` says it.
+//!
+//! - [`Body`]: what entries say. [`State`]: all of them folded. [`State::validate`] gives a [`Valid`] body, the only thing that
+//!   an entry is made of, and every reader asks the same question again: an entry that breaks a rule counts for nothing.
+//! - [`Log`]: reading, appending, checkpoints. [`Session`]: what writers use.
+
+mod append;
+mod body;
+mod checkpoint;
+mod codec;
+mod entry;
+mod error;
+mod numbers;
+mod read;
+mod refusal;
+mod session;
+mod sign;
+mod state;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use append::Appended;
+pub use body::{
+    Body, Checkpoint, Commit, Condemn, Create, Damaged, Key, MAX_OBJECTS, MAX_PAYLOAD, MAX_ROOTS, Segment,
+};
+pub use entry::{Header, name, number_of};
+pub use error::LogError;
+pub use numbers::{Number, Numbers};
+pub use read::Log;
+pub use refusal::{Refusal, Remark};
+pub use session::Session;
+pub use sign::{Ed25519, Sign, Verify};
+pub use state::{Root, SessionRecord, State, Valid};
+pub use table::{Content, Object, Status};

@@ -1,0 +1,305 @@
+//! Reading the log: where it begins, where its head is.
+
+use super::body::Body;
+use super::codec::{Reader, Writer};
+use super::entry::{self, MAX_CHECKPOINT, Meaning, Parsed};
+use super::error::LogError;
+use super::refusal::Remark;
+use super::sign::{Sign, Verify};
+use super::state::{Followed, State};
+use crate::{EntryHash, RepositoryId, SIGNATURE, Verifier};
+use rempart_objects::{Created, ErrorKind, Name, Objects};
+use std::sync::Arc;
+
+/// What counts for nothing is remembered, up to so many slots.
+const REMARKS: usize = 10_000;
+/// A checkpoint is not there any more because a newer one is: as often as that in a row, while one looks.
+const CHASES: u32 = 100;
+/// Bytes of a pointer to a checkpoint.
+const POINTER: usize = 8 + 16 + 8 + 8 + 32;
+const POINTER_MAGIC: [u8; 8] = *b"RMPTCPT1";
+/// Who finds no answer asks again so often.
+pub(super) const TRIES: u32 = 8;
+
+/// A repository's log, read up to some entry.
+#[derive(Debug)]
+pub struct Log {
+    pub(super) objects: Arc<dyn Objects>,
+    pub(super) verify: Arc<dyn Verify>,
+    pub(super) state: State,
+    remarks: Vec<(u64, Remark)>,
+}
+
+/// Where a checkpoint stands. Signed, in an object of its own that is never removed, and there before any entry is removed:
+/// who finds a slot empty can tell the log's head from a slot that was freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pointer {
+    ordinal: u64,
+    number: u64,
+    hash: EntryHash,
+}
+
+impl Log {
+    /// Reads the log up to its head. `maintenance` is the key that the repository's description names.
+    pub fn open(
+        objects: Arc<dyn Objects>,
+        verify: Arc<dyn Verify>,
+        repository: RepositoryId,
+        maintenance: Verifier,
+    ) -> Result<Log, LogError> {
+        let state = match newest_listed(&*objects, &*verify, repository, maintenance)? {
+            Some(state) => state,
+            None => first(&*objects, &*verify, repository, maintenance)?,
+        };
+        let mut log = Log { objects, verify, state, remarks: Vec::new() };
+        log.refresh()?;
+        Ok(log)
+    }
+
+    pub fn objects(&self) -> &Arc<dyn Objects> {
+        &self.objects
+    }
+
+    /// What the entries say that were read.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Slots that were read since this was opened and count for nothing, and why.
+    pub fn remarks(&self) -> &[(u64, Remark)] {
+        &self.remarks
+    }
+
+    /// Reads on to the head.
+    pub fn refresh(&mut self) -> Result<(), LogError> {
+        loop {
+            while let Some(bytes) = slot(&*self.objects, self.state.next)? {
+                self.follow(&bytes)?;
+            }
+            // An empty slot is the head, unless it was freed: then there is a checkpoint that was not read. Asked in
+            // this order, for the pointer to it is there before the slot is freed.
+            if !self.jump()? {
+                return Ok(());
+            }
+        }
+    }
+
+    pub(super) fn follow(&mut self, bytes: &[u8]) -> Result<(), LogError> {
+        let number = self.state.next;
+        match self.state.follow(bytes, &*self.verify) {
+            Followed::Applied => {}
+            Followed::Ignored(remark) => {
+                if self.remarks.len() < REMARKS {
+                    self.remarks.push((number, remark));
+                }
+            }
+            Followed::Newer => {
+                let name = entry::name(number).to_string();
+                return Err(LogError::Newer { url: self.objects.url(), name });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the newest checkpoint that was not read entry by entry, if there is one.
+    pub(super) fn jump(&mut self) -> Result<bool, LogError> {
+        let (repository, maintenance) = (self.state.repository, self.state.maintenance);
+        let mut ordinal = self.state.checkpoints;
+        let mut newest = None;
+        for _ in 0..CHASES {
+            while let Some(pointer) = self.pointer(ordinal)? {
+                newest = Some(pointer);
+                ordinal += 1;
+            }
+            let Some(pointer) = newest else { return Ok(false) };
+            if let Some(state) = load(&*self.objects, &*self.verify, repository, maintenance, pointer)? {
+                self.state = state;
+                return Ok(true);
+            }
+            // It was removed, for a newer one was made meanwhile.
+            if self.pointer(ordinal)?.is_none() {
+                return Err(damaged(&*self.objects, &entry::name(pointer.number), "it is missing"));
+            }
+        }
+        Err(LogError::Contended(CHASES))
+    }
+
+    fn pointer(&self, ordinal: u64) -> Result<Option<Pointer>, LogError> {
+        read_pointer(&*self.objects, &*self.verify, self.state.repository, self.state.maintenance, ordinal)
+    }
+
+    /// What a backup carries sealed.
+    pub fn payload(&self, root: u64) -> Result<Vec<u8>, LogError> {
+        let name = entry::name(root);
+        let hash = self.state.roots.get(&root).ok_or(super::Refusal::NoSuchRoot(root))?.hash;
+        let bytes = slot(&*self.objects, root)?;
+        let bytes = bytes.ok_or_else(|| damaged(&*self.objects, &name, "it is missing"))?;
+        if entry::hash(&bytes) != hash {
+            return Err(damaged(&*self.objects, &name, "its hash is wrong"));
+        }
+        match Parsed::new(&bytes).map(|parsed| parsed.meaning()) {
+            Ok(Meaning::Body(Body::Commit(commit))) => Ok(commit.payload),
+            _ => Err(damaged(&*self.objects, &name, "it is no backup")),
+        }
+    }
+
+    /// Makes sure that whoever reads can find the newest checkpoint. Only then entries before it may be removed.
+    pub(super) fn publish(&self, signer: &dyn Sign) -> Result<(), LogError> {
+        assert_eq!(
+            signer.verifier(),
+            self.state.maintenance,
+            "checkpoints are signed with the maintenance key"
+        );
+        let Some((number, hash)) = self.state.floor else { return Ok(()) };
+        let pointer = Pointer { ordinal: self.state.checkpoints - 1, number, hash };
+        let name = pointer_name(pointer.ordinal);
+        let bytes = pointer.encode(self.state.repository, signer);
+        let mut last = None;
+        for _ in 0..TRIES {
+            match self.objects.create(&name, &[&bytes], None) {
+                Ok(Created::New) => return Ok(()),
+                Ok(Created::Taken) => match self.pointer(pointer.ordinal)? {
+                    Some(there) if there == pointer => return Ok(()),
+                    Some(_) => return Err(damaged(&*self.objects, &name, "it points elsewhere")),
+                    // No reader believes what is not signed. Whoever put it there is in nobody's way.
+                    None => self.objects.remove(&name)?,
+                },
+                Err(error) if error.kind == ErrorKind::Unknown => last = Some(error),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match last {
+            Some(source) => Err(LogError::Unsettled { name: name.to_string(), source }),
+            None => Err(LogError::Contended(TRIES)),
+        }
+    }
+}
+
+impl Pointer {
+    fn encode(&self, repository: RepositoryId, signer: &dyn Sign) -> Vec<u8> {
+        let mut writer = Writer::default();
+        writer.raw(&POINTER_MAGIC);
+        writer.raw(&repository.0);
+        writer.u64(self.ordinal);
+        writer.u64(self.number);
+        writer.raw(&self.hash.0);
+        let signature = signer.sign(&writer.0);
+        writer.raw(&signature);
+        writer.0
+    }
+
+    /// `None` unless the maintenance key signed it for this place.
+    fn decode(
+        bytes: &[u8],
+        verify: &dyn Verify,
+        repository: RepositoryId,
+        maintenance: Verifier,
+        ordinal: u64,
+    ) -> Option<Pointer> {
+        let (signed, signature) = bytes.split_last_chunk()?;
+        let mut reader = Reader(signed);
+        let magic: [u8; 8] = reader.array()?;
+        let of = RepositoryId(reader.array()?);
+        let pointer =
+            Pointer { ordinal: reader.u64()?, number: reader.u64()?, hash: EntryHash(reader.array()?) };
+        reader.at_end()?;
+        let is_here = magic == POINTER_MAGIC && of == repository && pointer.ordinal == ordinal;
+        (is_here && verify.holds(&maintenance, signed, signature)).then_some(pointer)
+    }
+}
+
+fn pointer_name(ordinal: u64) -> Name {
+    Name::new(format!("checkpoints/{ordinal:016x}")).expect("hexadecimal digits fit a name")
+}
+
+fn read_pointer(
+    objects: &dyn Objects,
+    verify: &dyn Verify,
+    repository: RepositoryId,
+    maintenance: Verifier,
+    ordinal: u64,
+) -> Result<Option<Pointer>, LogError> {
+    let bytes = match objects.get(&pointer_name(ordinal), (POINTER + SIGNATURE) as u64) {
+        Ok(bytes) => bytes,
+        Err(error) if matches!(error.kind, ErrorKind::Missing | ErrorKind::TooLong) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Pointer::decode(&bytes, verify, repository, maintenance, ordinal))
+}
+
+/// The state at the newest checkpoint that a list shows. There may be newer ones: refreshing finds those.
+fn newest_listed(
+    objects: &dyn Objects,
+    verify: &dyn Verify,
+    repository: RepositoryId,
+    maintenance: Verifier,
+) -> Result<Option<State>, LogError> {
+    let mut listed = Vec::new();
+    let mut after = None;
+    loop {
+        let page = objects.list("checkpoints/", after.as_ref())?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.name.clone());
+        let digits = page.iter().filter_map(|object| object.name.as_str().strip_prefix("checkpoints/"));
+        listed.extend(digits.filter_map(|digits| u64::from_str_radix(digits, 16).ok()));
+    }
+    for ordinal in listed.into_iter().rev() {
+        if let Some(pointer) = read_pointer(objects, verify, repository, maintenance, ordinal)?
+            && let Some(state) = load(objects, verify, repository, maintenance, pointer)?
+        {
+            return Ok(Some(state));
+        }
+    }
+    Ok(None)
+}
+
+/// `None` if the checkpoint is not there any more.
+fn load(
+    objects: &dyn Objects,
+    verify: &dyn Verify,
+    repository: RepositoryId,
+    maintenance: Verifier,
+    pointer: Pointer,
+) -> Result<Option<State>, LogError> {
+    let Some(bytes) = slot(objects, pointer.number)? else { return Ok(None) };
+    let name = entry::name(pointer.number);
+    if entry::hash(&bytes) != pointer.hash {
+        return Err(damaged(objects, &name, "its hash is wrong"));
+    }
+    let state = State::from_checkpoint(&bytes, repository, maintenance, verify);
+    state.map(Some).map_err(|why| damaged(objects, &name, why))
+}
+
+fn first(
+    objects: &dyn Objects,
+    verify: &dyn Verify,
+    repository: RepositoryId,
+    maintenance: Verifier,
+) -> Result<State, LogError> {
+    let name = entry::name(0);
+    let bytes = slot(objects, 0)?;
+    let bytes = bytes.ok_or_else(|| LogError::Missing { url: objects.url(), name: name.to_string() })?;
+    let state = State::begin(&bytes, repository, verify).map_err(|why| damaged(objects, &name, why))?;
+    if state.maintenance != maintenance {
+        return Err(damaged(objects, &name, "it is signed by another key than this repository's"));
+    }
+    Ok(state)
+}
+
+/// What stands in a slot of the log. Of what is longer than any entry, the beginning: it is no entry, and whoever reads
+/// it gets the same hash.
+pub(super) fn slot(objects: &dyn Objects, number: u64) -> Result<Option<Vec<u8>>, LogError> {
+    let name = entry::name(number);
+    match objects.get(&name, MAX_CHECKPOINT) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind == ErrorKind::Missing => Ok(None),
+        Err(error) if error.kind == ErrorKind::TooLong => {
+            Ok(Some(objects.get_range(&name, 0..MAX_CHECKPOINT + 1)?))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) fn damaged(objects: &dyn Objects, name: &Name, why: &'static str) -> LogError {
+    LogError::Damaged { url: objects.url(), name: name.to_string(), why }
+}

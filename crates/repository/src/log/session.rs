@@ -1,0 +1,183 @@
+//! A writer's stay: everything but the first entry is written within one.
+
+use super::append::Appended;
+use super::body::{Body, Checkpoint, Commit, Condemn, Damaged, Key, Segment};
+use super::entry;
+use super::error::LogError;
+use super::numbers::Numbers;
+use super::read::Log;
+use super::sign::Sign;
+use super::state::State;
+use crate::{KeyId, SessionId};
+use rempart_objects::Objects;
+use rempart_types::WallTime;
+use std::sync::Arc;
+
+/// A session that was opened here. One thing at a time is written within it.
+///
+/// After [`LogError::SessionOver`], or [`Refusal::SessionOver`](super::Refusal::SessionOver), nothing that was put in it and
+/// is not live counts any more: start over with a new session, under new names.
+#[derive(Debug)]
+pub struct Session {
+    log: Log,
+    signer: Arc<dyn Sign>,
+    id: SessionId,
+}
+
+impl Session {
+    /// Opens a session. `id` is drawn at random for it. Open it before reading an index: what is live then, and condemned
+    /// later, is found when the backup is committed.
+    pub fn open(
+        mut log: Log,
+        signer: Arc<dyn Sign>,
+        id: SessionId,
+        now: WallTime,
+    ) -> Result<Session, LogError> {
+        log.append::<LogError>(&*signer, |state| Ok(state.validate(id, &*signer, now, Body::Session)?))?;
+        Ok(Session { log, signer, id })
+    }
+
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// As of the newest entry that was read.
+    pub fn state(&self) -> &State {
+        self.log.state()
+    }
+
+    pub fn refresh(&mut self) -> Result<(), LogError> {
+        self.log.refresh()
+    }
+
+    /// Makes packs live that were put, and acknowledged, under this session's name.
+    pub fn segment(&mut self, now: WallTime, segment: Segment) -> Result<Appended, LogError> {
+        self.append(now, Body::Segment(segment))
+    }
+
+    /// Commits a backup. `resolve` says what it requires, behind the state that it is given: each chunk it reaches must lie in
+    /// a pack that is live there, or in one of the commit's own segment. It is asked again whenever that state was
+    /// not the newest.
+    pub fn commit<E: From<LogError>>(
+        &mut self,
+        now: WallTime,
+        mut resolve: impl FnMut(&State) -> Result<Commit, E>,
+    ) -> Result<Appended, E> {
+        self.append_with(now, |state| Ok(Body::Commit(resolve(state)?)))
+    }
+
+    /// Ends another session, of the same key or with the maintenance key.
+    pub fn fence(&mut self, now: WallTime, session: SessionId) -> Result<Appended, LogError> {
+        self.append(now, Body::Fence(session))
+    }
+
+    pub fn register(&mut self, now: WallTime, key: Key) -> Result<Appended, LogError> {
+        self.append(now, Body::Key(key))
+    }
+
+    pub fn revoke(&mut self, now: WallTime, key: KeyId) -> Result<Appended, LogError> {
+        self.append(now, Body::Revoke(key))
+    }
+
+    pub fn forget(&mut self, now: WallTime, roots: Vec<u64>) -> Result<Appended, LogError> {
+        self.append(now, Body::Forget(roots))
+    }
+
+    pub fn verified(&mut self, now: WallTime, packs: Numbers) -> Result<Appended, LogError> {
+        self.append(now, Body::Verified(packs))
+    }
+
+    pub fn damaged(&mut self, now: WallTime, damaged: Damaged) -> Result<Appended, LogError> {
+        self.append(now, Body::Damaged(damaged))
+    }
+
+    /// Condemns what `plan` says, behind the state that it is given and no other.
+    pub fn condemn<E: From<LogError>>(
+        &mut self,
+        now: WallTime,
+        mut plan: impl FnMut(&State) -> Result<Condemn, E>,
+    ) -> Result<Appended, E> {
+        self.append_with(now, |state| Ok(Body::Condemn(plan(state)?)))
+    }
+
+    /// Condemned objects that were seen absent.
+    pub fn gone(&mut self, now: WallTime, objects: Numbers) -> Result<Appended, LogError> {
+        self.append(now, Body::Gone(objects))
+    }
+
+    /// Folds the log into an entry from which it can be read.
+    pub fn checkpoint(&mut self, now: WallTime) -> Result<Appended, LogError> {
+        // Whoever reads goes from one to the next.
+        self.log.publish(&*self.signer)?;
+        let appended = self.append_with(now, |state| {
+            let checkpoint = Checkpoint { ordinal: state.checkpoints(), state: state.encode() };
+            Ok::<_, LogError>(Body::Checkpoint(checkpoint))
+        })?;
+        self.log.publish(&*self.signer)?;
+        Ok(appended)
+    }
+
+    /// Removes entries that the newest checkpoint stands for. Returns how many.
+    pub fn truncate(&mut self) -> Result<u64, LogError> {
+        self.log.publish(&*self.signer)?;
+        let state = self.log.state();
+        let Some((floor, _)) = state.floor() else { return Ok(0) };
+        let objects = self.log.objects();
+        let mut removed = 0;
+        let mut after = None;
+        loop {
+            let page = objects.list("log/", after.as_ref())?;
+            let Some(last) = page.last() else { return Ok(removed) };
+            after = Some(last.name.clone());
+            let numbers = page.iter().filter_map(|object| entry::number_of(&object.name));
+            for number in numbers.take_while(|number| *number < floor) {
+                if !state.roots().contains_key(&number) {
+                    removed += u64::from(remove_unless_kept(&**objects, number)?);
+                }
+            }
+            if after.as_ref().and_then(entry::number_of).is_some_and(|number| number >= floor) {
+                return Ok(removed);
+            }
+        }
+    }
+
+    /// Ends this session. What it put and did not make live is removed by the next collection.
+    pub fn end(mut self, now: WallTime) -> Result<Log, LogError> {
+        match self.append(now, Body::End) {
+            // Somebody fenced it: it is over all the same.
+            Ok(_)
+            | Err(LogError::SessionOver(_))
+            | Err(LogError::Refused(super::Refusal::SessionOver(_))) => Ok(self.log),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn append(&mut self, now: WallTime, body: Body) -> Result<Appended, LogError> {
+        self.append_with(now, |_| Ok::<_, LogError>(body.clone()))
+    }
+
+    fn append_with<E: From<LogError>>(
+        &mut self,
+        now: WallTime,
+        mut propose: impl FnMut(&State) -> Result<Body, E>,
+    ) -> Result<Appended, E> {
+        let (id, signer) = (self.id, Arc::clone(&self.signer));
+        self.log.append(&*signer, |state| {
+            let body = propose(state)?;
+            state.validate(id, &*signer, now, body).map_err(|refusal| E::from(LogError::Refused(refusal)))
+        })
+    }
+}
+
+/// Whether it was removed: an entry under object lock stays until that is over.
+fn remove_unless_kept(objects: &dyn Objects, number: u64) -> Result<bool, LogError> {
+    match objects.remove(&entry::name(number)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind == rempart_objects::ErrorKind::Retained => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}

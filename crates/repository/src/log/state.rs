@@ -1,0 +1,676 @@
+//! What the log says when it is folded: pure, and the same for whoever reads the same entries.
+
+use super::body::{Body, Checkpoint, Commit, Condemn, Damaged, Key, MAX_OBJECTS, Segment};
+use super::entry::{self, Header, MAX_CHECKPOINT, Meaning, Parsed};
+use super::numbers::{Number, Numbers};
+use super::refusal::{Refusal, Remark};
+use super::sign::{Sign, Verify};
+use super::table::{Content, Object, SessionNumber, Status, Table};
+use crate::{ChainId, DomainId, EntryHash, KeyId, PackId, RepositoryId, SessionId, Verifier};
+use rempart_types::WallTime;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// All that entries up to a number say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    pub(super) repository: RepositoryId,
+    /// The number that the next entry gets.
+    pub(super) next: u64,
+    /// The hash of the entry before it.
+    pub(super) head: EntryHash,
+    /// What stands in the entry before could not be told, so that its successor's word about its hash proves nothing.
+    pub(super) head_is_doubtful: bool,
+    pub(super) maintenance: Verifier,
+    /// Checkpoints so far, and the last.
+    pub(super) checkpoints: u64,
+    pub(super) floor: Option<(u64, EntryHash)>,
+    pub(super) keys: BTreeMap<KeyId, Key>,
+    pub(super) sessions: BTreeMap<SessionNumber, SessionRecord>,
+    pub(super) next_session: SessionNumber,
+    pub(super) by_id: BTreeMap<SessionId, SessionNumber>,
+    pub(super) roots: BTreeMap<u64, Root>,
+    pub(super) objects: Table,
+    pub(super) verified: Numbers,
+    pub(super) damaged: BTreeMap<u64, Vec<u8>>,
+    /// An entry of a kind that only a newer version knows was skipped: what may follow it is not known here.
+    pub(super) newer: bool,
+}
+
+/// A writer's stay, as long as it is not over or any of its objects is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRecord {
+    pub id: SessionId,
+    pub key: KeyId,
+    pub domain: DomainId,
+    /// The entry that opened it.
+    pub opened: u64,
+    /// It was fenced, or has ended, or its key was revoked.
+    pub is_over: bool,
+    /// Its newest entry: how a writer finds out whether its entry is in a state that it did not read entry by entry.
+    pub last: (u64, EntryHash),
+    /// When that was written, as the writer's clock told it.
+    pub last_written: WallTime,
+    /// Objects of it that are known.
+    pub(super) objects: u64,
+}
+
+/// A backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    pub chain: ChainId,
+    pub parent: Option<u64>,
+    pub domain: DomainId,
+    pub key: KeyId,
+    pub written: WallTime,
+    pub retain_until: Option<WallTime>,
+    /// Of the entry, which stays as long as this.
+    pub hash: EntryHash,
+    /// The packs that hold what it reaches. All are live.
+    pub required: Numbers,
+}
+
+/// A body that may be appended right behind a certain state, of which it holds on to: once another entry is there, there
+/// is nothing left to hold. Entries are made from this only.
+#[derive(Debug)]
+pub struct Valid<'s> {
+    state: &'s State,
+    header: Header,
+    body: Body,
+}
+
+/// How an entry was taken.
+#[derive(Debug)]
+pub(super) enum Followed {
+    Applied,
+    /// It counts for nothing, for that reason.
+    Ignored(Remark),
+    /// It is of a newer version, and must not be passed over.
+    Newer,
+}
+
+impl State {
+    pub fn repository(&self) -> RepositoryId {
+        self.repository
+    }
+
+    /// Entries so far: the number of the next.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    pub fn maintenance(&self) -> Verifier {
+        self.maintenance
+    }
+
+    /// The newest checkpoint's number and hash.
+    pub fn floor(&self) -> Option<(u64, EntryHash)> {
+        self.floor
+    }
+
+    pub fn checkpoints(&self) -> u64 {
+        self.checkpoints
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.keys.values()
+    }
+
+    pub fn sessions(&self) -> impl Iterator<Item = &SessionRecord> {
+        self.sessions.values()
+    }
+
+    pub fn session(&self, id: SessionId) -> Option<&SessionRecord> {
+        self.sessions.get(self.by_id.get(&id)?)
+    }
+
+    pub fn session_is_open(&self, id: SessionId) -> bool {
+        self.session(id).is_some_and(|session| !session.is_over)
+    }
+
+    /// Backups by the numbers of their entries.
+    pub fn roots(&self) -> &BTreeMap<u64, Root> {
+        &self.roots
+    }
+
+    /// The newest backup of a chain.
+    pub fn latest(&self, chain: ChainId) -> Option<(u64, &Root)> {
+        self.roots.iter().rev().find(|(_, root)| root.chain == chain).map(|(number, root)| (*number, root))
+    }
+
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.objects.iter()
+    }
+
+    pub fn object(&self, number: Number) -> Option<&Object> {
+        self.objects.get(number)
+    }
+
+    /// The number of a live pack of that name. Of several, which only a hostile writer brings about, those a writer of
+    /// `domain` may refer to.
+    pub fn live_pack(&self, pack: PackId, domain: DomainId) -> Option<Number> {
+        let mut known = self.objects.with_content(Content::Pack(pack));
+        known.find(|object| self.may_require(object, domain)).map(|object| object.number)
+    }
+
+    pub fn owner(&self, object: &Object) -> &SessionRecord {
+        self.sessions.get(&object.session).expect("an object's session is known")
+    }
+
+    /// What an object put by `session` has become; `None` if no entry tells.
+    pub fn status(&self, session: SessionId, content: Content) -> Option<Status> {
+        let session = self.by_id.get(&session)?;
+        self.objects.find(content, *session).map(|object| object.status)
+    }
+
+    pub fn live(&self) -> Numbers {
+        self.with_status(Status::Live)
+    }
+
+    pub fn condemned(&self) -> Numbers {
+        self.with_status(Status::Condemned)
+    }
+
+    fn with_status(&self, status: Status) -> Numbers {
+        let mut numbers = Numbers::new();
+        let objects = self.objects.iter().filter(|object| object.status == status);
+        objects.for_each(|object| numbers.push(object.number));
+        numbers
+    }
+
+    /// What any backup requires.
+    pub fn required(&self) -> Numbers {
+        // Pairs, pairs of pairs and so on: adding one after the other would copy the sum each time.
+        let mut sets: Vec<Numbers> = self.roots.values().map(|root| root.required.clone()).collect();
+        while sets.len() > 1 {
+            let pairs = sets.chunks(2);
+            sets = pairs.map(|pair| pair.iter().skip(1).fold(pair[0].clone(), |a, b| a.union(b))).collect();
+        }
+        sets.pop().unwrap_or_default()
+    }
+
+    pub fn verified(&self) -> &Numbers {
+        &self.verified
+    }
+
+    /// What was found damaged and is not settled, by entry.
+    pub fn damaged(&self) -> &BTreeMap<u64, Vec<u8>> {
+        &self.damaged
+    }
+
+    /// The state before the first entry, which is at once taken.
+    pub(super) fn begin(
+        bytes: &[u8],
+        repository: RepositoryId,
+        verify: &dyn Verify,
+    ) -> Result<State, &'static str> {
+        let parsed = Parsed::new(bytes)?;
+        let Meaning::Body(Body::Create(create)) = parsed.meaning() else {
+            return Err("it is not the first entry of a log");
+        };
+        if !parsed.is_signed_by(&create.maintenance, verify) {
+            return Err("its signature is wrong");
+        }
+        if parsed.header.repository != repository {
+            return Err("it is of another repository");
+        }
+        if parsed.header.number != 0 || parsed.header.previous.0 != [0; 32] {
+            return Err("it is not the first entry of a log");
+        }
+        let owner = Key { public: create.maintenance, domain: create.domain };
+        Ok(State {
+            repository,
+            next: 1,
+            head: entry::hash(bytes),
+            head_is_doubtful: false,
+            maintenance: create.maintenance,
+            checkpoints: 0,
+            floor: None,
+            keys: BTreeMap::from([(owner.public.id(), owner)]),
+            sessions: BTreeMap::new(),
+            next_session: 0,
+            by_id: BTreeMap::new(),
+            roots: BTreeMap::new(),
+            objects: Table::default(),
+            verified: Numbers::new(),
+            damaged: BTreeMap::new(),
+            newer: false,
+        })
+    }
+
+    /// Takes what stands in the next slot, whatever it is.
+    pub(super) fn follow(&mut self, bytes: &[u8], verify: &dyn Verify) -> Followed {
+        let hash = entry::hash(bytes);
+        let followed = self.judge(bytes, hash, verify);
+        if matches!(followed, Followed::Newer) {
+            return followed;
+        }
+        self.next += 1;
+        self.head = hash;
+        self.head_is_doubtful =
+            matches!(&followed, Followed::Ignored(remark) if remark.may_have_been_an_entry());
+        followed
+    }
+
+    fn judge(&mut self, bytes: &[u8], hash: EntryHash, verify: &dyn Verify) -> Followed {
+        let ignored = |why| Followed::Ignored(Remark::Unreadable(why));
+        let parsed = match Parsed::new(bytes) {
+            Ok(parsed) => parsed,
+            Err(why) => return ignored(why),
+        };
+        if parsed.header.repository != self.repository {
+            return ignored("it is of another repository");
+        }
+        if parsed.header.number != self.next {
+            return ignored("it is for another place in the log");
+        }
+        let Some(key) = self.keys.get(&parsed.header.key) else {
+            return ignored("its key may not write here");
+        };
+        if !parsed.is_signed_by(&key.public, verify) {
+            return ignored("its signature is wrong");
+        }
+        if parsed.header.previous != self.head && !self.head_is_doubtful {
+            return Followed::Ignored(Remark::OtherPast(parsed.header.key));
+        }
+        let body = match parsed.meaning() {
+            Meaning::Body(body) => body,
+            Meaning::Newer { skippable: false } if key.public == self.maintenance => return Followed::Newer,
+            Meaning::Newer { skippable } => {
+                // An agent cannot stop others from reading by a kind that nobody knows.
+                self.newer |= skippable && key.public == self.maintenance;
+                return Followed::Ignored(Remark::Newer);
+            }
+            Meaning::Nonsense => return Followed::Ignored(Remark::Nonsense(parsed.header.key)),
+        };
+        match self.check(&parsed.header, &body) {
+            Ok(()) => {
+                self.apply(&parsed.header, hash, body);
+                Followed::Applied
+            }
+            Err(refusal) => Followed::Ignored(Remark::Refused(parsed.header.key, refusal)),
+        }
+    }
+
+    /// A body for the next entry, if it may be one.
+    pub fn validate(
+        &self,
+        session: SessionId,
+        signer: &dyn Sign,
+        written: WallTime,
+        body: Body,
+    ) -> Result<Valid<'_>, Refusal> {
+        if self.newer {
+            return Err(Refusal::Newer);
+        }
+        let header = Header {
+            repository: self.repository,
+            number: self.next,
+            previous: self.head,
+            session,
+            key: signer.verifier().id(),
+            written,
+        };
+        self.check(&header, &body)?;
+        Ok(Valid { state: self, header, body })
+    }
+
+    /// Whether an entry may follow this state: asked by its writer before, and by every reader after.
+    fn check(&self, header: &Header, body: &Body) -> Result<(), Refusal> {
+        let key = self.keys.get(&header.key).ok_or(Refusal::KeyUnknown(header.key))?;
+        let maintains = key.public == self.maintenance;
+        if matches!(body, Body::Session) {
+            let is_new = !self.by_id.contains_key(&header.session) && self.next_session < SessionNumber::MAX;
+            return is_new.then_some(()).ok_or(Refusal::SessionKnown(header.session));
+        }
+        let session = self
+            .session(header.session)
+            .filter(|session| !session.is_over)
+            .ok_or(Refusal::SessionOver(header.session))?;
+        if session.key != header.key {
+            return Err(Refusal::NotYours(header.session));
+        }
+        match body {
+            Body::Session | Body::End => return Ok(()),
+            Body::Segment(segment) => return self.check_segment(header.session, segment),
+            Body::Commit(commit) => return self.check_commit(header.session, session, commit),
+            Body::Fence(other) => {
+                let other = self.session(*other).ok_or(Refusal::SessionOver(*other))?;
+                if other.is_over {
+                    return Err(Refusal::SessionOver(other.id));
+                }
+                return (maintains || other.key == header.key)
+                    .then_some(())
+                    .ok_or(Refusal::NotYours(other.id));
+            }
+            _ => {}
+        }
+        if !maintains {
+            return Err(Refusal::Maintenance(body.name()));
+        }
+        match body {
+            Body::Key(key) => {
+                let new = !self.keys.contains_key(&key.public.id());
+                new.then_some(()).ok_or(Refusal::KeyKnown(key.public.id()))
+            }
+            Body::Revoke(key) => {
+                let known = self.keys.contains_key(key) && *key != self.maintenance.id();
+                known.then_some(()).ok_or(Refusal::KeyUnknown(*key))
+            }
+            Body::Condemn(condemn) => self.check_condemn(condemn),
+            Body::Forget(roots) => {
+                let distinct: BTreeSet<_> = roots.iter().collect();
+                let unknown = roots.iter().find(|root| !self.roots.contains_key(root));
+                match unknown {
+                    Some(root) => Err(Refusal::NoSuchRoot(*root)),
+                    None if distinct.len() != roots.len() || roots.is_empty() => Err(Refusal::Nothing),
+                    None => Ok(()),
+                }
+            }
+            Body::Gone(objects) => self.all(objects, |object| object.status == Status::Condemned),
+            Body::Verified(packs) => self.all(packs, |object| {
+                object.status == Status::Live && matches!(object.content, Content::Pack(_))
+            }),
+            Body::Damaged(damaged) => self.check_damaged(damaged),
+            Body::Checkpoint(checkpoint) => self.check_checkpoint(checkpoint),
+            Body::Create(_) => Err(Refusal::Created),
+            Body::Session | Body::Segment(_) | Body::Commit(_) | Body::Fence(_) | Body::End => {
+                unreachable!("handled above")
+            }
+        }
+    }
+
+    fn check_segment(&self, session: SessionId, segment: &Segment) -> Result<(), Refusal> {
+        if segment.is_empty() {
+            return Err(Refusal::Nothing);
+        }
+        self.check_new(session, segment)
+    }
+
+    /// Each object is named once in its session's life.
+    fn check_new(&self, session: SessionId, segment: &Segment) -> Result<(), Refusal> {
+        let session = self.by_id[&session];
+        let mut distinct = BTreeSet::new();
+        for content in contents(segment) {
+            if !distinct.insert(content) || self.objects.find(content, session).is_some() {
+                return Err(Refusal::NamedBefore(content));
+            }
+        }
+        if distinct.len() > MAX_OBJECTS || !self.objects.has_room_for(distinct.len()) {
+            return Err(Refusal::TooMany);
+        }
+        Ok(())
+    }
+
+    fn check_commit(&self, id: SessionId, session: &SessionRecord, commit: &Commit) -> Result<(), Refusal> {
+        self.check_new(id, &commit.segment)?;
+        if let Some(base) = commit.base {
+            let root = self.roots.get(&base).ok_or(Refusal::NoSuchRoot(base))?;
+            if root.domain != session.domain {
+                return Err(Refusal::OtherDomain(base));
+            }
+        }
+        if commit.parent.is_some_and(|parent| parent >= self.next) {
+            return Err(Refusal::NoSuchRoot(self.next));
+        }
+        self.all(&commit.packs, |pack| self.may_require(pack, session.domain))
+    }
+
+    fn may_require(&self, object: &Object, domain: DomainId) -> bool {
+        object.status == Status::Live
+            && matches!(object.content, Content::Pack(_))
+            && (self.owner(object).domain == domain || self.verified.contains(object.number))
+    }
+
+    fn check_condemn(&self, condemn: &Condemn) -> Result<(), Refusal> {
+        if condemn.objects.is_empty() {
+            return Err(Refusal::Nothing);
+        }
+        self.all(&condemn.objects, |object| object.status == Status::Live)?;
+        self.all(&condemn.survivors, |object| {
+            object.status == Status::Live && matches!(object.content, Content::Pack(_))
+        })?;
+        if condemn.survivors.intersects(&condemn.objects) {
+            return Err(Refusal::Nothing);
+        }
+        let claimed = self.roots.iter().find(|(_, root)| root.required.intersects(&condemn.objects));
+        match claimed {
+            Some((root, _)) if !condemn.followed => Err(Refusal::Required(*root)),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_damaged(&self, damaged: &Damaged) -> Result<(), Refusal> {
+        match damaged.settles.iter().find(|entry| !self.damaged.contains_key(entry)) {
+            Some(entry) => Err(Refusal::NoSuchEntry(*entry)),
+            None if damaged.settles.is_empty() && damaged.payload.is_empty() => Err(Refusal::Nothing),
+            None => Ok(()),
+        }
+    }
+
+    fn check_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), Refusal> {
+        if checkpoint.ordinal != self.checkpoints || checkpoint.state != self.encode() {
+            return Err(Refusal::OtherState);
+        }
+        if checkpoint.state.len() as u64 > MAX_CHECKPOINT / 2 {
+            return Err(Refusal::TooMany);
+        }
+        Ok(())
+    }
+
+    /// Whether all are known, and as they should be.
+    fn all(&self, numbers: &Numbers, fits: impl Fn(&Object) -> bool) -> Result<(), Refusal> {
+        for number in numbers.iter() {
+            if !self.objects.get(number).is_some_and(&fits) {
+                return Err(Refusal::NotFit(number));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a checked entry.
+    fn apply(&mut self, header: &Header, hash: EntryHash, body: Body) {
+        if matches!(body, Body::Session) {
+            let session = SessionRecord {
+                id: header.session,
+                key: header.key,
+                domain: self.keys[&header.key].domain,
+                opened: header.number,
+                is_over: false,
+                last: (header.number, hash),
+                last_written: header.written,
+                objects: 0,
+            };
+            self.by_id.insert(session.id, self.next_session);
+            self.sessions.insert(self.next_session, session);
+            self.next_session += 1;
+            return;
+        }
+        let number = self.by_id[&header.session];
+        let session = self.sessions.get_mut(&number).expect("the entry was checked");
+        session.last = (header.number, hash);
+        session.last_written = header.written;
+        let may_forget = matches!(body, Body::Revoke(_) | Body::Fence(_) | Body::End | Body::Gone(_));
+        match body {
+            Body::Create(_) | Body::Session => unreachable!("not applied here"),
+            Body::Key(key) => {
+                self.keys.insert(key.public.id(), key);
+            }
+            Body::Revoke(key) => {
+                self.keys.remove(&key);
+                self.sessions
+                    .values_mut()
+                    .filter(|session| session.key == key)
+                    .for_each(SessionRecord::close);
+            }
+            Body::Segment(segment) => {
+                self.add(number, &segment);
+            }
+            Body::Commit(commit) => self.apply_commit(header, hash, number, commit),
+            Body::Condemn(condemn) => self.apply_condemn(&condemn),
+            Body::Fence(other) => {
+                let other = self.by_id[&other];
+                self.sessions.get_mut(&other).expect("known by its id").close();
+            }
+            Body::End => session.close(),
+            Body::Forget(roots) => {
+                for root in roots {
+                    self.roots.remove(&root).expect("the entry was checked");
+                }
+            }
+            Body::Gone(objects) => self.objects.set_status(&objects, Status::Gone),
+            Body::Verified(packs) => self.verified = self.verified.union(&packs),
+            Body::Damaged(damaged) => {
+                damaged.settles.iter().for_each(|entry| drop(self.damaged.remove(entry)));
+                if !damaged.payload.is_empty() {
+                    self.damaged.insert(header.number, damaged.payload);
+                }
+            }
+            Body::Checkpoint(_) => {
+                self.checkpoints += 1;
+                self.floor = Some((header.number, hash));
+            }
+        }
+        if may_forget {
+            self.forget_what_is_over();
+        }
+    }
+
+    fn apply_commit(&mut self, header: &Header, hash: EntryHash, session: SessionNumber, commit: Commit) {
+        let own = self.add(session, &commit.segment);
+        let inherited = commit.base.map(|base| self.roots[&base].required.clone()).unwrap_or_default();
+        let required = inherited.union(&commit.packs).union(&own);
+        if let Some(until) = commit.retain_until {
+            self.objects.retain(&required, until);
+        }
+        let root = Root {
+            chain: commit.chain,
+            parent: commit.parent,
+            domain: self.sessions[&session].domain,
+            key: header.key,
+            written: header.written,
+            retain_until: commit.retain_until,
+            hash,
+            required,
+        };
+        self.roots.insert(header.number, root);
+    }
+
+    fn apply_condemn(&mut self, condemn: &Condemn) {
+        self.objects.set_status(&condemn.objects, Status::Condemned);
+        self.verified = self.verified.difference(&condemn.objects);
+        let claiming = self.roots.values_mut().filter(|root| root.required.intersects(&condemn.objects));
+        for root in claiming {
+            root.required = root.required.difference(&condemn.objects).union(&condemn.survivors);
+        }
+    }
+
+    /// Returns the packs' numbers.
+    fn add(&mut self, session: SessionNumber, segment: &Segment) -> Numbers {
+        let mut packs = Numbers::new();
+        for content in contents(segment) {
+            let number = self.objects.add(content, session);
+            if matches!(content, Content::Pack(_)) {
+                packs.push(number);
+            }
+            self.sessions.get_mut(&session).expect("the entry was checked").objects += 1;
+        }
+        packs
+    }
+
+    /// A session that is over can name nothing any more: its objects that are gone need not be known, nor it without any.
+    fn forget_what_is_over(&mut self) {
+        let sessions = &self.sessions;
+        let lost = self.objects.forget_gone(|session| sessions[&session].is_over);
+        for (session, objects) in lost {
+            self.sessions.get_mut(&session).expect("an object's session is known").objects -= objects;
+        }
+        let by_id = &mut self.by_id;
+        self.sessions.retain(|_, session| {
+            let kept = !session.is_over || session.objects > 0;
+            if !kept {
+                by_id.remove(&session.id);
+            }
+            kept
+        });
+    }
+
+    /// What must hold after any entries; what does not, if it does not.
+    pub(super) fn contradiction(&self) -> Option<&'static str> {
+        let mut live = Numbers::new();
+        let mut objects: BTreeMap<SessionNumber, u64> = BTreeMap::new();
+        for object in self.objects.iter() {
+            if object.status == Status::Live && matches!(object.content, Content::Pack(_)) {
+                live.push(object.number);
+            }
+            *objects.entry(object.session).or_insert(0) += 1;
+        }
+        for (number, root) in &self.roots {
+            if *number >= self.next {
+                return Some("a backup is in the future");
+            }
+            if !root.required.difference(&live).is_empty() {
+                return Some("a backup requires what is no live pack");
+            }
+        }
+        if !self.verified.difference(&live).is_empty() {
+            return Some("what is no live pack was verified");
+        }
+        for (number, session) in &self.sessions {
+            if session.objects != objects.remove(number).unwrap_or(0) {
+                return Some("the objects of a session are not as many as it says");
+            }
+            if self.by_id.get(&session.id) != Some(number) || *number >= self.next_session {
+                return Some("a session is not known by its number");
+            }
+            if session.is_over && session.objects == 0 {
+                return Some("a session that is over is known without need");
+            }
+        }
+        if !objects.is_empty() || self.by_id.len() != self.sessions.len() {
+            return Some("the session of an object is not known");
+        }
+        None
+    }
+}
+
+impl SessionRecord {
+    fn close(&mut self) {
+        self.is_over = true;
+    }
+}
+
+impl<'s> Valid<'s> {
+    /// The state that it is valid behind.
+    pub fn state(&self) -> &'s State {
+        self.state
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.header.number
+    }
+
+    /// Until when the entry should be kept.
+    pub(super) fn retain_until(&self) -> Option<WallTime> {
+        match &self.body {
+            Body::Commit(commit) => commit.retain_until,
+            _ => None,
+        }
+    }
+
+    pub(super) fn session(&self) -> SessionId {
+        self.header.session
+    }
+
+    pub(super) fn opens_session(&self) -> bool {
+        matches!(self.body, Body::Session)
+    }
+
+    pub(super) fn sign(&self, signer: &dyn Sign) -> Vec<u8> {
+        entry::encode(&self.header, &self.body, signer)
+    }
+}
+
+fn contents(segment: &Segment) -> impl Iterator<Item = Content> + '_ {
+    let packs = segment.packs.iter().map(|pack| Content::Pack(*pack));
+    packs.chain(segment.indexes.iter().map(|index| Content::Index(*index)))
+}

@@ -1,0 +1,170 @@
+//! Packs and index segments that the log knows, by number and by name.
+
+use super::numbers::{Number, Numbers};
+use crate::{PackId, PackName, SegmentId, SegmentName, SessionId};
+use rempart_objects::Name;
+use rempart_types::WallTime;
+use std::collections::BTreeMap;
+
+/// What is in an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Content {
+    Pack(PackId),
+    Index(SegmentId),
+}
+
+impl Content {
+    pub fn hash(&self) -> &[u8; 32] {
+        match self {
+            Content::Pack(id) => &id.0,
+            Content::Index(id) => &id.0,
+        }
+    }
+
+    /// The object, as `session` put it.
+    pub fn object(&self, session: SessionId) -> Name {
+        match *self {
+            Content::Pack(pack) => PackName { session, pack }.object(),
+            Content::Index(segment) => SegmentName { session, segment }.object(),
+        }
+    }
+
+    /// What an object's name says.
+    pub fn of_name(name: &Name) -> Option<(SessionId, Content)> {
+        let pack = PackName::parse(name).map(|name| (name.session, Content::Pack(name.pack)));
+        let index = || SegmentName::parse(name).map(|name| (name.session, Content::Index(name.segment)));
+        pack.or_else(index)
+    }
+}
+
+/// What became of an object. There is no way back:
+///
+/// ```text
+/// (put) ── segment, commit ──► Live ── condemn ──► Condemned ── gone ──► Gone
+/// ```
+///
+/// Gone objects are forgotten as soon as their session is over: nobody can name them again then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
+    Live,
+    Condemned,
+    Gone,
+}
+
+/// The number of a session within one log, in order of appearance.
+pub(super) type SessionNumber = u32;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    pub number: Number,
+    pub content: Content,
+    pub status: Status,
+    /// No backup that requires it wants it to be kept any longer than that.
+    pub retain_until: WallTime,
+    pub(super) session: SessionNumber,
+}
+
+/// All objects that are not forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Table {
+    /// In order of their numbers.
+    objects: Vec<Object>,
+    /// One hash can be known from several sessions: a hostile one may claim to have put what another put.
+    by_content: BTreeMap<(Content, SessionNumber), Number>,
+    next: u64,
+}
+
+impl Table {
+    pub fn get(&self, number: Number) -> Option<&Object> {
+        self.place(number).map(|place| &self.objects[place])
+    }
+
+    pub fn find(&self, content: Content, session: SessionNumber) -> Option<&Object> {
+        self.get(*self.by_content.get(&(content, session))?)
+    }
+
+    pub fn with_content(&self, content: Content) -> impl Iterator<Item = &Object> {
+        let range = (content, SessionNumber::MIN)..=(content, SessionNumber::MAX);
+        self.by_content.range(range).filter_map(|(_, number)| self.get(*number))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Object> {
+        self.objects.iter()
+    }
+
+    /// The number that the next object gets.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Whether so many more can be numbered.
+    pub fn has_room_for(&self, more: usize) -> bool {
+        self.next + more as u64 <= u64::from(Number::MAX)
+    }
+
+    pub fn add(&mut self, content: Content, session: SessionNumber) -> Number {
+        let number = Number::try_from(self.next).expect("room was looked for");
+        self.next += 1;
+        let object =
+            Object { number, content, status: Status::Live, retain_until: WallTime::default(), session };
+        self.put_back(object);
+        number
+    }
+
+    /// Adds an object as it was encoded. `None` if it cannot stand behind those that are there.
+    pub fn restore(&mut self, object: Object) -> Option<()> {
+        let in_order = self.objects.last().is_none_or(|last| last.number < object.number);
+        let unknown = !self.by_content.contains_key(&(object.content, object.session));
+        (in_order && unknown).then(|| self.put_back(object))
+    }
+
+    /// What is the next number after a checkpoint: behind all, though the last may be forgotten.
+    pub fn restore_next(&mut self, next: u64) -> Option<()> {
+        let behind = self.objects.last().is_none_or(|last| u64::from(last.number) < next);
+        (behind && next <= u64::from(Number::MAX)).then(|| self.next = next)
+    }
+
+    fn put_back(&mut self, object: Object) {
+        let before = self.by_content.insert((object.content, object.session), object.number);
+        assert!(before.is_none(), "an object has one number");
+        self.objects.push(object);
+    }
+
+    pub fn retain(&mut self, numbers: &Numbers, until: WallTime) {
+        self.change(numbers, |object| object.retain_until = object.retain_until.max(until));
+    }
+
+    pub fn set_status(&mut self, numbers: &Numbers, status: Status) {
+        self.change(numbers, |object| {
+            assert!(object.status < status, "no way back");
+            object.status = status;
+        });
+    }
+
+    fn change(&mut self, numbers: &Numbers, mut change: impl FnMut(&mut Object)) {
+        for run in numbers.runs() {
+            let from = self.objects.partition_point(|object| object.number < *run.start());
+            let known = self.objects[from..].iter_mut().take_while(|object| object.number <= *run.end());
+            known.for_each(&mut change);
+        }
+    }
+
+    /// Forgets what is gone and of a session that is over; tells each session's loss.
+    pub fn forget_gone(&mut self, is_over: impl Fn(SessionNumber) -> bool) -> BTreeMap<SessionNumber, u64> {
+        let mut lost = BTreeMap::new();
+        let by_content = &mut self.by_content;
+        self.objects.retain(|object| {
+            let forgotten = object.status == Status::Gone && is_over(object.session);
+            if forgotten {
+                by_content.remove(&(object.content, object.session));
+                *lost.entry(object.session).or_insert(0) += 1;
+            }
+            !forgotten
+        });
+        lost
+    }
+
+    fn place(&self, number: Number) -> Option<usize> {
+        self.objects.binary_search_by_key(&number, |object| object.number).ok()
+    }
+}

@@ -1,0 +1,662 @@
+//! The log on objects in memory, one story a test.
+
+use super::body::{Commit, Condemn, Segment};
+use super::entry::{self, Header};
+use super::sign::Ed25519;
+use super::*;
+use crate::{ChainId, DomainId, EntryHash, PackId, RepositoryId, SIGNATURE, SegmentId, SessionId, Verifier};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use rempart_objects::{Abilities, Created, Error, ErrorKind, Listed, Memory, Name, Objects};
+use rempart_types::WallTime;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+const REPOSITORY: RepositoryId = RepositoryId([7; 16]);
+const NOW: WallTime = WallTime(1000);
+
+const OWNER: DomainId = DomainId([1; 16]);
+
+#[derive(Debug)]
+struct SigningKey(Ed25519KeyPair);
+
+impl Sign for SigningKey {
+    fn verifier(&self) -> Verifier {
+        Verifier(self.0.public_key().as_ref().try_into().unwrap())
+    }
+
+    fn sign(&self, message: &[u8]) -> [u8; SIGNATURE] {
+        self.0.sign(message).as_ref().try_into().unwrap()
+    }
+}
+
+fn key(secret: u8) -> Arc<SigningKey> {
+    Arc::new(SigningKey(Ed25519KeyPair::from_seed_unchecked(&[secret; 32]).unwrap()))
+}
+
+fn owner() -> Arc<SigningKey> {
+    key(1)
+}
+
+fn create(objects: &Arc<dyn Objects>) {
+    let objects = Arc::clone(objects);
+    Log::create(objects, Arc::new(Ed25519), REPOSITORY, &*owner(), OWNER, NOW).expect("it is created");
+}
+
+fn memory() -> Arc<dyn Objects> {
+    let objects: Arc<dyn Objects> = Arc::new(Memory::default());
+    create(&objects);
+    objects
+}
+
+fn open(objects: &Arc<dyn Objects>) -> Log {
+    Log::open(Arc::clone(objects), Arc::new(Ed25519), REPOSITORY, owner().verifier()).expect("it is opened")
+}
+
+fn session_of(objects: &Arc<dyn Objects>, signer: &Arc<SigningKey>, id: u8) -> Session {
+    let signer = Arc::clone(signer) as Arc<dyn Sign>;
+    Session::open(open(objects), signer, SessionId([id; 16]), NOW).expect("the session is opened")
+}
+
+fn session(objects: &Arc<dyn Objects>, id: u8) -> Session {
+    session_of(objects, &owner(), id)
+}
+
+fn packs(ids: &[u8]) -> Segment {
+    Segment { packs: ids.iter().map(|id| PackId([*id; 32])).collect(), indexes: Vec::new() }
+}
+
+fn numbers(of: impl IntoIterator<Item = Number>) -> Numbers {
+    of.into_iter().collect()
+}
+
+fn commit_of(packs: Numbers) -> Commit {
+    Commit {
+        chain: ChainId([3; 16]),
+        parent: None,
+        segment: Segment::default(),
+        base: None,
+        packs,
+        retain_until: None,
+        payload: b"sealed".to_vec(),
+    }
+}
+
+fn commit(session: &mut Session, commit: &Commit) -> Result<Appended, LogError> {
+    session.commit(NOW, |_| Ok(commit.clone()))
+}
+
+fn condemn(session: &mut Session, objects: Numbers) -> Result<Appended, LogError> {
+    let condemn = Condemn { objects, followed: false, survivors: Numbers::new() };
+    session.condemn(NOW, |_| Ok(condemn.clone()))
+}
+
+/// Puts an entry into the next slot whatever the rules say, as a hostile writer does.
+fn force(objects: &Arc<dyn Objects>, signer: &SigningKey, session: u8, body: &Body) -> u64 {
+    let log = open(objects);
+    let header = Header {
+        repository: REPOSITORY,
+        number: log.state().next(),
+        previous: log.state().head,
+        session: SessionId([session; 16]),
+        key: signer.verifier().id(),
+        written: NOW,
+    };
+    put(objects, header.number, &entry::encode(&header, body, signer));
+    header.number
+}
+
+fn put(objects: &Arc<dyn Objects>, number: u64, bytes: &[u8]) {
+    let created = objects.create(&name(number), &[bytes], None).expect("memory does not fail");
+    assert_eq!(created, Created::New);
+}
+
+fn refusal<T: std::fmt::Debug>(result: Result<T, LogError>) -> Refusal {
+    match result {
+        Err(LogError::Refused(refusal)) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn last_remark(objects: &Arc<dyn Objects>) -> Remark {
+    open(objects).remarks().last().expect("something counts for nothing").1.clone()
+}
+
+#[test]
+fn a_backup_is_found_again() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    writer.segment(NOW, packs(&[10, 11])).unwrap();
+    let index = SegmentId([5; 32]);
+    let segment = Segment { indexes: vec![index], ..packs(&[12]) };
+    let appended = commit(&mut writer, &Commit { segment, ..commit_of(numbers([0])) }).unwrap();
+    let log = writer.end(NOW).unwrap();
+    assert_eq!(log.state(), open(&objects).state());
+    assert_eq!(log.state().contradiction(), None);
+
+    let (number, root) = log.state().latest(ChainId([3; 16])).expect("a backup");
+    assert_eq!((number, root.hash), (appended.number, appended.hash));
+    assert_eq!(root.required, numbers([0, 2]));
+    assert_eq!(log.payload(number).unwrap(), b"sealed");
+    assert_eq!(log.state().live(), numbers(0..=3));
+    assert_eq!(log.state().status(SessionId([1; 16]), Content::Index(index)), Some(Status::Live));
+    assert!(!log.state().session_is_open(SessionId([1; 16])));
+}
+
+/// Rules 1 and 5: else a root lands just after the condemnation of its pack.
+#[test]
+fn a_commit_is_validated_again_when_its_slot_is_lost() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    writer.segment(NOW, packs(&[10])).unwrap();
+    let mut collector = session(&objects, 2);
+    let mut asked = Vec::new();
+    let result = writer.commit::<LogError>(NOW, |state| {
+        asked.push(state.next());
+        if asked.len() == 1 {
+            // Condemned between validation and creation.
+            condemn(&mut collector, numbers([0])).unwrap();
+        }
+        Ok(commit_of(if asked.len() == 1 { numbers([0]) } else { state.live() }))
+    });
+    assert_eq!(asked.len(), 2, "the condemnation came first");
+    assert!(result.is_ok(), "{result:?}");
+    assert_eq!(refusal(commit(&mut writer, &commit_of(numbers([0])))), Refusal::NotFit(0));
+}
+
+/// Rule 5: a pack that was condemned, deleted and cleared looks clean, and one that nobody named looks like that, too.
+#[test]
+fn a_commit_requires_live_packs_only() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    writer.segment(NOW, packs(&[10])).unwrap();
+    assert_eq!(refusal(commit(&mut writer, &commit_of(numbers([1])))), Refusal::NotFit(1));
+    let log = writer.end(NOW).unwrap();
+    drop(log);
+    let mut collector = session(&objects, 2);
+    condemn(&mut collector, numbers([0])).unwrap();
+    assert_eq!(refusal(commit(&mut collector, &commit_of(numbers([0])))), Refusal::NotFit(0));
+    collector.gone(NOW, numbers([0])).unwrap();
+    assert_eq!(collector.state().object(0), None, "its session is over");
+    assert_eq!(refusal(commit(&mut collector, &commit_of(numbers([0])))), Refusal::NotFit(0));
+}
+
+/// Rule 3: else a lease expires, the collector marks, the slow writer commits, the collector deletes.
+#[test]
+fn a_fenced_session_makes_nothing_live() {
+    let objects = memory();
+    let mut slow = session(&objects, 1);
+    slow.segment(NOW, packs(&[10])).unwrap();
+    let mut other = session(&objects, 2);
+    other.fence(NOW, SessionId([1; 16])).unwrap();
+    let over = Refusal::SessionOver(SessionId([1; 16]));
+    assert_eq!(refusal(slow.segment(NOW, packs(&[11]))), over);
+    assert_eq!(refusal(commit(&mut slow, &commit_of(numbers([0])))), over);
+    assert_eq!(refusal(other.fence(NOW, SessionId([1; 16]))), over, "once is enough");
+    slow.end(NOW).expect("it is over all the same");
+}
+
+/// Rule 4.
+#[test]
+fn a_pack_is_named_once() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    writer.segment(NOW, packs(&[10])).unwrap();
+    let again = Refusal::NamedBefore(Content::Pack(PackId([10; 32])));
+    assert_eq!(refusal(writer.segment(NOW, packs(&[10]))), again);
+    assert_eq!(
+        refusal(writer.segment(NOW, packs(&[11, 11]))),
+        Refusal::NamedBefore(Content::Pack(PackId([11; 32])))
+    );
+    let mut collector = session(&objects, 2);
+    condemn(&mut collector, numbers([0])).unwrap();
+    collector.gone(NOW, numbers([0])).unwrap();
+    assert_eq!(refusal(writer.segment(NOW, packs(&[10]))), again, "not even once it is gone");
+    collector.segment(NOW, packs(&[10])).expect("another session's pack is another object");
+}
+
+/// Rule 7, as far as the log itself can tell.
+#[test]
+fn what_a_backup_requires_is_condemned_only_by_who_followed_its_trees() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    writer.segment(NOW, packs(&[10, 11])).unwrap();
+    let root = commit(&mut writer, &commit_of(numbers([0]))).unwrap().number;
+    let next = Commit { base: Some(root), ..commit_of(Numbers::new()) };
+    let later = commit(&mut writer, &next).unwrap().number;
+    assert_eq!(refusal(condemn(&mut writer, numbers([0]))), Refusal::Required(root));
+    let followed = Condemn { objects: numbers([0]), followed: true, survivors: numbers([1]) };
+    writer.condemn::<LogError>(NOW, |_| Ok(followed.clone())).unwrap();
+    for number in [root, later] {
+        assert_eq!(writer.state().roots()[&number].required, numbers([1]));
+    }
+    assert_eq!(writer.state().contradiction(), None);
+    let itself = Condemn { objects: numbers([1]), followed: true, survivors: numbers([1]) };
+    assert_eq!(refusal(writer.condemn::<LogError>(NOW, |_| Ok(itself.clone()))), Refusal::Nothing);
+}
+
+#[test]
+fn an_agent_writes_into_its_domain_and_maintains_nothing() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    writer.segment(NOW, packs(&[10])).unwrap();
+    let root = commit(&mut writer, &commit_of(numbers([0]))).unwrap().number;
+    let agent = key(2);
+    writer.register(NOW, Key { public: agent.verifier(), domain: DomainId([4; 16]) }).unwrap();
+
+    let mut own = session_of(&objects, &agent, 2);
+    own.segment(NOW, packs(&[20])).unwrap();
+    commit(&mut own, &commit_of(numbers([1]))).unwrap();
+    assert_eq!(refusal(commit(&mut own, &commit_of(numbers([0])))), Refusal::NotFit(0), "another domain");
+    let based = Commit { base: Some(root), ..commit_of(Numbers::new()) };
+    assert_eq!(refusal(commit(&mut own, &based)), Refusal::OtherDomain(root));
+    writer.verified(NOW, numbers([0])).unwrap();
+    commit(&mut own, &commit_of(numbers([0]))).expect("it was verified");
+
+    // What it writes nevertheless counts for nothing, and those who follow go on behind it.
+    let before = open(&objects).state().clone();
+    let bodies = [
+        Body::Condemn(Condemn { objects: numbers([1]), followed: true, survivors: Numbers::new() }),
+        Body::Fence(SessionId([1; 16])),
+        Body::Forget(vec![root]),
+        Body::Gone(numbers([1])),
+        Body::Verified(numbers([1])),
+        Body::Revoke(agent.verifier().id()),
+        Body::Key(Key { public: key(5).verifier(), domain: OWNER }),
+        Body::Damaged(Damaged { settles: Vec::new(), payload: vec![1] }),
+        Body::Checkpoint(Checkpoint { ordinal: 0, state: before.encode() }),
+        Body::Create(Create { maintenance: agent.verifier(), domain: OWNER }),
+    ];
+    for body in &bodies {
+        force(&objects, &agent, 2, body);
+        assert!(matches!(last_remark(&objects), Remark::Refused(..)), "{body:?}");
+    }
+    let mut after = open(&objects).state().clone();
+    assert_eq!(after.next(), before.next() + bodies.len() as u64);
+    (after.next, after.head) = (before.next, before.head);
+    assert_eq!(after, before);
+    own.refresh().unwrap();
+    commit(&mut own, &commit_of(numbers([1]))).expect("the log goes on");
+
+    let mut again = session_of(&objects, &agent, 3);
+    again.fence(NOW, SessionId([2; 16])).expect("its own session of before");
+    writer.revoke(NOW, agent.verifier().id()).unwrap();
+    again.refresh().unwrap();
+    assert!(!again.state().session_is_open(SessionId([3; 16])));
+    let by_revoked = force(&objects, &agent, 3, &Body::End);
+    assert_eq!(open(&objects).remarks().last().unwrap().0, by_revoked);
+}
+
+#[test]
+fn garbage_in_a_slot_stops_nobody_and_is_told() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    for (garbage, doubtful) in [(&b""[..], true), (b"garbage", true), (&[0xff; 500], true)] {
+        put(&objects, open(&objects).state().next(), garbage);
+        assert_eq!(last_remark(&objects).may_have_been_an_entry(), doubtful);
+    }
+    let forged = Header {
+        repository: REPOSITORY,
+        number: open(&objects).state().next(),
+        previous: EntryHash([0; 32]),
+        session: SessionId([1; 16]),
+        key: key(3).verifier().id(),
+        written: NOW,
+    };
+    put(&objects, forged.number, &entry::encode(&forged, &Body::End, &*key(3)));
+    assert_eq!(last_remark(&objects), Remark::Unreadable("its key may not write here"));
+    writer.segment(NOW, packs(&[10])).expect("written behind it");
+    assert_eq!(open(&objects).state().live(), numbers([0]));
+}
+
+#[test]
+fn an_entry_of_another_past_counts_for_nothing() {
+    let objects = memory();
+    drop(session(&objects, 1));
+    let header = Header {
+        repository: REPOSITORY,
+        number: 2,
+        previous: EntryHash([1; 32]),
+        session: SessionId([1; 16]),
+        key: owner().verifier().id(),
+        written: NOW,
+    };
+    put(&objects, 2, &entry::encode(&header, &Body::End, &*owner()));
+    assert_eq!(last_remark(&objects), Remark::OtherPast(owner().verifier().id()));
+    assert!(open(&objects).state().session_is_open(SessionId([1; 16])));
+}
+
+/// A bit of an entry that was acknowledged rots: neither does it count, nor what it says in another way, and the
+/// entries behind it still do.
+#[test]
+fn every_flipped_bit_is_found() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    let number = commit(&mut writer, &Commit { segment: packs(&[10]), ..commit_of(Numbers::new()) }).unwrap();
+    let before = objects.get(&name(number.number), 1 << 20).unwrap();
+    writer.segment(NOW, packs(&[11])).unwrap();
+    let behind = objects.get(&name(number.number + 1), 1 << 20).unwrap();
+    let mut state = first_entries(&objects, number.number);
+    for bit in 0..before.len() * 8 {
+        let mut flipped = before.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let mut state = state.clone();
+        assert!(matches!(
+            state.follow(&flipped, &Ed25519),
+            state::Followed::Ignored(remark) if remark.may_have_been_an_entry()
+        ));
+        assert!(matches!(state.follow(&behind, &Ed25519), state::Followed::Applied));
+    }
+    assert!(matches!(state.follow(&before, &Ed25519), state::Followed::Applied));
+}
+
+fn first_entries(objects: &Arc<dyn Objects>, until: u64) -> State {
+    let bytes = |number| objects.get(&name(number), 1 << 20).unwrap();
+    let mut state = State::begin(&bytes(0), REPOSITORY, &Ed25519).unwrap();
+    for number in 1..until {
+        assert!(matches!(state.follow(&bytes(number), &Ed25519), state::Followed::Applied));
+    }
+    state
+}
+
+#[test]
+fn kinds_of_a_newer_version_are_passed_over_only_if_they_say_so() {
+    let newer = |skippable: u16, signer: &SigningKey, log: &Log| {
+        let header = Header {
+            repository: REPOSITORY,
+            number: log.state().next(),
+            previous: log.state().head,
+            session: SessionId([1; 16]),
+            key: signer.verifier().id(),
+            written: NOW,
+        };
+        let mut bytes = entry::encode(&header, &Body::End, signer);
+        bytes.truncate(bytes.len() - SIGNATURE);
+        bytes[10..12].copy_from_slice(&99u16.to_le_bytes());
+        bytes[12..14].copy_from_slice(&skippable.to_le_bytes());
+        let signature = signer.sign(&bytes);
+        bytes.extend(signature);
+        (header.number, bytes)
+    };
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    writer.register(NOW, Key { public: key(2).verifier(), domain: DomainId([4; 16]) }).unwrap();
+    // An agent stops nobody by it.
+    let (number, bytes) = newer(0, &key(2), &open(&objects));
+    put(&objects, number, &bytes);
+    writer.segment(NOW, packs(&[10])).unwrap();
+
+    let (number, bytes) = newer(1, &owner(), &open(&objects));
+    put(&objects, number, &bytes);
+    assert_eq!(open(&objects).state().live(), numbers([0]), "still read");
+    assert_eq!(refusal(writer.segment(NOW, packs(&[11]))), Refusal::Newer);
+
+    let (number, bytes) = newer(0, &owner(), &open(&objects));
+    put(&objects, number, &bytes);
+    let result = Log::open(Arc::clone(&objects), Arc::new(Ed25519), REPOSITORY, owner().verifier());
+    assert!(matches!(result, Err(LogError::Newer { .. })), "{result:?}");
+}
+
+#[test]
+fn a_foreign_or_missing_log_is_refused() {
+    let empty: Arc<dyn Objects> = Arc::new(Memory::default());
+    let open = |objects: &Arc<dyn Objects>, repository, key: Verifier| {
+        Log::open(Arc::clone(objects), Arc::new(Ed25519), repository, key).expect_err("refused")
+    };
+    assert!(matches!(open(&empty, REPOSITORY, owner().verifier()), LogError::Missing { .. }));
+    let objects = memory();
+    assert!(matches!(open(&objects, RepositoryId([8; 16]), owner().verifier()), LogError::Damaged { .. }));
+    assert!(matches!(open(&objects, REPOSITORY, key(2).verifier()), LogError::Damaged { .. }));
+    let again = Log::create(objects, Arc::new(Ed25519), REPOSITORY, &*key(2), OWNER, NOW);
+    assert_eq!(refusal(again), Refusal::Created);
+}
+
+/// Something of every kind, then what a reader makes of a checkpoint of it.
+fn eventful() -> (Arc<dyn Objects>, Session) {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    writer.segment(NOW, Segment { indexes: vec![SegmentId([1; 32])], ..packs(&[10, 11, 12]) }).unwrap();
+    let kept = Commit { retain_until: Some(WallTime(5000)), ..commit_of(numbers([0])) };
+    let root = commit(&mut writer, &kept).unwrap().number;
+    let given_up =
+        commit(&mut writer, &Commit { base: Some(root), ..commit_of(numbers([1])) }).unwrap().number;
+    writer.register(NOW, Key { public: key(2).verifier(), domain: DomainId([4; 16]) }).unwrap();
+    let mut other = session(&objects, 2);
+    other.segment(NOW, packs(&[20, 21])).unwrap();
+    other.fence(NOW, SessionId([1; 16])).unwrap();
+    other.forget(NOW, vec![given_up]).unwrap();
+    condemn(&mut other, numbers([1, 2])).unwrap();
+    other.gone(NOW, numbers([2])).unwrap();
+    other.verified(NOW, numbers([4])).unwrap();
+    other.damaged(NOW, Damaged { settles: Vec::new(), payload: vec![1, 2, 3] }).unwrap();
+    (objects, other)
+}
+
+#[test]
+fn a_log_is_read_from_a_checkpoint_as_from_its_beginning() {
+    let (objects, mut writer) = eventful();
+    writer.checkpoint(NOW).unwrap();
+    let whole = writer.state().clone();
+    let before = objects.list("log/", None).unwrap().len();
+    assert_eq!(open(&objects).state(), &whole);
+    let removed = writer.truncate().unwrap();
+    assert_eq!(open(&objects).state(), &whole);
+    assert_eq!(objects.list("log/", None).unwrap().len() as u64, before as u64 - removed);
+    assert_eq!(removed, whole.next() - 2, "all but the checkpoint and the backup");
+    assert_eq!(writer.truncate().unwrap(), 0);
+    let (root, _) = whole.latest(ChainId([3; 16])).unwrap();
+    assert_eq!(open(&objects).payload(root).unwrap(), b"sealed");
+
+    // And from one to the next.
+    let mut idle = open(&objects);
+    for id in 30..35 {
+        writer.segment(NOW, packs(&[id])).unwrap();
+        writer.checkpoint(NOW).unwrap();
+        writer.truncate().unwrap();
+    }
+    idle.refresh().unwrap();
+    assert_eq!(idle.state(), writer.state());
+    assert_eq!(idle.state(), open(&objects).state());
+}
+
+/// Rule 9: an entry that gets the place of one that was removed is not in the log, though it was created.
+#[test]
+fn an_entry_in_a_freed_slot_is_appended_again() {
+    let (objects, mut writer) = eventful();
+    let mut paused = session(&objects, 50);
+    let mut asked = Vec::new();
+    let appended = paused.commit::<LogError>(NOW, |state| {
+        asked.push(state.next());
+        if asked.len() == 1 {
+            writer.segment(NOW, packs(&[40])).unwrap();
+            writer.checkpoint(NOW).unwrap();
+            writer.truncate().unwrap();
+            assert!(objects.get(&name(state.next()), 1 << 20).is_err(), "the slot is free");
+        }
+        Ok(Commit { segment: packs(&[41]), ..commit_of(Numbers::new()) })
+    });
+    let stale = asked[0];
+    assert!(appended.unwrap().number > stale && asked.len() == 2);
+    assert!(objects.get(&name(stale), 1 << 20).is_ok(), "what nobody reads");
+    assert_eq!(paused.state(), open(&objects).state());
+    let pack = Content::Pack(PackId([41; 32]));
+    assert_eq!(paused.state().status(SessionId([50; 16]), pack), Some(Status::Live));
+    writer.refresh().unwrap();
+    writer.checkpoint(NOW).unwrap();
+    writer.truncate().unwrap();
+    assert!(objects.get(&name(stale), 1 << 20).is_err(), "removed with the rest");
+}
+
+/// Rule 9: who paused before a slot that was freed does not take it for the head.
+#[test]
+fn a_reader_that_paused_finds_the_head() {
+    let (objects, mut writer) = eventful();
+    let mut paused = open(&objects);
+    writer.segment(NOW, packs(&[40])).unwrap();
+    writer.checkpoint(NOW).unwrap();
+    writer.truncate().unwrap();
+    paused.refresh().unwrap();
+    assert_eq!(paused.state(), writer.state());
+}
+
+#[test]
+fn a_pointer_that_nobody_signed_is_in_nobodys_way() {
+    let (objects, mut writer) = eventful();
+    let false_pointer = Name::new(format!("checkpoints/{:016x}", 0)).unwrap();
+    objects.create(&false_pointer, &[b"nonsense"], None).unwrap();
+    let mut paused = open(&objects);
+    writer.checkpoint(NOW).unwrap();
+    writer.truncate().unwrap();
+    paused.refresh().unwrap();
+    assert_eq!(paused.state(), writer.state());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let (objects, mut writer) = eventful();
+    let checkpoint = writer.checkpoint(NOW).unwrap().number;
+    writer.truncate().unwrap();
+    let bytes = objects.get(&name(checkpoint), 1 << 20).unwrap();
+    for place in (0..bytes.len()).step_by(7) {
+        let mut flipped = bytes.clone();
+        flipped[place] ^= 0x10;
+        let state = State::from_checkpoint(&flipped, REPOSITORY, owner().verifier(), &Ed25519);
+        assert!(state.is_err(), "byte {place}");
+    }
+    objects.remove(&name(checkpoint)).unwrap();
+    let opened = Log::open(Arc::clone(&objects), Arc::new(Ed25519), REPOSITORY, owner().verifier());
+    assert!(matches!(opened, Err(LogError::Missing { .. } | LogError::Damaged { .. })), "{opened:?}");
+}
+
+/// A place that does not answer, before or after it did what was asked.
+#[derive(Debug)]
+struct Silent {
+    inner: Memory,
+    /// Creations that are not answered from now on, and whether they are done.
+    silent: AtomicU32,
+    done: Mutex<bool>,
+}
+
+impl Silent {
+    fn unknown(&self, name: &Name) -> Error {
+        Error::new(ErrorKind::Unknown, "create", name, self.url(), "no answer")
+    }
+}
+
+impl Objects for Silent {
+    fn create(&self, name: &Name, parts: &[&[u8]], until: Option<WallTime>) -> Result<Created, Error> {
+        let silent =
+            self.silent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if silent.is_err() {
+            return self.inner.create(name, parts, until);
+        }
+        if *self.done.lock().unwrap() {
+            self.inner.create(name, parts, until)?;
+        }
+        Err(self.unknown(name))
+    }
+
+    fn get(&self, name: &Name, limit: u64) -> Result<Vec<u8>, Error> {
+        self.inner.get(name, limit)
+    }
+
+    fn get_range(&self, name: &Name, range: Range<u64>) -> Result<Vec<u8>, Error> {
+        self.inner.get_range(name, range)
+    }
+
+    fn len(&self, name: &Name) -> Result<u64, Error> {
+        self.inner.len(name)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&Name>) -> Result<Vec<Listed>, Error> {
+        self.inner.list(prefix, after)
+    }
+
+    fn remove(&self, name: &Name) -> Result<(), Error> {
+        self.inner.remove(name)
+    }
+
+    fn retain(&self, name: &Name, until: WallTime) -> Result<(), Error> {
+        self.inner.retain(name, until)
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.inner.abilities()
+    }
+
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+}
+
+/// Rule 2.
+#[test]
+fn an_unknown_outcome_is_found_out() {
+    for done in [false, true] {
+        let silent =
+            Arc::new(Silent { inner: Memory::default(), silent: AtomicU32::new(0), done: Mutex::new(done) });
+        let objects = Arc::clone(&silent) as Arc<dyn Objects>;
+        create(&objects);
+        let mut writer = session(&objects, 1);
+        silent.silent.store(1, Ordering::Relaxed);
+        let appended = writer.segment(NOW, packs(&[10])).unwrap();
+        assert_eq!(appended.number, 2, "once, done: {done}");
+        assert_eq!(open(&objects).state().live(), numbers([0]));
+
+        silent.silent.store(u32::MAX, Ordering::Relaxed);
+        let result = writer.segment(NOW, packs(&[11]));
+        if done {
+            result.expect("it is there");
+        } else {
+            assert!(matches!(result, Err(LogError::Unsettled { .. })), "{result:?}");
+            // It did not land: nothing is known of it, and the place is free for others.
+            silent.silent.store(0, Ordering::Relaxed);
+            writer.segment(NOW, packs(&[12])).unwrap();
+        }
+        assert_eq!(writer.state().live(), numbers([0, 1]));
+    }
+}
+
+mod any_bytes {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn are_no_entry(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let objects = memory();
+            let mut state = first_entries(&objects, 1);
+            prop_assert!(matches!(state.follow(&bytes, &Ed25519), state::Followed::Ignored(_)));
+        }
+
+        /// Bodies have one encoding, and no bytes break the decoder.
+        #[test]
+        fn are_one_body_or_none(kind in 0u16..17, bytes in proptest::collection::vec(0u8..20, 0..80)) {
+            if let Some(body) = Body::decode(kind, &bytes) {
+                prop_assert_eq!(body.encode(), bytes);
+            }
+        }
+
+        /// A state that was changed anywhere is refused, or holds together and has that encoding.
+        #[test]
+        fn are_a_sound_state_or_none(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cut in any::<Option<prop::sample::Index>>(),
+        ) {
+            thread_local!(static WHOLE: Vec<u8> = eventful().1.state().encode());
+            let mut bytes = WHOLE.with(Vec::clone);
+            for (place, byte) in changes {
+                *place.get_mut(&mut bytes) = byte;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            if let Some(state) = State::decode(&bytes, REPOSITORY)
+                && state.contradiction().is_none()
+            {
+                state.required();
+                state.objects().for_each(|object| drop(state.owner(object).clone()));
+            }
+        }
+    }
+}
