@@ -9,6 +9,7 @@ mod key;
 pub mod log;
 mod names;
 mod pack;
+mod point;
 mod tree;
 mod wire;
 
@@ -29,6 +30,7 @@ pub use names::{PACKS, PackName, SEGMENTS, SegmentName};
 pub use pack::{
     Blob, MAX_BLOBS, MAX_PACK, MIN_PACK, PACK_HEADER, Pack, PackBuilder, PackHeader, PackOpener, verify_pack,
 };
+pub use point::{Consistency, ConsistencyLevel, Definition, Excluded, HowRead, Point, PointDisk};
 pub use tree::{
     Difference, Differences, FAN_OUT, MAX_CHUNKS, MAX_NODE, NodeSink, NodeSource, Step, Tree, TreeUpdate,
     Walk, resize,

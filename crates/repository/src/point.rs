@@ -1,0 +1,208 @@
+//! What a backup says of itself: sealed in its log entry, for who holds the master key.
+
+use crate::error::{Error, ErrorKind};
+use crate::{ChunkId, Tree};
+use rempart_types::WallTime;
+use serde::{Deserialize, Serialize};
+
+/// The newest form that is known here.
+const VERSION: u8 = 1;
+/// Disks of one virtual machine, at most.
+const MAX_DISKS: usize = 1024;
+
+/// One restore point of one virtual machine: all its disks at one instant, and what it takes to run it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// The name it had.
+    pub vm: String,
+    /// The machine that read the disks.
+    pub host: String,
+    /// The instant that the disks are of, by that machine's clock.
+    pub taken: WallTime,
+    /// When the last byte was stored.
+    pub ended: WallTime,
+    pub consistency: Consistency,
+    pub disks: Vec<PointDisk>,
+    /// The definition, in the form that its `kind` names.
+    pub definition: Option<Definition>,
+    /// Firmware variables, in chunks, and how many bytes they are.
+    pub nvram: Option<(Vec<ChunkId>, u64)>,
+    /// For people: things that were not as they should be.
+    pub notes: Vec<String>,
+}
+
+/// How much the guest took part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Consistency {
+    pub level: ConsistencyLevel,
+    /// Why it is not a higher one.
+    pub why: Option<String>,
+    /// How long the guest stood still for it, in milliseconds.
+    pub pause_ms: Option<u64>,
+}
+
+/// From the weakest to the strongest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsistencyLevel {
+    /// As after a power cut.
+    Crash,
+    /// Stopped in the middle, with nothing on its way.
+    SavedState,
+    /// File systems were frozen.
+    FileSystem,
+    /// Applications, too, had a hand in it.
+    Application,
+    /// It did not run.
+    Stopped,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    /// `rempart`, `libvirt`.
+    pub kind: String,
+    pub content: Vec<u8>,
+}
+
+/// One disk at that instant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointDisk {
+    /// What tells it from the machine's other disks, now and in later backups.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// The top of its tree of chunks.
+    pub root: ChunkId,
+    /// What the source called this instant of this disk: the next backup asks it what changed since.
+    pub position: Option<String>,
+    pub how: HowRead,
+    /// Ranges of bytes that were left out, and are restored as zeroes.
+    pub excluded: Vec<Excluded>,
+}
+
+/// How much of a disk was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HowRead {
+    /// Why all of it was read; none when only what had changed was.
+    pub full_because: Option<String>,
+    /// Bytes.
+    pub read: u64,
+    /// Bytes that no earlier backup had.
+    pub new: u64,
+    /// Chunks that had not changed, by what is known, and were read and compared all the same.
+    pub audited: u64,
+    /// Those of them that had changed. Then all was read.
+    pub missed: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Excluded {
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    pub reason: String,
+}
+
+impl Point {
+    /// What is sealed.
+    pub fn encode(&self) -> Vec<u8> {
+        let encoded = postcard::to_extend(self, vec![VERSION]);
+        encoded.expect("writing to memory does not fail")
+    }
+
+    /// Reads what was sealed in `object`.
+    pub fn decode(object: &str, bytes: &[u8]) -> Result<Point, Error> {
+        let damaged = |why: &'static str| Error::new(ErrorKind::Damaged, object, why);
+        let (version, bytes) = bytes.split_first().ok_or_else(|| damaged("it says nothing of its backup"))?;
+        if *version > VERSION {
+            let why = "its backup was made by a newer version of this program";
+            return Err(Error::new(ErrorKind::Newer, object, why));
+        }
+        let point = match postcard::take_from_bytes::<Point>(bytes) {
+            Ok((point, [])) if *version == VERSION => point,
+            _ => return Err(damaged("what it says of its backup makes no sense")),
+        };
+        let mut names: Vec<&str> = point.disks.iter().map(|disk| disk.name.as_str()).collect();
+        names.sort_unstable();
+        if point.disks.len() > MAX_DISKS || names.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(damaged("its backup has too many disks, or two of one name"));
+        }
+        Ok(point)
+    }
+
+    pub fn disk(&self, name: &str) -> Option<&PointDisk> {
+        self.disks.iter().find(|disk| disk.name == name)
+    }
+}
+
+impl PointDisk {
+    /// Its tree, in a repository of such chunks.
+    pub fn tree(&self, chunk_size: crate::ChunkSize) -> Tree {
+        Tree { root: self.root, chunks: chunk_size.count(self.size) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn point() -> Point {
+        let disk = |name: &str| PointDisk {
+            name: name.to_owned(),
+            size: 1 << 30,
+            root: ChunkId([7; 32]),
+            position: Some("bitmap rempart-7".to_owned()),
+            how: HowRead { full_because: None, read: 1 << 20, new: 1 << 18, audited: 16, missed: 0 },
+            excluded: vec![Excluded { offset: 4096, len: 8192, reason: "swap".to_owned() }],
+        };
+        Point {
+            vm: "shop".to_owned(),
+            host: "node-a".to_owned(),
+            taken: WallTime(1),
+            ended: WallTime(2),
+            consistency: Consistency {
+                level: ConsistencyLevel::FileSystem,
+                why: Some("no hooks".to_owned()),
+                pause_ms: Some(12),
+            },
+            disks: vec![disk("vda"), disk("vdb")],
+            definition: Some(Definition { kind: "rempart".to_owned(), content: b"memory = 1".to_vec() }),
+            nvram: Some((vec![ChunkId([3; 32])], 528 << 10)),
+            notes: vec!["the clock went back".to_owned()],
+        }
+    }
+
+    #[test]
+    fn it_reads_back() {
+        let bytes = point().encode();
+        assert_eq!(Point::decode("log/1", &bytes).expect("whole"), point());
+        for length in 0..bytes.len() {
+            assert!(Point::decode("log/1", &bytes[..length]).is_err(), "{length}");
+        }
+        assert!(Point::decode("log/1", &[bytes.as_slice(), &[0]].concat()).is_err());
+        let newer = [&[VERSION + 1], &bytes[1..]].concat();
+        assert_eq!(Point::decode("log/1", &newer).expect_err("newer").kind, ErrorKind::Newer);
+    }
+
+    #[test]
+    fn two_disks_of_one_name_are_refused() {
+        let mut twice = point();
+        twice.disks[1].name = "vda".to_owned();
+        let error = Point::decode("log/1", &twice.encode()).expect_err("two of one name");
+        assert_eq!(error.kind, ErrorKind::Damaged);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..300), at in 0usize..200, bit in 0u8..8) {
+            let _ = Point::decode("log/1", &bytes);
+            bytes.insert(0, VERSION);
+            let _ = Point::decode("log/1", &bytes);
+            let mut changed = point().encode();
+            let at = at % changed.len();
+            changed[at] ^= 1 << bit;
+            let _ = Point::decode("log/1", &changed);
+        }
+    }
+}
