@@ -7,6 +7,7 @@
 //! | [`qemu`] | the QEMU driver behind those traits |
 //! | [`fake`] | a hypervisor without guests, for fast tests |
 //! | [`guard`] | the small process per running machine that stops it when its lease runs out |
+//! | [`qemu::backup`] | consistent views of a running QEMU's disks, and what changed |
 //! | [`qmp`] | client of QEMU's monitor protocol |
 //! | [`command_line`] | QEMU's arguments from a definition |
 //! | [`accelerator`] | whether KVM really runs a guest here |
@@ -16,6 +17,7 @@ pub mod accelerator;
 pub mod clock;
 mod command;
 pub mod command_line;
+mod dead_man;
 pub mod definition;
 mod error;
 pub mod fake;

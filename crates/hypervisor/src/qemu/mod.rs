@@ -1,5 +1,6 @@
 //! The QEMU driver.
 
+pub mod backup;
 mod machine;
 
 use crate::accelerator::{self, Accelerator, Probe};

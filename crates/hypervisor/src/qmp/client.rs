@@ -5,6 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lines::LineBuffer;
 use serde_json::Value;
 use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -33,6 +34,7 @@ struct Shared {
     writer: tokio::sync::Mutex<OwnedWriteHalf>,
     waiting: Arc<Mutex<Waiting>>,
     version: String,
+    peer: Option<u32>,
     events: broadcast::WeakSender<Event>,
     reader: JoinHandle<()>,
 }
@@ -71,6 +73,8 @@ impl Client {
     }
 
     async fn greet(stream: UnixStream) -> Result<Self> {
+        let peer =
+            stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
         let (mut reader, writer) = stream.into_split();
         let mut lines = LineBuffer::new(LONGEST_LINE);
         let version = match read_message(&mut reader, &mut lines).await? {
@@ -82,7 +86,7 @@ impl Client {
         let waiting = Arc::new(Mutex::new(Waiting::default()));
         let weak = events.downgrade();
         let reader = tokio::spawn(read_all(reader, lines, waiting.clone(), events));
-        let shared = Shared { writer: writer.into(), waiting, version, events: weak, reader };
+        let shared = Shared { writer: writer.into(), waiting, version, peer, events: weak, reader };
         let client = Self { shared: Arc::new(shared) };
         client.execute("qmp_capabilities", Value::Null, Duration::from_secs(60)).await?;
         Ok(client)
@@ -91,6 +95,16 @@ impl Client {
     /// QEMU's version, e.g. `10.0.2`.
     pub fn version(&self) -> &str {
         &self.shared.version
+    }
+
+    /// The process that listens on the monitor's socket: QEMU, or who made the socket for it.
+    pub fn peer_pid(&self) -> Option<u32> {
+        self.shared.peer
+    }
+
+    /// A second descriptor of the connection.
+    pub(crate) async fn descriptor(&self) -> std::io::Result<OwnedFd> {
+        self.shared.writer.lock().await.as_ref().as_fd().try_clone_to_owned()
     }
 
     pub fn events(&self) -> EventStream {

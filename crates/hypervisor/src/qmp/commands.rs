@@ -1,5 +1,6 @@
 //! The commands that are used here, typed. Each has a deadline; QEMU's main loop may be stuck behind a dead disk.
 
+use super::block::DirtyBitmap;
 use super::client::Client;
 use crate::error::{Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -9,9 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 
 /// For commands that only look or set something.
-const QUICK: Duration = Duration::from_secs(5);
+pub(super) const QUICK: Duration = Duration::from_secs(5);
 /// For commands that may wait for I/O in flight.
-const THOROUGH: Duration = Duration::from_secs(60);
+pub(super) const THOROUGH: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Status {
@@ -24,7 +25,10 @@ pub struct Status {
 /// A disk as the guest sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Block {
-    /// Path of the device in QEMU's object tree.
+    /// Name of an old-style drive (`-drive`), or empty.
+    #[serde(default)]
+    pub device: String,
+    /// The device's id, or its path in QEMU's object tree if it has none; nothing for a drive without a device.
     #[serde(default)]
     pub qdev: Option<String>,
     /// What is behind it, if anything.
@@ -39,6 +43,9 @@ pub struct Block {
 pub struct Inserted {
     #[serde(default, rename = "node-name")]
     pub node_name: Option<String>,
+    /// The guest cannot write to it.
+    #[serde(default, rename = "ro")]
+    pub read_only: bool,
     pub image: Image,
 }
 
@@ -46,6 +53,13 @@ pub struct Inserted {
 pub struct Image {
     #[serde(rename = "virtual-size")]
     pub virtual_size: u64,
+    #[serde(default)]
+    pub format: String,
+    /// A path, or `json:{…}` for what has none.
+    #[serde(default)]
+    pub filename: String,
+    #[serde(default, rename = "format-specific")]
+    pub format_specific: Value,
 }
 
 /// A block node of QEMU's own graph.
@@ -56,10 +70,17 @@ pub struct NamedNode {
     /// The driver.
     pub drv: String,
     pub image: Image,
+    #[serde(default, rename = "dirty-bitmaps")]
+    pub bitmaps: Vec<DirtyBitmap>,
 }
 
 impl Client {
-    async fn ask<T: DeserializeOwned>(&self, name: &str, arguments: Value, deadline: Duration) -> Result<T> {
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        arguments: Value,
+        deadline: Duration,
+    ) -> Result<T> {
         let value = self.execute(name, arguments, deadline).await?;
         serde_json::from_value(value).map_err(|error| {
             Error::new(
@@ -70,7 +91,7 @@ impl Client {
         })
     }
 
-    async fn tell(&self, name: &str, arguments: Value, deadline: Duration) -> Result<()> {
+    pub(super) async fn tell(&self, name: &str, arguments: Value, deadline: Duration) -> Result<()> {
         self.execute(name, arguments, deadline).await.map(drop)
     }
 

@@ -1,12 +1,14 @@
-//! What the tests need as processes of their own: a guard, and a daemon that starts a machine and can be killed.
+//! What the tests need as processes of their own: a guard, a daemon that starts a machine and a taker of views, which can
+//! be killed.
 
 mod log;
 
+use rempart_hypervisor::qemu::backup::{Options, Prepared, Tracker};
 use rempart_hypervisor::{
     Definition, FirstState, Hypervisor, Lease, Qemu, QemuConfig, StartRequest, VmUuid, clock, guard,
 };
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 fn main() {
@@ -23,6 +25,7 @@ fn main() {
         ["daemon", run_dir, lease_ms] => {
             daemon(run_dir.into(), Duration::from_millis(lease_ms.parse().unwrap()))
         }
+        ["view", how, known, monitor, directory] => view(how, known, monitor.as_ref(), directory.as_ref()),
         _ => panic!("unknown arguments {words:?}"),
     }
 }
@@ -53,4 +56,32 @@ async fn daemon(run_dir: PathBuf, lease: Duration) {
     println!("started");
     std::io::stdout().flush().unwrap();
     std::future::pending::<()>().await;
+}
+
+/// Goes some way to a view of somebody's QEMU, says so, and waits to be killed.
+#[tokio::main(flavor = "current_thread")]
+async fn view(how: &str, known: &str, monitor: &Path, directory: &Path) {
+    let mut options = Options::new(Tracker::new("nightly").unwrap(), directory);
+    options.scratch_bytes = 64 << 20;
+    let prepared = Prepared::new(monitor, &options, &serde_json::from_str(known).unwrap()).await.unwrap();
+    match how {
+        "prepared" => {
+            ready();
+            std::future::pending::<()>().await;
+            drop(prepared);
+        }
+        "taken" => {
+            let view = prepared.take().await.unwrap();
+            ready();
+            std::future::pending::<()>().await;
+            drop(view);
+        }
+        "stopped" => drop(prepared.take_stopped(Duration::from_secs(600)).await),
+        _ => panic!("unknown way {how}"),
+    }
+}
+
+fn ready() {
+    println!("ready");
+    std::io::stdout().flush().unwrap();
 }

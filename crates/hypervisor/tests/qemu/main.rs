@@ -1,6 +1,8 @@
 //! Promises of the driver and the guard, kept by real QEMU under emulation. Needs root, QEMU, busybox-static, nft and
 //! a Debian package archive to get a guest's kernel from.
 
+mod backup;
+mod backup_vm;
 mod disks;
 mod firmware;
 mod guest;
