@@ -83,7 +83,7 @@ impl Compressor {
 
     /// Bytes of `plain` compressed into the start of `out`; `None` if that is not worth it. What `out` holds then is of
     /// no meaning.
-    pub(crate) fn compress(&mut self, plain: &[u8], out: &mut [u8]) -> Option<usize> {
+    pub fn compress(&mut self, plain: &[u8], out: &mut [u8]) -> Option<usize> {
         if plain.len() >= SMALLEST_PROBED && !self.looks_compressible(plain) {
             return None;
         }

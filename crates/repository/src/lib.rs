@@ -4,7 +4,12 @@ mod blob;
 mod chunk;
 mod description;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
+#[cfg(test)]
+mod golden;
 mod id;
+mod index;
 mod key;
 pub mod log;
 mod names;
@@ -20,6 +25,10 @@ pub use error::{Error, ErrorKind};
 pub use id::{
     ChainId, ChunkId, DomainId, EntryHash, KeyId, PackId, ParseIdError, RepositoryId, SegmentId, SessionId,
     WrappedKeyId,
+};
+pub use index::{
+    Covers, IndexEntry, IndexUpdate, LocalIndex, Located, MAX_SEGMENT_ENTRIES, SealedSegment, Segment,
+    SegmentBuilder,
 };
 pub use key::{
     BOX_OVERHEAD, BoxPurpose, Cipher, Domain, KeyFile, KeyRing, MasterKey, Opener, PassphraseCost,

@@ -3,7 +3,7 @@
 use super::Secret;
 use crate::{ChunkId, DomainId};
 
-/// The keys of one dedup domain: for ids of chunks, for ids of tree nodes.
+/// The keys of one dedup domain: for ids of chunks, for ids of tree nodes, for index segments.
 ///
 /// Who has them can tell whether a guessed block is in the domain's index, and sees which chunks are equal; none of them
 /// opens a pack.
@@ -14,6 +14,7 @@ pub struct Domain {
     secret: Secret,
     chunk: Secret,
     node: Secret,
+    index: Secret,
 }
 
 impl Domain {
@@ -22,6 +23,7 @@ impl Domain {
             id,
             chunk: secret.derive("rempart 2026 domain: ids of chunks", &[&id.0]),
             node: secret.derive("rempart 2026 domain: ids of tree nodes", &[&id.0]),
+            index: secret.derive("rempart 2026 domain: index segments", &[&id.0]),
             secret,
         }
     }
@@ -41,7 +43,11 @@ impl Domain {
         ChunkId(*blake3::keyed_hash(self.node.bytes(), content).as_bytes())
     }
 
-    pub(super) fn secret(&self) -> &Secret {
+    pub(crate) fn secret(&self) -> &Secret {
         &self.secret
+    }
+
+    pub(crate) fn index(&self) -> &Secret {
+        &self.index
     }
 }

@@ -23,6 +23,11 @@ impl KeyFile {
         KeyFile(Secret::random())
     }
 
+    #[cfg(test)]
+    pub(crate) fn new(bytes: [u8; 32]) -> KeyFile {
+        KeyFile(Secret::new(bytes))
+    }
+
     pub(super) fn secret(&self) -> &Secret {
         &self.0
     }
@@ -39,7 +44,7 @@ impl KeyFile {
         Self::parse(&load(path)?).map_err(|fault| fault.of(path.display()))
     }
 
-    fn parse(written: &str) -> Result<KeyFile, Fault> {
+    pub(crate) fn parse(written: &str) -> Result<KeyFile, Fault> {
         let bytes = text::decode(KEY_FILE, written)?;
         let bytes = bytes.as_slice().try_into().map_err(|_| Fault::damaged("a key has 32 bytes"))?;
         Ok(KeyFile(Secret::new(bytes)))
@@ -152,7 +157,9 @@ mod tests {
         let ring = ring();
         let written = text::decode(WRITER, &ring.new_writer().to_text()).expect("a key");
         let own = ring.writer();
-        for secret in [own.domain().secret(), own.signer().seed(), ring.master().secret()] {
+        for secret in
+            [own.domain().secret(), own.domain().index(), own.signer().seed(), ring.master().secret()]
+        {
             assert!(!written.windows(32).any(|part| part == secret.bytes()));
         }
     }

@@ -17,7 +17,7 @@ mod ring;
 mod sealed_box;
 mod secret;
 mod signature;
-mod text;
+pub(crate) mod text;
 mod wrapped;
 
 pub use cipher::Cipher;

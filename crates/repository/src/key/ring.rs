@@ -198,6 +198,8 @@ mod tests {
         let (one, two) = (ring.new_writer(), ring.new_writer());
         let ids = [ring.writer(), &one, &two].map(|key| key.domain().chunk_id(b"block"));
         assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
+        let indexes = [ring.writer(), &one, &two].map(|key| *key.domain().index().bytes());
+        assert!(indexes[0] != indexes[1] && indexes[1] != indexes[2] && indexes[0] != indexes[2]);
         // The owner can check them all.
         assert_eq!(ring.opener().domain(one.domain().id()).chunk_id(b"block"), ids[1]);
         assert_ne!(one.signer().id(), ring.maintenance().id());

@@ -23,7 +23,7 @@ fn check(word: &str, bytes: &[u8]) -> [u8; CHECK] {
 }
 
 /// `about` must be lines of their own; each gets its `#`.
-pub(super) fn encode(word: &str, about: &str, bytes: &[u8]) -> Zeroizing<String> {
+pub(crate) fn encode(word: &str, about: &str, bytes: &[u8]) -> Zeroizing<String> {
     let whole = Zeroizing::new([bytes, &check(word, bytes)].concat());
     let encoded = Zeroizing::new(BASE32_NOPAD.encode(&whole));
     // Large enough from the start: a string that grows leaves copies behind.
@@ -46,7 +46,7 @@ pub(super) fn encode(word: &str, about: &str, bytes: &[u8]) -> Zeroizing<String>
 }
 
 /// The bytes behind `word`.
-pub(super) fn decode(word: &str, text: &str) -> Result<Zeroizing<Vec<u8>>, Fault> {
+pub(crate) fn decode(word: &str, text: &str) -> Result<Zeroizing<Vec<u8>>, Fault> {
     const NOT_A_KEY: Fault = Fault::new(ErrorKind::Invalid, "it holds no key of the kind that is needed");
     const DAMAGED: Fault = Fault::damaged("a character of the key is wrong or missing");
     if text.len() > LONGEST {

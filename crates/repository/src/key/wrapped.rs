@@ -80,7 +80,7 @@ pub struct WrappedKey {
     pub created: WallTime,
     /// For people: whose it is, where the file lies.
     pub label: String,
-    salt: [u8; 32],
+    pub(crate) salt: [u8; 32],
     sealed: [u8; 32 + TAG],
 }
 
@@ -119,7 +119,7 @@ impl WrappedKey {
         Ok(key)
     }
 
-    fn seal(&mut self, master: &MasterKey, unlock: Unlock<'_>) {
+    pub(crate) fn seal(&mut self, master: &MasterKey, unlock: Unlock<'_>) {
         let (wrapping, header) = (self.wrapping_key(unlock), self.header());
         let mut sealed = [0; 32 + TAG];
         sealed[..32].copy_from_slice(master.secret().bytes());

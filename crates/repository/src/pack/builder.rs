@@ -39,15 +39,14 @@ impl PackBuilder {
         Self::with_header(&header, &secret, limit, buffer)
     }
 
-    pub(super) fn with_header(
+    pub(crate) fn with_header(
         header: &PackHeader,
         secret: &Secret,
         limit: u64,
         mut buffer: Vec<u8>,
     ) -> PackBuilder {
         buffer.resize(limit.clamp(MIN_PACK as u64, MAX_PACK as u64) as usize, 0);
-        buffer[..OPEN_HEADER].copy_from_slice(&header.open_part());
-        buffer[OPEN_HEADER..PACK_HEADER].copy_from_slice(&header.sealed_secret);
+        buffer[..PACK_HEADER].copy_from_slice(&header.encode());
         let mut hasher = blake3::Hasher::new();
         hasher.update(&buffer[..PACK_HEADER]);
         let key = CipherKey::new(header.cipher, &header.key(secret));
@@ -119,7 +118,8 @@ impl PackBuilder {
         let whole = self.len() as usize;
         self.buffer.truncate(whole);
         let out = &mut self.buffer[self.at..];
-        format::seal_footer(&self.key, &self.blobs, out);
+        format::write_footer(&self.blobs, out);
+        format::seal_footer(&self.key, out);
         self.hasher.update(out);
         Pack { id: PackId(*self.hasher.finalize().as_bytes()), bytes: self.buffer, blobs: self.blobs }
     }

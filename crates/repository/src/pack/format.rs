@@ -18,7 +18,7 @@ pub const PACK_HEADER: usize = OPEN_HEADER + SEALED_SECRET;
 /// Bytes of a footer's entry.
 pub(super) const ENTRY: usize = 32 + 1 + 1 + 4 + 4;
 /// Bytes behind the footer.
-pub(super) const TRAILER: usize = 8;
+pub(crate) const TRAILER: usize = 8;
 /// Blobs of a pack, at most.
 pub const MAX_BLOBS: usize = 1 << 16;
 /// Bytes of a pack, at most.
@@ -40,8 +40,8 @@ pub struct PackHeader {
     pub domain: DomainId,
     /// [`Recipient::id`](crate::Recipient::id) of the key its secret is sealed to.
     pub recipient: [u8; 16],
-    pub(super) salt: [u8; 32],
-    pub(super) sealed_secret: [u8; SEALED_SECRET],
+    pub(crate) salt: [u8; 32],
+    pub(crate) sealed_secret: [u8; SEALED_SECRET],
 }
 
 impl PackHeader {
@@ -58,6 +58,10 @@ impl PackHeader {
         out.bytes(&self.recipient);
         out.bytes(&self.salt);
         out.into_bytes().try_into().expect("the fields fill it")
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        [&self.open_part()[..], &self.sealed_secret].concat()
     }
 
     pub(crate) fn parse(bytes: &[u8]) -> Result<PackHeader, Fault> {
@@ -79,7 +83,7 @@ impl PackHeader {
     }
 
     /// The secret of the pack's key: no other header leads to it.
-    pub(super) fn key(&self, secret: &Secret) -> Secret {
+    pub(crate) fn key(&self, secret: &Secret) -> Secret {
         secret.derive("rempart 2026 pack key", &[&self.open_part()])
     }
 }
@@ -141,17 +145,21 @@ pub(super) fn footer_len(blobs: usize) -> usize {
     blobs * ENTRY + TAG + TRAILER
 }
 
-/// Appends footer and trailer to the pack that `bytes` holds the start of.
-pub(super) fn seal_footer(key: &CipherKey, blobs: &[Blob], out: &mut [u8]) {
-    let length = blobs.len() * ENTRY + TAG;
-    let (footer, trailer) = out.split_at_mut(length);
-    for (blob, entry) in blobs.iter().zip(footer.chunks_exact_mut(ENTRY)) {
+/// Writes the table of `blobs`.
+pub(super) fn write_footer(blobs: &[Blob], out: &mut [u8]) {
+    for (blob, entry) in blobs.iter().zip(out.chunks_exact_mut(ENTRY)) {
         entry[..32].copy_from_slice(&blob.id.0);
         entry[32] = blob.kind.code();
         entry[33] = blob.codec.code();
         entry[34..38].copy_from_slice(&blob.stored_len.to_le_bytes());
         entry[38..].copy_from_slice(&blob.plain_len.to_le_bytes());
     }
+}
+
+/// Seals the footer that `out` begins with, and puts the trailer behind it: they fill `out`.
+pub(crate) fn seal_footer(key: &CipherKey, out: &mut [u8]) {
+    let length = out.len() - TRAILER;
+    let (footer, trailer) = out.split_at_mut(length);
     key.seal_in_place(Ordinal { number: 0, space: FOOTER }, &[], footer);
     trailer[..4].copy_from_slice(&(length as u32).to_le_bytes());
     trailer[4..].copy_from_slice(END);
