@@ -3,17 +3,21 @@
 //! All calls block. An object is created if and only if its name is free; that is the one operation that orders
 //! writers, and everything else follows from it.
 
+pub mod bucket;
 mod directory;
 mod error;
 mod memory;
 mod name;
+mod place;
 mod probe;
 pub mod testing;
 
+pub use bucket::Bucket;
 pub use directory::Directory;
 pub use error::{Error, ErrorKind};
 pub use memory::Memory;
 pub use name::{InvalidName, Name};
+pub use place::{create, open};
 pub use probe::probe;
 
 use rempart_types::WallTime;

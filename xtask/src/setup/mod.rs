@@ -5,6 +5,7 @@
 mod backports;
 mod kernel;
 mod packages;
+mod servers;
 
 use std::process::Command;
 
@@ -36,6 +37,7 @@ pub fn ensure() -> Result<Kernel> {
             bail!("apt-get succeeded, yet these packages are not as needed: {}", still_missing.join(" "));
         }
     }
+    servers::ensure();
     kernel::ensure()
 }
 

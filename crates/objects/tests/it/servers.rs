@@ -1,0 +1,250 @@
+//! Buckets of real servers, on this machine: moto speaks S3, azurite speaks Azure. Both look and then write, so that
+//! they say nothing about races.
+//!
+//! `cargo xtask setup` installs them beside the build.
+
+use crate::http::{Request, ask};
+use object_store::azure::{AzureAccessKey, AzureAuthorizer, AzureCredential};
+use object_store::client::{HttpConnector, HttpRequestBody, ReqwestConnector};
+use rempart_objects::bucket::{Credentials, Location, Patience};
+use rempart_objects::testing::conformance;
+use rempart_objects::{Bucket, Created, ErrorKind, Name, Objects};
+use rempart_types::WallTime;
+use std::fs;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// For a server to answer; it may be started on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Azurite's account, and its key, which everybody knows.
+const ACCOUNT: &str = "devstoreaccount1";
+const KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+
+/// A process that is killed with the test.
+struct Server {
+    child: Child,
+    port: u16,
+    _work: tempfile::TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lab() -> PathBuf {
+    match std::env::var_os("REMPART_LAB_DIR") {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("lab"),
+    }
+}
+
+/// Starts a server of the lab; `None`, and a line that nobody captures, if it is not installed as a whole.
+fn start(home: &str, program: &str, arguments: impl Fn(u16) -> Vec<String>) -> Option<Server> {
+    let home = lab().join(home);
+    if !home.join("whole").exists() {
+        let _ = writeln!(
+            std::io::stderr(),
+            "NOT TESTED: no {} (`cargo xtask setup` installs it)",
+            home.display()
+        );
+        return None;
+    }
+    let work = tempfile::tempdir().expect("a directory");
+    let port =
+        TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
+    let mut command = Command::new(home.join(program));
+    command.args(arguments(port)).current_dir(work.path());
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let mut server = Server { child: child.expect("it starts"), port, _work: work };
+    let started = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(server.child.try_wait().expect("it can be asked").is_none(), "the server died");
+        assert!(started.elapsed() < PATIENCE, "the server does not answer");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Some(server)
+}
+
+fn moto() -> Option<Server> {
+    let arguments = |port: u16| {
+        ["-H", "127.0.0.1", "-p"].map(str::to_owned).into_iter().chain([port.to_string()]).collect()
+    };
+    start("moto", "bin/moto_server", arguments)
+}
+
+fn azurite() -> Option<Server> {
+    let arguments = |port: u16| {
+        let fixed = [
+            "--silent",
+            "--skipApiVersionCheck",
+            "--disableTelemetry",
+            "--blobHost",
+            "127.0.0.1",
+            "--blobPort",
+        ];
+        fixed.map(str::to_owned).into_iter().chain([port.to_string()]).collect()
+    };
+    start("azurite", "node_modules/.bin/azurite-blob", arguments)
+}
+
+/// Credentials of a file, as a user's.
+fn credentials(lines: &str) -> Credentials {
+    let home = tempfile::tempdir().expect("a directory");
+    let path = home.path().join("credentials");
+    fs::write(&path, lines).expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("set");
+    Credentials::from_file(&path).expect("they are ours")
+}
+
+/// A request to moto, which believes any signature.
+fn moto_ask(server: &Server, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> u16 {
+    let authorization =
+        "AWS4-HMAC-SHA256 Credential=id/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
+    let headers: Vec<_> = headers.iter().copied().chain([("Authorization", authorization)]).collect();
+    ask(server.port, Request { method, path, headers: &headers, body })
+}
+
+fn s3(server: &Server, bucket: &str, prefix: &str) -> Bucket {
+    let endpoint = format!("http://127.0.0.1:{}", server.port);
+    let location =
+        Location::parse(&format!("s3://{bucket}/{prefix}?endpoint={endpoint}")).expect("a location");
+    let credentials = credentials("AWS_ACCESS_KEY_ID=id\nAWS_SECRET_ACCESS_KEY=secret\n");
+    Bucket::open(location, &credentials, Patience::default())
+        .unwrap_or_else(|error| panic!("{error}: {}", error.source))
+}
+
+/// Runs the conformance suite, each place under a prefix of its own.
+fn check(open: impl Fn(&str) -> Bucket) {
+    let number = AtomicU32::new(0);
+    conformance::check(|| -> Arc<dyn Objects> {
+        Arc::new(open(&format!("some/prefix-{}", number.fetch_add(1, Ordering::Relaxed))))
+    });
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("a name")
+}
+
+fn in_an_hour() -> WallTime {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("it is later than 1970");
+    WallTime(now.as_millis() as u64 + 3_600_000)
+}
+
+#[test]
+fn a_bucket_of_s3_keeps_its_promises() {
+    let Some(server) = moto() else { return };
+    assert_eq!(moto_ask(&server, "PUT", "/plain", &[], ""), 200);
+    check(|prefix| s3(&server, "plain", prefix));
+    assert!(!s3(&server, "plain", "x").abilities().retention);
+    // Without a prefix, too.
+    let whole = s3(&server, "plain", "");
+    assert_eq!(whole.create(&name("log/1"), &[b"1"], None).expect("created"), Created::New);
+    assert_eq!(whole.list("log/", None).expect("listed").len(), 1);
+}
+
+#[test]
+fn a_versioned_bucket_keeps_its_promises() {
+    let Some(server) = moto() else { return };
+    assert_eq!(moto_ask(&server, "PUT", "/versioned", &[], ""), 200);
+    let on = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+    assert_eq!(moto_ask(&server, "PUT", "/versioned?versioning", &[], on), 200);
+    check(|prefix| s3(&server, "versioned", prefix));
+}
+
+#[test]
+fn a_bucket_with_object_lock_keeps_its_promises() {
+    let Some(server) = moto() else { return };
+    let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+    assert_eq!(moto_ask(&server, "PUT", "/locked", &lock, ""), 200);
+    check(|prefix| s3(&server, "locked", prefix));
+    let bucket = s3(&server, "locked", "repository");
+    assert!(bucket.abilities().retention);
+    let until = in_an_hour();
+    bucket.create(&name("log/1"), &[b"first"], Some(until)).expect("created");
+    // The store itself refuses, not only we.
+    bucket.create(&name("log/2"), &[b"second"], None).expect("created");
+    bucket.retain(&name("log/2"), until).expect("retained");
+    bucket.retain(&name("log/2"), WallTime(until.0 - 1_000_000)).expect("never shortened, and no error");
+    let again = s3(&server, "locked", "repository");
+    for text in ["log/1", "log/2"] {
+        assert_eq!(again.remove(&name(text)).expect_err("retained").kind, ErrorKind::Retained);
+        again.len(&name(text)).expect("it is there");
+    }
+}
+
+#[test]
+fn a_delete_marker_frees_no_name() {
+    let Some(server) = moto() else { return };
+    let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+    assert_eq!(moto_ask(&server, "PUT", "/locked", &lock, ""), 200);
+    let bucket = s3(&server, "locked", "r");
+    assert_eq!(
+        bucket.create(&name("log/1"), &[b"first"], Some(in_an_hour())).expect("created"),
+        Created::New
+    );
+    assert_eq!(moto_ask(&server, "DELETE", "/locked/r/log/1", &[], ""), 204, "a marker may be put on it");
+    // Anew, so that nothing is remembered.
+    for bucket in [&bucket, &s3(&server, "locked", "r")] {
+        assert_eq!(bucket.get(&name("log/1"), 100).expect("it is hidden, and there"), b"first");
+        assert_eq!(bucket.create(&name("log/1"), &[b"forged"], None).expect("answered"), Created::Taken);
+        assert_eq!(
+            bucket.get(&name("log/1"), 100).expect("read"),
+            b"first",
+            "the oldest version is the object"
+        );
+        assert_eq!(bucket.get_range(&name("log/1"), 1..3).expect("read"), b"ir");
+        assert_eq!(bucket.len(&name("log/1")).expect("its length"), 5);
+    }
+}
+
+#[test]
+fn a_bucket_that_is_not_there_is_told() {
+    let Some(server) = moto() else { return };
+    let bucket = s3(&server, "none", "");
+    for error in [
+        bucket.create(&name("a"), &[b"a"], None).expect_err("no bucket"),
+        bucket.get(&name("a"), 1).expect_err("no bucket"),
+        bucket.list("", None).expect_err("no bucket"),
+    ] {
+        assert_eq!(error.kind, ErrorKind::Missing, "{error}: {}", error.source);
+    }
+}
+
+#[test]
+fn a_container_of_azure_keeps_its_promises() {
+    let Some(server) = azurite() else { return };
+    let endpoint = format!("http://127.0.0.1:{}/{ACCOUNT}", server.port);
+    make_container(&endpoint, "backups");
+    let credentials = credentials(&format!("AZURE_STORAGE_ACCOUNT_KEY={KEY}\n"));
+    check(|prefix| {
+        let url = format!("az://{ACCOUNT}/backups/{prefix}?endpoint={endpoint}");
+        let location = Location::parse(&url).expect("a location");
+        Bucket::open(location, &credentials, Patience::default()).expect("it opens")
+    });
+}
+
+fn make_container(endpoint: &str, container: &str) {
+    let key = AzureAccessKey::try_new(KEY).expect("a key");
+    let credential = AzureCredential::AccessKey(key);
+    let mut request = http::Request::builder()
+        .method("PUT")
+        .uri(format!("{endpoint}/{container}?restype=container"))
+        .header("content-length", "0")
+        .body(HttpRequestBody::empty())
+        .expect("a request");
+    AzureAuthorizer::new(&credential, ACCOUNT).try_authorize(&mut request).expect("signed");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let options = object_store::ClientOptions::new().with_allow_http(true);
+    let client = ReqwestConnector::default().connect(&options).expect("a client");
+    let answer = runtime.block_on(client.execute(request)).expect("answered");
+    assert_eq!(answer.status().as_u16(), 201);
+}
