@@ -4,6 +4,7 @@ use crate::{Error, Job, JobId, JobState, Progress};
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -83,37 +84,67 @@ impl Client {
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, Error> {
         let exchange = async {
-            let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.no_daemon(e))?;
-            let broken = |e: hyper::Error| {
-                Error::unreachable("the daemon closed the connection before it answered").cause(e)
-            };
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-            let driver = tokio::spawn(connection);
-            let request = Request::builder()
-                .method(method)
-                .uri(path)
-                .header("host", "rempart")
-                .header("content-type", "application/json")
-                .body(Full::new(body))
-                .map_err(|e| Error::invalid(format!("`{path}` is not a path")).cause(e))?;
-            let answer = sender.send_request(request).await.map_err(broken)?;
+            let (_connection, answer) = self.send(method, path, body).await?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
                 .collect()
                 .await
                 .map_err(|e| Error::unreachable("the daemon's answer was cut off").cause(e))?
                 .to_bytes();
-            driver.abort();
             if status.is_success() {
                 return Ok(body);
             }
-            Err(serde_json::from_slice(&body).unwrap_or_else(|_| {
-                Error::failed(format!("the daemon answered `{path}` with {status}"))
-                    .cause(String::from_utf8_lossy(&body).trim())
-            }))
+            Err(refused(path, status, &body))
         };
-        match tokio::time::timeout(self.deadline, exchange).await {
+        self.in_time(path, exchange).await
+    }
+
+    /// Posts, and leaves the answer's body to the caller.
+    pub(crate) async fn open_stream(&self, path: &str, body: Bytes) -> Result<(Connection, Incoming), Error> {
+        let open = async {
+            let (connection, answer) = self.send(Method::POST, path, body).await?;
+            let status = answer.status();
+            if status.is_success() {
+                return Ok((connection, answer.into_body()));
+            }
+            let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
+                .collect()
+                .await
+                .map_err(|e| Error::unreachable("the daemon's answer was cut off").cause(e))?
+                .to_bytes();
+            Err(refused(path, status, &body))
+        };
+        self.in_time(path, open).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(Connection, http::Response<Incoming>), Error> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.no_daemon(e))?;
+        let broken = |e: hyper::Error| {
+            Error::unreachable("the daemon closed the connection before it answered").cause(e)
+        };
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let driver = Connection(tokio::spawn(async {
+            let _ = connection.await;
+        }));
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "rempart")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|e| Error::invalid(format!("`{path}` is not a path")).cause(e))?;
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        Ok((driver, answer))
+    }
+
+    async fn in_time<R>(&self, path: &str, work: impl Future<Output = Result<R, Error>>) -> Result<R, Error> {
+        match tokio::time::timeout(self.deadline, work).await {
             Ok(result) => result,
             Err(_) => Err(Error::unreachable(format!(
                 "the daemon did not answer `{path}` within {} s",
@@ -131,4 +162,21 @@ impl Client {
             .cause(cause)
             .hint(hint)
     }
+}
+
+/// What carries an exchange: it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Connection(tokio::task::JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn refused(path: &str, status: http::StatusCode, body: &[u8]) -> Error {
+    serde_json::from_slice(body).unwrap_or_else(|_| {
+        Error::failed(format!("the daemon answered `{path}` with {status}"))
+            .cause(String::from_utf8_lossy(body).trim())
+    })
 }

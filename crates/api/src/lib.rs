@@ -8,6 +8,7 @@ mod cluster;
 mod error;
 mod job;
 mod status;
+mod view;
 mod vm;
 
 pub use client::Client;
@@ -20,6 +21,7 @@ pub use status::{
     Condition, NodeStatus, PeerStatus, ReplicaRole, ResyncStatus, Severity, Status, UnopenedVm, VmState,
     VmStatus,
 };
+pub use view::{Changes, DiskThen, OpenView, View, ViewDisk, ViewMessage, ViewPosition, ViewRequest};
 pub use vm::{
     Comparison, DiskAdd, DiskResize, DiskSource, FailoverMode, FailoverRequest, Firmware, ForcedLoss,
     ImportRequest, Nic, ProtectRequest, RejoinRequest, StopRequest, VmDetail, VmDisk,

@@ -110,6 +110,9 @@ pub struct Disk {
     /// What the guest sees as the serial number. None: `disk-N`.
     #[serde(default)]
     pub serial: Option<String>,
+    /// None: it was there before disks had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<DiskUuid>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -301,7 +304,7 @@ impl Definition {
 
 impl Disk {
     pub fn new(index: DiskIndex, size_bytes: u64) -> Self {
-        Self { index, size_bytes, bus: DiskBus::default(), serial: None }
+        Self { index, size_bytes, bus: DiskBus::default(), serial: None, uuid: None }
     }
 
     /// What the guest sees, default included.
@@ -334,31 +337,42 @@ fn is_interface_name(text: &str) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VmUuid(pub u128);
 
-impl fmt::Display for VmUuid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex = format!("{:032x}", self.0);
-        write!(f, "{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
-    }
-}
+/// Tells a disk from every other that ever had its place in a machine.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DiskUuid(pub u128);
 
-impl fmt::Debug for VmUuid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for VmUuid {
-    type Err = InvalidDefinition;
-
-    fn from_str(text: &str) -> Result<Self, InvalidDefinition> {
-        let problem = || invalid("uuid", format!("`{text}` is not a UUID"));
-        let lengths: Vec<usize> = text.split('-').map(str::len).collect();
-        if lengths != [8, 4, 4, 4, 12] || !text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit()) {
-            return Err(problem());
+macro_rules! uuid_as_text {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let hex = format!("{:032x}", self.0);
+                write!(f, "{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+            }
         }
-        u128::from_str_radix(&text.replace('-', ""), 16).map(Self).map_err(|_| problem())
-    }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidDefinition;
+
+            fn from_str(text: &str) -> Result<Self, InvalidDefinition> {
+                let problem = || invalid("uuid", format!("`{text}` is not a UUID"));
+                let lengths: Vec<usize> = text.split('-').map(str::len).collect();
+                if lengths != [8, 4, 4, 4, 12] || !text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit()) {
+                    return Err(problem());
+                }
+                u128::from_str_radix(&text.replace('-', ""), 16).map(Self).map_err(|_| problem())
+            }
+        }
+    };
 }
+
+uuid_as_text!(VmUuid);
+uuid_as_text!(DiskUuid);
 
 /// A NIC's hardware address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -424,6 +438,7 @@ macro_rules! serde_as_text {
 }
 
 serde_as_text!(VmUuid);
+serde_as_text!(DiskUuid);
 serde_as_text!(MacAddress);
 
 #[cfg(test)]

@@ -99,4 +99,9 @@ impl VmPaths {
     pub fn nbd_socket(&self) -> PathBuf {
         self.run.join("nbd.sock")
     }
+
+    /// The exports of one view.
+    pub fn view_socket(&self, view: u64) -> PathBuf {
+        self.run.join(format!("view-{:x}.sock", view & 0xffff_ffff))
+    }
 }

@@ -2,7 +2,7 @@
 //! changed last. When in doubt, there is data, and it has changed.
 
 use rempart_engine::{DiskRange, Engine};
-use rempart_nbd::server::{ContextStatus, Extent};
+use rempart_nbd::server::Extent;
 use rempart_nbd::{BASE_ALLOCATION, ContextIndex, STATE_HOLE, STATE_ZERO};
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lsn};
 use rustix::fs::{SeekFrom, seek};
@@ -12,8 +12,29 @@ use std::fs::File;
 /// The log position of the last change of each extent; 0 where nothing ever was. Positions that do not fit into 32 bits
 /// are told as the largest number that does: changed, whenever that was.
 pub const CHANGED_AT: &str = "rempart:changed-at";
+/// On a view that was opened with an earlier position: 1 where the disk may have changed since.
+pub const CHANGED_SINCE: &str = "rempart:changed-since";
 /// By their place in this list.
-pub const CONTEXTS: [&str; 2] = [BASE_ALLOCATION, CHANGED_AT];
+pub const CONTEXTS: [&str; 3] = [BASE_ALLOCATION, CHANGED_AT, CHANGED_SINCE];
+/// Those of a disk as it is now.
+pub const LIVE_CONTEXTS: &[&str] = &[BASE_ALLOCATION, CHANGED_AT];
+
+/// An earlier position, of which it is known what changed after it.
+#[derive(Debug, Clone, Copy)]
+pub struct Since {
+    pub lsn: Lsn,
+    /// The disk's size then. What it grew by counts as changed.
+    pub size: u64,
+}
+
+/// Of which moment a disk's status is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// Extents without a later change are in the image as they were then. The map knows the latest change only: one with
+    /// a later change may have changed before as well.
+    pub image_at: Lsn,
+    pub since: Option<Since>,
+}
 
 /// Touched extents looked at for one answer; it may end before the request does.
 const MAX_TOUCHED: usize = 4096;
@@ -38,28 +59,28 @@ impl Images {
     }
 }
 
-/// One status for each context asked for, and hands them to `answer`.
-pub fn tell(
+/// One status for each context asked for.
+pub fn statuses(
     engine: &Engine,
     images: &mut Images,
     range: DiskRange,
     contexts: &[ContextIndex],
-    answer: impl FnOnce(&[ContextStatus<'_>]),
-) {
+    moment: Moment,
+) -> Vec<(ContextIndex, Vec<Extent>)> {
     let (touched, end) = touched(engine, range);
-    let runs: Vec<(ContextIndex, Runs)> = contexts
-        .iter()
-        .map(|&context| match CONTEXTS[context] {
-            CHANGED_AT => (context, changed_at(&touched, range.offset, end)),
+    let runs = |&context: &ContextIndex| {
+        let runs = match (CONTEXTS[context], moment.since) {
+            (CHANGED_AT, _) => changed_at(&touched, range.offset, end),
+            (CHANGED_SINCE, Some(since)) => changed_since(&touched, range.offset, end, since),
+            (CHANGED_SINCE, None) => unreachable!("offered where an earlier position is known"),
             _ => {
                 let file = images.file(engine, range.disk);
-                (context, allocation(&touched, range.offset, end, engine.applied(), file))
+                allocation(&touched, range.offset, end, moment.image_at, file)
             }
-        })
-        .collect();
-    let statuses: Vec<ContextStatus<'_>> =
-        runs.iter().map(|(context, runs)| ContextStatus { context: *context, extents: &runs.0 }).collect();
-    answer(&statuses);
+        };
+        (context, runs.0)
+    };
+    contexts.iter().map(runs).collect()
 }
 
 /// A run of bytes of one extent or several, and when it changed; what lies between two of them never did.
@@ -104,6 +125,22 @@ fn changed_at(touched: &[Touched], offset: u64, end: u64) -> Runs {
         at = part.end;
     }
     runs.push(end - at, 0);
+    runs
+}
+
+fn changed_since(touched: &[Touched], offset: u64, end: u64, since: Since) -> Runs {
+    const CHANGED: u64 = 1;
+    let mut runs = Runs::default();
+    let mut at = offset;
+    let known = since.size.clamp(offset, end);
+    for part in touched {
+        let (start, stop) = (part.start.min(known), part.end.min(known));
+        runs.push(start - at, 0);
+        runs.push(stop - start, u64::from(part.at > since.lsn) * CHANGED);
+        at = stop;
+    }
+    runs.push(known - at, 0);
+    runs.push(end - known, CHANGED);
     runs
 }
 
@@ -171,6 +208,27 @@ mod tests {
         );
         let runs = changed_at(&touched, 32 * KIB, 512 * KIB);
         assert_eq!(flags(&runs), [(32, 0), (64, 9), (64, 0), (64, 3), (64, 4), (192, 0)]);
+    }
+
+    #[test]
+    fn what_changed_since_counts_what_the_disk_grew_by() {
+        let part =
+            |start: u64, end: u64, at: u64| Touched { start: start * KIB, end: end * KIB, at: Lsn(at) };
+        let touched = [part(64, 128, 9), part(192, 256, 3), part(256, 320, 4), part(320, 384, 2)];
+        let changed = |lsn: u64, size: u64, offset: u64, end: u64| {
+            let since = Since { lsn: Lsn(lsn), size: size * KIB };
+            let cut = |part: &Touched| Touched {
+                start: part.start.clamp(offset * KIB, end * KIB),
+                end: part.end.clamp(offset * KIB, end * KIB),
+                at: part.at,
+            };
+            let touched: Vec<Touched> = touched.iter().map(cut).collect();
+            flags(&changed_since(&touched, offset * KIB, end * KIB, since))
+        };
+        assert_eq!(changed(3, 512, 0, 512), [(64, 0), (64, 1), (128, 0), (64, 1), (192, 0)]);
+        assert_eq!(changed(9, 512, 0, 512), [(512, 0)], "the change at the position itself is in it");
+        assert_eq!(changed(9, 100, 0, 512), [(100, 0), (412, 1)]);
+        assert_eq!(changed(9, 100, 128, 512), [(384, 1)]);
     }
 
     #[test]

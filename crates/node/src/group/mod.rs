@@ -6,9 +6,11 @@ mod nbd_server;
 mod poller;
 mod spin;
 mod thread;
+mod view_server;
+mod views;
 
 use rempart_engine::{
-    Action, Bytes, Command, CommandError, CommandOutput, Report, Role, Status, VmAction, VmFact,
+    Action, Bytes, Command, CommandError, CommandOutput, Report, Role, Status, ViewId, VmAction, VmFact,
 };
 use rempart_transport::Connection;
 use rempart_types::{NodeId, RegisterId};
@@ -18,8 +20,11 @@ use std::sync::mpsc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
+pub use block_status::Since;
 pub use nbd_server::export_name;
 pub use thread::{GroupParams, open};
+pub use view_server::{ViewServer, ViewedDisk};
+pub use views::{ServedView, view_channel};
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -42,6 +47,23 @@ pub enum ToGroup {
     Digested {
         job: rempart_engine::DigestJob,
         digests: Vec<rempart_replication::Digest>,
+    },
+    /// This view, which the engine opened, is read from now on.
+    ServeView {
+        view: ViewId,
+        served: ServedView,
+    },
+    /// Nobody reads it any more.
+    CloseView {
+        view: ViewId,
+    },
+    ViewRead {
+        view: ViewId,
+        extents: Vec<views::ExtentWanted>,
+    },
+    ViewStatus {
+        view: ViewId,
+        wanted: views::StatusWanted,
     },
     /// End the thread without another word. Nothing acknowledged is lost.
     End,

@@ -4,10 +4,10 @@
 //! the log is finished before anything that came after it is served: QEMU sends its requests again on a new
 //! connection, and an old write that landed behind a newer one would undo it.
 
-use super::block_status::{self, CONTEXTS, Images};
+use super::block_status::{self, Images, LIVE_CONTEXTS, Moment};
 use super::poller::{Poller, Ready};
 use rempart_engine::{DiskRange, Engine, GuestError, ReadPiece, Reply, Token, WriteBuffer};
-use rempart_nbd::server::{Command, Event, Limits, Piece, RequestId, Session, TlsPolicy};
+use rempart_nbd::server::{Command, ContextStatus, Event, Limits, Piece, RequestId, Session, TlsPolicy};
 use rempart_nbd::{ErrorCode, Export, ExportError, ExportList};
 use rempart_types::DiskIndex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -115,7 +115,7 @@ impl PendingRequests {
 fn export_list(sizes: &[u64]) -> Result<Arc<ExportList>, ExportError> {
     let exports = sizes.iter().enumerate().filter(|(_, size)| **size > 0);
     let export = |(index, &size)| {
-        let contexts = CONTEXTS.map(str::to_owned).to_vec();
+        let contexts = LIVE_CONTEXTS.iter().map(|context| (*context).to_owned()).collect();
         Export { contexts, ..Export::new(export_name(DiskIndex(index as u16)), size) }
     };
     ExportList::new(exports.map(export).collect()).map(Arc::new)
@@ -314,10 +314,14 @@ impl NbdServer {
                         }
                         Command::BlockStatus { contexts, one: _ } => {
                             let contexts = contexts.to_vec();
-                            let session = &mut client.session;
-                            block_status::tell(engine, &mut self.images, range, &contexts, |statuses| {
-                                session.reply_block_status(id, statuses);
-                            });
+                            let now = Moment { image_at: engine.applied(), since: None };
+                            let runs =
+                                block_status::statuses(engine, &mut self.images, range, &contexts, now);
+                            let statuses: Vec<ContextStatus<'_>> = runs
+                                .iter()
+                                .map(|(context, extents)| ContextStatus { context: *context, extents })
+                                .collect();
+                            client.session.reply_block_status(id, &statuses);
                         }
                         Command::Cache => {
                             client.session.reply_error(id, ErrorCode::NotSupported, "not offered");

@@ -5,10 +5,13 @@ use super::link::{LinkEnd, LinkTimes, Links};
 use super::nbd_server::NbdServer;
 use super::poller::{Poller, Ready};
 use super::spin::Spin;
+use super::views::{ExtentWanted, ServedViews};
 use super::{FromGroup, GroupHandle, GroupStatus, ToGroup, for_control};
 use crate::clock;
 use crate::config::{NodeConfig, TimingSection};
-use rempart_engine::{Action, Command, CommandId, CommandOutput, DigestJob, Engine, Input, Params, Role};
+use rempart_engine::{
+    Action, Command, CommandId, CommandOutput, DigestJob, Engine, Input, OpenedView, Params, Role, Token,
+};
 use rempart_replication::Digest;
 use rempart_store::file::{Executor, FileDisk, release_memory};
 use rempart_store::{IoClass, Limits, OpenOptions};
@@ -110,6 +113,7 @@ pub fn open(params: GroupParams) -> Result<OpenedGroup, OpenGroupError> {
         outbox: outbox.clone(),
         links: Links::new(KEY_FIRST_LINK, KEY_LAST_LINK, times),
         nbd,
+        views: ServedViews::default(),
         commands: BTreeMap::new(),
         next_command: 0,
         digester: None,
@@ -183,6 +187,7 @@ struct GroupThread {
     outbox: async_mpsc::UnboundedSender<FromGroup>,
     links: Links,
     nbd: NbdServer,
+    views: ServedViews,
     commands: BTreeMap<CommandId, CommandReply>,
     next_command: u64,
     digester: Option<mpsc::Sender<(DigestJob, Vec<Vec<rempart_engine::Bytes>>)>>,
@@ -344,6 +349,25 @@ impl GroupThread {
                 ToGroup::Digested { job, digests } => {
                     self.engine.handle(Input::Digested { job, digests }, now, actions);
                 }
+                ToGroup::ServeView { view, served } => {
+                    self.views.serve(view, served);
+                    if !self.engine.is_view_open(view) {
+                        self.views.ended(view, "it ended as it began".into());
+                    }
+                }
+                ToGroup::CloseView { view } => {
+                    self.views.close(view);
+                    self.next_command += 1;
+                    let (id, command) = (CommandId(self.next_command), Command::CloseView { view });
+                    self.engine.handle(Input::Command { id, command }, now, actions);
+                }
+                ToGroup::ViewRead { view, extents } => {
+                    for ExtentWanted { token, disk, extent } in extents {
+                        let token = Token(token);
+                        self.engine.handle(Input::ReadView { view, token, disk, extent }, now, actions);
+                    }
+                }
+                ToGroup::ViewStatus { view, wanted } => self.views.status(&self.engine, view, &wanted),
                 ToGroup::End => self.ended = true,
             }
         }
@@ -378,6 +402,8 @@ impl GroupThread {
             }
             Action::Reply { token, reply } => self.nbd.reply(token, reply, &mut self.engine, &self.poller),
             Action::Digest { job, parts } => self.digest(job, parts),
+            Action::ViewRead { view, token, result } => self.views.read(view, token.0, result),
+            Action::ViewEnded { view, why } => self.views.ended(view, why),
             Action::CommandDone { id, result } => {
                 // Told once the status shows it.
                 self.done.extend(self.commands.remove(&id).map(|reply| (reply, result)));
@@ -417,6 +443,7 @@ impl GroupThread {
     fn publish(&mut self, now: MonotonicTime) {
         if self.engine.disk_sizes() != self.served_sizes {
             self.served_sizes = self.engine.disk_sizes().to_vec();
+            self.views.disks_changed();
             if let Err(error) = self.nbd.refresh(&self.served_sizes, &mut self.engine, &self.poller) {
                 tracing::error!(%error, "the disks cannot be served in their new sizes");
             }
@@ -451,7 +478,10 @@ impl GroupThread {
             primary_heard_unix_ms: self.primary_heard_unix_ms,
         });
         for (reply, result) in self.done.drain(..) {
-            let _ = reply.send(result);
+            // Whoever ordered a view and did not wait for it does not close it either.
+            if let Err(Ok(CommandOutput::ViewOpened(OpenedView { view, .. }))) = reply.send(result) {
+                self.handle.send(ToGroup::CloseView { view });
+            }
         }
     }
 

@@ -44,6 +44,7 @@ fn router(node: Arc<Node>) -> Router {
         .route("/v1/vms/{name}/failback", post(failback))
         .route("/v1/vms/{name}/rejoin", post(rejoin))
         .route("/v1/vms/{name}/compare", post(compare))
+        .route("/v1/vms/{name}/views", post(super::view::open))
         .route("/v1/vms/{name}/disks", post(disk_add))
         .route("/v1/vms/{name}/disks/{index}", axum::routing::delete(disk_remove))
         .route("/v1/vms/{name}/disks/{index}/resize", post(disk_resize))

@@ -5,6 +5,7 @@ mod enrol;
 mod local;
 mod peer;
 mod peer_client;
+mod view;
 
 pub use enrol::{AuthorityFiles, EnrolAnswer, EnrolRequest};
 pub use local::serve as serve_local;

@@ -8,7 +8,7 @@ use crate::vm::record::{DiskFile, RegisterPlace, VmConfig, VmRecord};
 use crate::vm::{First, Vm};
 use rempart_api::{Error, ErrorKind, ImportRequest};
 use rempart_hypervisor::HostReport;
-use rempart_hypervisor::definition::{CpuModel, Disk, Firmware, Nic, NicModel};
+use rempart_hypervisor::definition::{CpuModel, Disk, DiskUuid, Firmware, Nic, NicModel};
 use rempart_hypervisor::{Definition, MacAddress, VmUuid};
 use rempart_store::file::FileDisk;
 use rempart_store::{DiskEntry, FormatParams, Store};
@@ -178,6 +178,12 @@ fn refuse_shared_images(node: &Node, images: &[Image]) -> Result<(), Error> {
     Ok(())
 }
 
+/// A disk that is told from every other that ever had its place.
+pub(super) fn new_disk(index: DiskIndex, size_bytes: u64) -> Result<Disk, Error> {
+    let uuid = crate::identity::random_u128().map_err(|e| Error::failed("cannot draw an id").cause(e))?;
+    Ok(Disk { uuid: Some(DiskUuid(uuid)), ..Disk::new(index, size_bytes) })
+}
+
 fn definition(
     node: &Node,
     report: &HostReport,
@@ -201,7 +207,7 @@ fn definition(
     definition.autostart = request.autostart;
     for (index, image) in images.iter().enumerate() {
         let index = u16::try_from(index).map_err(|_| refuse("it has too many disks".into()))?;
-        definition.disks.push(Disk::new(DiskIndex(index), image.size_bytes));
+        definition.disks.push(new_disk(DiskIndex(index), image.size_bytes)?);
     }
     for nic in &request.nics {
         let mac = match &nic.mac {

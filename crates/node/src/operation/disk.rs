@@ -5,6 +5,7 @@
 //! take the log up again.
 
 use super::ReplicaOffer;
+use super::create::new_disk;
 use crate::http::PeerClient;
 use crate::jobs::Reporter;
 use crate::node::Node;
@@ -14,7 +15,6 @@ use crate::vm::record::DiskFile;
 use rempart_api::{DiskAdd, Error};
 use rempart_engine::Command;
 use rempart_hypervisor::DiskExport;
-use rempart_hypervisor::definition::Disk;
 use rempart_store::DiskEntry;
 use rempart_types::{DiskIndex, NodeId};
 use serde::{Deserialize, Serialize};
@@ -59,9 +59,10 @@ pub async fn disk_add(
         (None, Some(size)) if size > 0 && size.is_multiple_of(512) => (size, DiskEntry::EMPTY),
         _ => return Err(Error::invalid("a new disk needs an image, or a size that is a multiple of 512")),
     };
+    let definition = new_disk(disk, size_bytes)?;
     on_peers(&node, &vm, DiskChange::Add { disk, size_bytes }, &reporter).await?;
     add_here(&vm, disk, size_bytes, base).await?;
-    vm.put_config(|config| config.definition.disks.push(Disk::new(disk, size_bytes))).await?;
+    vm.put_config(|config| config.definition.disks.push(definition)).await?;
     if let Some(machine) = vm.shown().machine {
         reporter.phase("plugging it in");
         let definition = vm.with_record(|record| record.config.definition.disk(disk).cloned());

@@ -8,6 +8,7 @@ mod protect;
 mod register;
 mod rejoin;
 mod replica;
+mod view;
 
 pub use compare::compare;
 pub use create::{delete, import};
@@ -17,3 +18,4 @@ pub use protect::{protect, unprotect};
 pub use register::{finish_move, move_to_witness};
 pub use rejoin::rejoin;
 pub use replica::{ReplicaOffer, accept_replica, drop_replica};
+pub use view::{ViewGuard, open_view, remove_left_sockets};

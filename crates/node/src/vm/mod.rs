@@ -124,6 +124,7 @@ impl Vm {
             Error::failed(format!("cannot {what} of `{name}`")).cause(crate::whole_chain(cause))
         };
         create_private_dir(&paths.run).map_err(|e| failed("make the run directory", &e))?;
+        crate::operation::remove_left_sockets(&paths.run);
         let adopted = match host.hypervisor.adopt(&paths.run).await {
             Ok(Adopted::Running(machine)) => Some(machine),
             Ok(Adopted::Gone(_)) => None,

@@ -129,21 +129,23 @@ impl VmRecord {
 }
 
 /// Bytes as hexadecimal text in JSON.
-mod hex_bytes {
+pub(crate) mod hex_bytes {
     use serde::{Deserialize, Deserializer, Serializer};
     use std::fmt::Write;
 
     pub fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
         match bytes {
             None => serializer.serialize_none(),
-            Some(bytes) => {
-                let mut text = String::with_capacity(bytes.len() * 2);
-                for byte in bytes {
-                    let _ = write!(text, "{byte:02x}");
-                }
-                serializer.serialize_some(&text)
-            }
+            Some(bytes) => serializer.serialize_some(&to_text(bytes)),
         }
+    }
+
+    pub fn to_text(bytes: &[u8]) -> String {
+        let mut text = String::with_capacity(bytes.len() * 2);
+        for byte in bytes {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {

@@ -11,4 +11,5 @@ mod protection;
 mod rack;
 mod service;
 mod units;
+mod views;
 mod witnesses;

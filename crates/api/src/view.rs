@@ -1,0 +1,159 @@
+//! A machine's disks as they were at one moment, read while it runs on: what a backup reads.
+//!
+//! `POST /v1/vms/{name}/views` answers with lines of JSON, one [`ViewMessage`] each, and does not end by itself: the
+//! view lives as long as the connection.
+
+use crate::client::Connection;
+use crate::{Client, Error};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A daemon that says nothing for so long is not there any more.
+const SILENCE: Duration = Duration::from_secs(30);
+/// A view with the machine's UEFI variables. Longer lines are not the daemon's.
+const MAX_LINE_BYTES: usize = 64 << 20;
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ViewRequest {
+    /// Where an earlier view of the same machine was, wherever it ran then: to learn what changed since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<ViewPosition>,
+}
+
+/// A moment in the life of a machine's disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewPosition {
+    /// The log, and a record in it: number, and term that wrote it.
+    pub group: String,
+    pub epoch: u64,
+    pub incarnation: u32,
+    pub lsn: u64,
+    pub disks: Vec<DiskThen>,
+}
+
+/// A disk at that moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskThen {
+    pub uuid: String,
+    pub size_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    pub vm: String,
+    pub position: ViewPosition,
+    pub opened_unix_ms: u64,
+    /// The machine's definition in the log at that position.
+    pub definition: serde_json::Value,
+    /// Its UEFI variables, as hexadecimal text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvram_hex: Option<String>,
+    pub disks: Vec<ViewDisk>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewDisk {
+    pub index: u16,
+    pub uuid: String,
+    pub size_bytes: u64,
+    /// An NBD server on a unix socket, and the name of the export there. Read-only, any number of requests at once;
+    /// `base:allocation`, `rempart:changed-at`, and where changes are known `rempart:changed-since`.
+    pub socket: PathBuf,
+    pub export: String,
+    pub changes: Changes,
+}
+
+/// Whether it is known what changed since the position that the request named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Changes {
+    /// `rempart:changed-since` tells: 1 where a disk may have changed.
+    Known,
+    /// Anything may have changed.
+    Unknown { why: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "kebab-case")]
+pub enum ViewMessage {
+    /// First.
+    Opened { view: Box<View> },
+    /// Every few seconds.
+    Alive,
+    /// Last, unless the client leaves: nothing can be read any more.
+    Lost { error: Error },
+}
+
+/// A view that is open until this is dropped, or it is lost.
+#[derive(Debug)]
+pub struct OpenView {
+    pub view: View,
+    lines: Lines,
+}
+
+#[derive(Debug)]
+struct Lines {
+    body: Incoming,
+    received: Vec<u8>,
+    /// The connection lives no longer than this.
+    _connection: Connection,
+}
+
+impl Lines {
+    async fn next(&mut self) -> Result<ViewMessage, Error> {
+        let cut_off = || Error::unreachable("the daemon ended the view");
+        loop {
+            if let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                return serde_json::from_slice(&line)
+                    .map_err(|e| Error::failed("cannot read what the daemon said of a view").cause(e));
+            }
+            if self.received.len() > MAX_LINE_BYTES {
+                return Err(Error::failed("the daemon said too much of a view"));
+            }
+            match tokio::time::timeout(SILENCE, self.body.frame()).await {
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.received.extend_from_slice(&data);
+                    }
+                }
+                Ok(Some(Err(e))) => return Err(cut_off().cause(e)),
+                Ok(None) => return Err(cut_off()),
+                Err(_) => {
+                    return Err(cut_off().cause(format!("it said nothing for {} s", SILENCE.as_secs())));
+                }
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Opens a view of a machine on the node that leads it.
+    pub async fn open_view(&self, vm: &str, request: &ViewRequest) -> Result<OpenView, Error> {
+        let text =
+            serde_json::to_vec(request).map_err(|e| Error::invalid("cannot write the request").cause(e))?;
+        let (connection, body) = self.open_stream(&format!("/v1/vms/{vm}/views"), Bytes::from(text)).await?;
+        let mut lines = Lines { body, received: Vec::new(), _connection: connection };
+        match lines.next().await? {
+            ViewMessage::Opened { view } => Ok(OpenView { view: *view, lines }),
+            ViewMessage::Lost { error } => Err(error),
+            ViewMessage::Alive => Err(Error::failed("the daemon speaks of a view that it did not open")),
+        }
+    }
+}
+
+impl OpenView {
+    /// Returns when the view can be read no more, and why.
+    pub async fn lost(&mut self) -> Error {
+        loop {
+            match self.lines.next().await {
+                Ok(ViewMessage::Alive | ViewMessage::Opened { .. }) => {}
+                Ok(ViewMessage::Lost { error }) | Err(error) => return error,
+            }
+        }
+    }
+}
