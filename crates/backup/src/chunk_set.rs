@@ -90,6 +90,15 @@ impl ChunkSet {
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
     }
 
+    /// Those that are not in the other.
+    ///
+    /// # Panics
+    /// If they are not of the same disk.
+    pub fn subtract(&mut self, other: &ChunkSet) {
+        self.assert_same_disk(other);
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= !other);
+    }
+
     fn assert_same_disk(&self, other: &ChunkSet) {
         assert_eq!((self.disk_len, self.chunk_len), (other.disk_len, other.chunk_len), "two disks' chunks");
     }
@@ -163,9 +172,12 @@ mod tests {
             let (mut both, mut either) = (one.0.clone(), one.0.clone());
             both.intersect(&other.0);
             either.unite(&other.0);
+            let mut less = one.0.clone();
+            less.subtract(&other.0);
             let cases = [
                 (&one.0, one.1.clone()),
                 (&both, one.1.intersection(&other.1).copied().collect()),
+                (&less, one.1.difference(&other.1).copied().collect()),
                 (&either, one.1.union(&other.1).copied().collect()),
             ];
             for (set, twin) in cases {

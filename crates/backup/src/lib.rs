@@ -1,9 +1,15 @@
 //! Backing up disks into a repository, and bringing them back.
 
 mod chunk_set;
+mod disk;
+mod error;
 mod pipeline;
+mod restore;
 mod source;
 
 pub use chunk_set::ChunkSet;
-pub use pipeline::{ChunkSink, PipelineError, Progress, store_chunks};
+pub use disk::{Changes, DiskJob, Pace, back_up_disk};
+pub use error::BackupError;
+pub use pipeline::Progress;
+pub use restore::{Checked, Content, DamagedRange, FileTarget, Target, check_disk, restore_disk};
 pub use source::{FileSource, NbdEndpoint, NbdSource, QemuImage, Reader, Source, SourceError};

@@ -24,15 +24,23 @@ pub trait ChunkSink: Send {
 /// How far it is.
 #[derive(Debug, Default)]
 pub struct Progress {
-    read: AtomicU64,
+    done: AtomicU64,
     /// Set by somebody who does not want it any more.
     stop: std::sync::atomic::AtomicBool,
 }
 
 impl Progress {
-    /// Bytes read so far.
-    pub fn read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
+    /// Bytes of disks that were read, or restored, so far.
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// Ends it with [`PipelineError::Stopped`], soon.
@@ -204,7 +212,7 @@ impl<E> Worker<'_, E> {
         let mut reader = self.source.reader().map_err(PipelineError::Source)?;
         let mut buffer = vec![0; RUN.min(self.source.size().max(1)) as usize];
         while let Some(run) = self.shared.next_run(self.wanted, RUN / chunk_len) {
-            if self.progress.stop.load(Ordering::Relaxed) {
+            if self.progress.is_stopped() {
                 return Err(PipelineError::Stopped);
             }
             let bytes = run.start * chunk_len..(run.end * chunk_len).min(self.source.size());
@@ -212,7 +220,7 @@ impl<E> Worker<'_, E> {
             reader.read(bytes.start, buffer).map_err(PipelineError::Source)?;
             let id = |chunk: &[u8]| if is_zero(chunk) { Ok(ChunkId::ZERO) } else { sink.put(chunk) };
             let ids = buffer.chunks(chunk_len as usize).map(id).collect::<Result<Vec<_>, _>>();
-            self.progress.read.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
+            self.progress.add(bytes.end - bytes.start);
             self.shared.stored(&run, ids.map_err(PipelineError::Sink)?);
         }
         Ok(())
@@ -267,7 +275,7 @@ mod tests {
                     });
                 }
                 content.fill(0);
-                if chunk % 5 != 0 {
+                if !chunk.is_multiple_of(5) {
                     content[..8].copy_from_slice(&(chunk + 1).to_le_bytes());
                 }
             }
@@ -277,7 +285,7 @@ mod tests {
 
     fn id(chunk: u64) -> ChunkId {
         let mut id = ChunkId::ZERO;
-        if chunk % 5 != 0 {
+        if !chunk.is_multiple_of(5) {
             id.0[..8].copy_from_slice(&(chunk + 1).to_le_bytes());
         }
         id
@@ -317,7 +325,7 @@ mod tests {
             told.push((chunk, id));
             Ok(())
         });
-        assert!(ended.is_err() || progress.read() == wanted.bytes());
+        assert!(ended.is_err() || progress.done() == wanted.bytes());
         (told, ended)
     }
 

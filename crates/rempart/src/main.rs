@@ -36,6 +36,8 @@ enum Command {
     Witness(WitnessCommand),
     #[command(flatten)]
     Operator(rempart_cli::Command),
+    #[command(flatten)]
+    Backups(rempart_cli::BackupCommand),
     /// Print a completion script for a shell.
     Completion { shell: clap_complete::Shell },
     /// Owns one running virtual machine and its lease; started by the daemon.
@@ -147,6 +149,9 @@ fn run(program: Program) -> Result<ExitCode, Error> {
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Program::command(), "rempart", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Backups(command) => {
+            rempart_cli::run_backup(command, Output { json: program.json }).map(done)
         }
         Command::Operator(command) => {
             let client = Client::new(socket(program.socket, &config)?);

@@ -30,6 +30,12 @@ pub enum ErrorKind {
     Exposed,
     /// What the caller gave makes no sense.
     Invalid,
+    /// It should be in the repository and is not.
+    Missing,
+    /// Not written: the log does not allow it.
+    Refused,
+    /// What was relied upon was removed meanwhile. Beginning again may do.
+    Stale,
     /// A local file could not be read or written.
     Local,
     /// The place of the objects failed.

@@ -15,8 +15,11 @@ pub mod log;
 mod names;
 mod pack;
 mod point;
+mod reader;
+mod repository;
 mod tree;
 mod wire;
+mod writer;
 
 pub use blob::{BlobKind, Codec, Compressor, Decompressor};
 pub use chunk::{ChunkSize, is_zero};
@@ -40,7 +43,10 @@ pub use pack::{
     Blob, MAX_BLOBS, MAX_PACK, MIN_PACK, PACK_HEADER, Pack, PackBuilder, PackHeader, PackOpener, verify_pack,
 };
 pub use point::{Consistency, ConsistencyLevel, Definition, Excluded, HowRead, Point, PointDisk};
+pub use reader::BlobReader;
+pub use repository::{NewRepository, Repository};
 pub use tree::{
     Difference, Differences, FAN_OUT, MAX_CHUNKS, MAX_NODE, NodeSink, NodeSource, Step, Tree, TreeUpdate,
     Walk, resize,
 };
+pub use writer::{BackupWriter, BlobWriter, Written};

@@ -1,0 +1,213 @@
+//! One disk's way into the repository.
+
+use crate::pipeline::{ChunkSink, PipelineError, Progress, store_chunks};
+use crate::{BackupError, ChunkSet, Source};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rempart_repository::{
+    BackupWriter, BlobReader, BlobWriter, ChunkId, ChunkSize, Error, HowRead, NodeSink, NodeSource,
+    PointDisk, Step, Tree, TreeUpdate, Walk, is_zero, resize,
+};
+use std::collections::HashMap;
+
+/// A disk that is to be backed up.
+#[derive(Debug)]
+pub struct DiskJob<'a> {
+    /// What tells it from the machine's other disks.
+    pub name: &'a str,
+    pub source: &'a dyn Source,
+    pub changes: Changes<'a>,
+    /// What the source calls this instant.
+    pub position: Option<String>,
+}
+
+/// What is known of the time since the backup before.
+#[derive(Debug)]
+pub enum Changes<'a> {
+    /// Everything is read, because.
+    Unknown(String),
+    /// All else is as in the backup before.
+    Known { before: &'a PointDisk, changed: ChunkSet },
+}
+
+/// How it is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Threads that read, compress and encrypt.
+    pub threads: usize,
+    /// Chunks that had not changed, by what is known, to be read and compared all the same.
+    pub audit: usize,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        Pace { threads: threads.min(8), audit: 64 }
+    }
+}
+
+impl ChunkSink for BlobWriter<'_> {
+    type Error = Error;
+
+    fn put(&mut self, chunk: &[u8]) -> Result<ChunkId, Error> {
+        self.chunk(chunk)
+    }
+}
+
+/// Stores what is new of a disk.
+pub fn back_up_disk(
+    writer: &BackupWriter,
+    chunk_size: ChunkSize,
+    job: &DiskJob<'_>,
+    pace: Pace,
+    progress: &Progress,
+) -> Result<PointDisk, BackupError> {
+    let chunk_len = u64::from(chunk_size.bytes());
+    let size = job.source.size();
+    let chunks = chunk_size.count(size);
+    let data = job.source.data(chunk_len)?;
+    let new_before = writer.new_bytes();
+    let mut how = HowRead { full_because: None, read: 0, new: 0, audited: 0, missed: 0 };
+    let mut nodes = writer.blobs();
+    let mut tree = Tree::zero(chunks);
+    let mut resized_nodes = Remembered { nodes: HashMap::new(), reader: writer.reader() };
+    let mut wanted = data.clone();
+    let mut zeroed = ChunkSet::none(size, chunk_len);
+    match &job.changes {
+        Changes::Unknown(why) => how.full_because = Some(why.clone()),
+        Changes::Known { before, changed } => {
+            let mut changed = changed.clone();
+            if before.size != size {
+                // The last chunk of the smaller of both has another length now.
+                changed.insert_bytes(before.size.min(size).saturating_sub(1)..before.size.min(size));
+                changed.insert_bytes(before.size..size);
+            }
+            let old = before.tree(chunk_size);
+            let mut sink = Remembering { remembered: HashMap::new(), sink: &mut nodes };
+            let resized = resize(writer.domain(), writer.reader(), &mut sink, old, chunks)?;
+            resized_nodes.nodes = sink.remembered;
+            let audit = Audit { writer, source: job.source, chunk_len, tree: resized, nodes: &resized_nodes };
+            audit.read(&changed, pace.audit, &mut how)?;
+            if how.missed == 0 {
+                tree = resized;
+                wanted.intersect(&changed);
+                zeroed = changed;
+                zeroed.subtract(&data);
+            } else {
+                how.full_because = Some(format!(
+                    "{} of {} chunks that had not changed, by what the source said, were other than before",
+                    how.missed, how.audited
+                ));
+            }
+        }
+    }
+    let mut update = TreeUpdate::new(writer.domain(), &resized_nodes, tree)?;
+    let mut next_zeroed = 0;
+    let mut zero_until = |update: &mut TreeUpdate<'_>, nodes: &mut BlobWriter<'_>, end: u64| {
+        while let Some(run) = zeroed.next_run(next_zeroed, 1).filter(|run| run.start < end) {
+            update.set(run.start, ChunkId::ZERO, nodes)?;
+            next_zeroed = run.end;
+        }
+        Ok::<_, Error>(())
+    };
+    let mut sinks: Vec<BlobWriter<'_>> = (0..pace.threads.max(1)).map(|_| writer.blobs()).collect();
+    let stored = store_chunks(job.source, chunk_size, &wanted, &mut sinks, progress, |chunk, id| {
+        zero_until(&mut update, &mut nodes, chunk)?;
+        update.set(chunk, id, &mut nodes)
+    });
+    stored.map_err(|error| match error {
+        PipelineError::Source(error) => BackupError::Source(error),
+        PipelineError::Sink(error) => BackupError::Repository(error),
+        PipelineError::Stopped => BackupError::Stopped,
+    })?;
+    zero_until(&mut update, &mut nodes, chunks)?;
+    let tree = update.finish(&mut nodes)?;
+    sinks.into_iter().chain([nodes]).try_for_each(BlobWriter::finish)?;
+    how.read += wanted.bytes();
+    how.new = writer.new_bytes() - new_before;
+    Ok(PointDisk {
+        name: job.name.to_owned(),
+        size,
+        root: tree.root,
+        position: job.position.clone(),
+        how,
+        excluded: Vec::new(),
+    })
+}
+
+/// Nodes that were put a moment ago, and are in no pack that can be read yet.
+struct Remembered<'a> {
+    nodes: HashMap<ChunkId, Vec<u8>>,
+    reader: &'a BlobReader,
+}
+
+impl NodeSource for Remembered<'_> {
+    fn node(&self, id: &ChunkId) -> Result<Vec<u8>, Error> {
+        self.nodes.get(id).map_or_else(|| self.reader.node(id), |node| Ok(node.clone()))
+    }
+}
+
+/// Puts nodes and remembers them: those along the end of a disk, a few.
+struct Remembering<'a, 'w> {
+    remembered: HashMap<ChunkId, Vec<u8>>,
+    sink: &'a mut BlobWriter<'w>,
+}
+
+impl NodeSink for Remembering<'_, '_> {
+    fn node(&mut self, id: ChunkId, encoded: &[u8]) -> Result<(), Error> {
+        self.remembered.insert(id, encoded.to_vec());
+        self.sink.node(id, encoded)
+    }
+}
+
+/// Reads a few chunks that are said not to have changed, and counts those that have.
+struct Audit<'a> {
+    writer: &'a BackupWriter,
+    source: &'a dyn Source,
+    chunk_len: u64,
+    /// As it was before.
+    tree: Tree,
+    nodes: &'a dyn NodeSource,
+}
+
+impl Audit<'_> {
+    fn read(&self, changed: &ChunkSet, chunks: usize, how: &mut HowRead) -> Result<(), BackupError> {
+        let unchanged = changed.chunks() - changed.count();
+        if unchanged == 0 || chunks == 0 {
+            return Ok(());
+        }
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).expect("the system has random numbers");
+        let mut random = SmallRng::seed_from_u64(u64::from_le_bytes(seed));
+        let mut reader = self.source.reader()?;
+        let mut buffer = Vec::new();
+        // A disk that changed nearly everywhere is read nearly whole anyway.
+        for _ in 0..chunks * 4 {
+            if how.audited == chunks as u64 {
+                break;
+            }
+            let chunk = random.random_range(0..changed.chunks());
+            if changed.contains(chunk) {
+                continue;
+            }
+            let start = chunk * self.chunk_len;
+            let len = self.chunk_len.min(self.source.size() - start);
+            buffer.resize(len as usize, 0);
+            reader.read(start, &mut buffer)?;
+            let now = if is_zero(&buffer) { ChunkId::ZERO } else { self.writer.domain().chunk_id(&buffer) };
+            how.audited += 1;
+            how.read += len;
+            how.missed += u64::from(now != self.before(chunk)?);
+        }
+        Ok(())
+    }
+
+    fn before(&self, chunk: u64) -> Result<ChunkId, Error> {
+        for step in Walk::range(self.nodes, self.tree, chunk..chunk + 1)? {
+            if let Step::Chunk { id, .. } = step? {
+                return Ok(id);
+            }
+        }
+        Ok(ChunkId::ZERO)
+    }
+}

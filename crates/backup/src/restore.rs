@@ -1,0 +1,297 @@
+//! A disk's way back out of the repository.
+
+use crate::{BackupError, Progress};
+use rempart_repository::{BlobReader, ChunkId, ChunkSize, Decompressor, Error, Step, Tree, Walk};
+use rustix::fs::{FallocateFlags, FileType, SeekFrom, fallocate, fstat, seek};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, mpsc};
+
+/// Bytes of the disk that a thread reads and writes at a time.
+const BATCH: u64 = 8 << 20;
+/// Zeroes written at once, where nothing better works.
+const ZEROES: u64 = 1 << 20;
+
+/// Where a disk is restored to. Written from several threads.
+pub trait Target: Sync {
+    fn write(&self, offset: u64, content: &[u8]) -> Result<(), BackupError>;
+
+    /// Makes a range read as zeroes.
+    fn zero(&self, offset: u64, len: u64) -> Result<(), BackupError>;
+
+    /// Makes it durable.
+    fn finish(&self) -> Result<(), BackupError>;
+}
+
+/// What is restored.
+#[derive(Debug, Clone, Copy)]
+pub struct Content {
+    pub tree: Tree,
+    pub chunk_size: ChunkSize,
+    /// Bytes of the disk.
+    pub size: u64,
+}
+
+/// Writes all of a disk.
+pub fn restore_disk(
+    reader: &BlobReader,
+    content: Content,
+    target: &dyn Target,
+    threads: usize,
+    progress: &Progress,
+) -> Result<(), BackupError> {
+    for_batches(reader, content, target, threads, progress, |batch, decompressor| {
+        write_batch(reader, content, target, batch, decompressor)
+    })?;
+    target.finish()
+}
+
+/// Gives all chunks to `each`, on several threads; makes zeroes.
+fn for_batches(
+    reader: &BlobReader,
+    content: Content,
+    target: &dyn Target,
+    threads: usize,
+    progress: &Progress,
+    each: impl Fn(&[(u64, ChunkId)], &mut Decompressor) -> Result<(), BackupError> + Sync,
+) -> Result<(), BackupError> {
+    let chunk_len = u64::from(content.chunk_size.bytes());
+    let (batches, queue) = mpsc::sync_channel::<Vec<(u64, ChunkId)>>(threads);
+    let queue = Mutex::new(queue);
+    let failed = Mutex::new(None);
+    let fail = |error| {
+        failed.lock().expect("no holder panics").get_or_insert(error);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                let mut decompressor = Decompressor::new();
+                loop {
+                    let next = queue.lock().expect("no holder panics").recv();
+                    let Ok(batch) = next else { return };
+                    if failed.lock().expect("no holder panics").is_some() {
+                        continue;
+                    }
+                    match each(&batch, &mut decompressor) {
+                        Ok(()) => progress.add(batch.len() as u64 * chunk_len),
+                        Err(error) => fail(error),
+                    }
+                }
+            });
+        }
+        if let Err(error) = tell_batches(reader, content, target, &batches, progress) {
+            fail(error);
+        }
+        drop(batches);
+    });
+    failed.into_inner().expect("a panic of a thread goes on here").map_or(Ok(()), Err)
+}
+
+/// Walks the tree: zeroes are made here, chunks go to the threads.
+fn tell_batches(
+    reader: &BlobReader,
+    content: Content,
+    target: &dyn Target,
+    batches: &mpsc::SyncSender<Vec<(u64, ChunkId)>>,
+    progress: &Progress,
+) -> Result<(), BackupError> {
+    let chunk_len = u64::from(content.chunk_size.bytes());
+    let mut batch: Vec<(u64, ChunkId)> = Vec::new();
+    let mut next = 0;
+    let zero_to = |from: u64, to: u64| {
+        let (start, end) = (from * chunk_len, (to * chunk_len).min(content.size));
+        if start < end { target.zero(start, end - start) } else { Ok(()) }
+    };
+    for step in Walk::new(reader, content.tree)? {
+        let Step::Chunk { index, id } = step? else { continue };
+        if progress.is_stopped() {
+            return Err(BackupError::Stopped);
+        }
+        zero_to(next, index)?;
+        next = index + 1;
+        batch.push((index, id));
+        if batch.len() as u64 * chunk_len >= BATCH {
+            let sent = batches.send(std::mem::take(&mut batch));
+            assert!(sent.is_ok(), "the threads wait for the end of the queue");
+        }
+    }
+    zero_to(next, content.tree.chunks)?;
+    let sent = batches.send(batch);
+    assert!(sent.is_ok(), "the threads wait for the end of the queue");
+    Ok(())
+}
+
+fn write_batch(
+    reader: &BlobReader,
+    content: Content,
+    target: &dyn Target,
+    batch: &[(u64, ChunkId)],
+    decompressor: &mut Decompressor,
+) -> Result<(), BackupError> {
+    let chunk_len = u64::from(content.chunk_size.bytes());
+    let ids: Vec<ChunkId> = batch.iter().map(|(_, id)| *id).collect();
+    let mut refused = None;
+    let read = reader.read_many(&ids, decompressor, |place, plain| {
+        let (index, id) = batch[place];
+        let expected = chunk_len.min(content.size - index * chunk_len);
+        if plain.len() as u64 != expected {
+            let why = format!("it has {} bytes, and chunk {index} of the disk has {expected}", plain.len());
+            return Err(Error::new(rempart_repository::ErrorKind::Damaged, id, why));
+        }
+        if refused.is_none() {
+            refused = target.write(index * chunk_len, plain).err();
+        }
+        Ok(())
+    });
+    refused.map_or(Ok(read?), Err)
+}
+
+/// A raw file, made new, or a block device.
+#[derive(Debug)]
+pub struct FileTarget {
+    file: File,
+    path: PathBuf,
+    /// What was never written reads as zeroes.
+    is_fresh: bool,
+}
+
+impl FileTarget {
+    /// A new file of `size` bytes. There must be none.
+    pub fn create(path: &Path, size: u64) -> Result<FileTarget, BackupError> {
+        let fail = |source| BackupError::Target { disk: path.display().to_string(), offset: 0, source };
+        let file = File::options().write(true).create_new(true).open(path).map_err(fail)?;
+        file.set_len(size).map_err(fail)?;
+        Ok(FileTarget { file, path: path.to_owned(), is_fresh: true })
+    }
+
+    /// A block device with room for `size` bytes. All it holds is lost.
+    pub fn device(path: &Path, size: u64) -> Result<FileTarget, BackupError> {
+        let fail = |source| BackupError::Target { disk: path.display().to_string(), offset: 0, source };
+        let file = File::options().write(true).open(path).map_err(fail)?;
+        let stat = fstat(&file).map_err(|errno| fail(errno.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
+            return Err(fail(io::Error::other("it is not a block device")));
+        }
+        let room = seek(&file, SeekFrom::End(0)).map_err(|errno| fail(errno.into()))?;
+        if room < size {
+            let why = format!("it has {room} bytes, and the disk needs {size}");
+            return Err(fail(io::Error::new(io::ErrorKind::StorageFull, why)));
+        }
+        Ok(FileTarget { file, path: path.to_owned(), is_fresh: false })
+    }
+
+    fn fail(&self, offset: u64) -> impl Fn(io::Error) -> BackupError {
+        let disk = self.path.display().to_string();
+        move |source| BackupError::Target { disk: disk.clone(), offset, source }
+    }
+}
+
+impl Target for FileTarget {
+    fn write(&self, offset: u64, content: &[u8]) -> Result<(), BackupError> {
+        self.file.write_all_at(content, offset).map_err(self.fail(offset))
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> Result<(), BackupError> {
+        if self.is_fresh || fallocate(&self.file, FallocateFlags::ZERO_RANGE, offset, len).is_ok() {
+            return Ok(());
+        }
+        let zeroes = vec![0; ZEROES.min(len) as usize];
+        let mut at = offset;
+        while at < offset + len {
+            let part = (offset + len - at).min(ZEROES);
+            self.write(at, &zeroes[..part as usize])?;
+            at += part;
+        }
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<(), BackupError> {
+        self.file.sync_all().map_err(self.fail(0))
+    }
+}
+
+/// What a check found.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// Bytes that are what was backed up, zeroes among them.
+    pub sound: u64,
+    /// What cannot be restored, in order.
+    pub damaged: Vec<DamagedRange>,
+    /// The chunks that are missing or damaged.
+    pub chunks: Vec<ChunkId>,
+}
+
+/// Bytes of a disk that cannot be restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedRange {
+    pub start: u64,
+    pub end: u64,
+    pub why: String,
+}
+
+/// Reads every chunk of a disk, and goes on where one cannot be read.
+///
+/// # Errors
+/// If the place of the repository fails, or a node of the tree cannot be read: then nobody knows what is below.
+pub fn check_disk(
+    reader: &BlobReader,
+    content: Content,
+    threads: usize,
+    progress: &Progress,
+) -> Result<Checked, BackupError> {
+    struct Nowhere;
+    impl Target for Nowhere {
+        fn write(&self, _: u64, _: &[u8]) -> Result<(), BackupError> {
+            Ok(())
+        }
+        fn zero(&self, _: u64, _: u64) -> Result<(), BackupError> {
+            Ok(())
+        }
+        fn finish(&self) -> Result<(), BackupError> {
+            Ok(())
+        }
+    }
+    let damaged = Mutex::new(Vec::new());
+    for_batches(reader, content, &Nowhere, threads, progress, |batch, decompressor| {
+        if write_batch(reader, content, &Nowhere, batch, decompressor).is_ok() {
+            return Ok(());
+        }
+        // One of them: each by itself.
+        for chunk in batch {
+            match write_batch(reader, content, &Nowhere, std::slice::from_ref(chunk), decompressor) {
+                Err(BackupError::Repository(error)) if !is_of_the_place(&error) => {
+                    let start = chunk.0 * u64::from(content.chunk_size.bytes());
+                    let end = (start + u64::from(content.chunk_size.bytes())).min(content.size);
+                    let why = error.to_string();
+                    damaged
+                        .lock()
+                        .expect("no holder panics")
+                        .push((DamagedRange { start, end, why }, chunk.1));
+                }
+                ended => ended?,
+            }
+        }
+        Ok(())
+    })?;
+    let damaged = damaged.into_inner().expect("a panic of a thread goes on here");
+    let (mut damaged, chunks): (Vec<DamagedRange>, Vec<ChunkId>) = damaged.into_iter().unzip();
+    damaged.sort_unstable_by_key(|range| range.start);
+    damaged.dedup_by(|next, range| {
+        let joins = next.start == range.end && next.why == range.why;
+        if joins {
+            range.end = next.end;
+        }
+        joins
+    });
+    let lost: u64 = damaged.iter().map(|range| range.end - range.start).sum();
+    Ok(Checked { sound: content.size - lost, damaged, chunks })
+}
+
+/// The place does not answer: that says nothing of what it holds.
+fn is_of_the_place(error: &Error) -> bool {
+    use rempart_objects::ErrorKind as Place;
+    use rempart_repository::ErrorKind;
+    matches!(error.kind, ErrorKind::Objects(kind) if !matches!(kind, Place::Missing | Place::TooShort | Place::Failed))
+}

@@ -1,0 +1,238 @@
+//! Which repository, and what opens it.
+
+use crate::{Output, parse};
+use clap::Args;
+use rempart_api::Error;
+use rempart_objects::{Directory, Objects};
+use rempart_repository::{
+    ChunkSize, ErrorKind, KeyFile, NewRepository, PassphraseCost, Repository, RepositoryId, Unlock,
+    WRAPPED_KEYS, WrappedBy, WrappedKey,
+};
+use rempart_types::WallTime;
+use serde_json::json;
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The repository that a command works on.
+#[derive(Debug, Args)]
+pub struct Access {
+    /// The repository: a directory.
+    #[arg(long = "repo", env = "REMPART_REPOSITORY")]
+    repo: String,
+    #[command(flatten)]
+    key: KeyArgs,
+}
+
+/// What opens a repository. Without either it is asked for on the terminal.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// A key file of the repository.
+    #[arg(long, env = "REMPART_KEY_FILE", conflicts_with = "passphrase_file")]
+    key_file: Option<PathBuf>,
+    /// A file whose first line is the passphrase.
+    #[arg(long, env = "REMPART_PASSPHRASE_FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// Where this machine keeps what it can make again of repositories.
+    #[arg(long, env = "REMPART_CACHE_DIR", default_value = "/var/cache/rempart")]
+    cache_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Create {
+    /// A directory that does not exist yet, or is empty.
+    url: String,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// Make a new key file there and let it open the repository, instead of a passphrase.
+    #[arg(long, conflicts_with_all = ["key_file", "passphrase_file"])]
+    new_key_file: Option<PathBuf>,
+    /// A power of two from 64K to 1M: smaller chunks store less of a scattered change, larger ones are faster.
+    #[arg(long, default_value = "256K", value_parser = parse::byte_count)]
+    chunk_size: u64,
+}
+
+enum Secret {
+    Passphrase(String),
+    KeyFile(KeyFile),
+}
+
+impl Secret {
+    fn unlock(&self) -> Unlock<'_> {
+        match self {
+            Secret::Passphrase(passphrase) => Unlock::Passphrase(passphrase),
+            Secret::KeyFile(file) => Unlock::KeyFile(file),
+        }
+    }
+}
+
+impl KeyArgs {
+    fn secret(&self, is_new: bool) -> Result<Secret, Error> {
+        if let Some(path) = &self.key_file {
+            return Ok(Secret::KeyFile(
+                KeyFile::load(path).map_err(|e| describe("cannot use the key file", &e))?,
+            ));
+        }
+        let passphrase = match &self.passphrase_file {
+            Some(path) => first_line(path)?,
+            None => ask("passphrase: ")?,
+        };
+        if is_new && self.passphrase_file.is_none() && ask("the same once more: ")? != passphrase {
+            return Err(Error::invalid("the two passphrases differ"));
+        }
+        Ok(Secret::Passphrase(passphrase))
+    }
+}
+
+fn first_line(path: &Path) -> Result<String, Error> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        Error::invalid(format!("cannot read the passphrase from `{}`", path.display())).cause(e)
+    })?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Asks on the terminal, without showing what is typed.
+fn ask(prompt: &str) -> Result<String, Error> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Err(Error::invalid("there is no key and no terminal to ask for a passphrase")
+            .hint("name one with --key-file or --passphrase-file"));
+    }
+    let _ = write!(std::io::stderr(), "{prompt}");
+    let _ = std::io::stderr().flush();
+    let failed =
+        |e: &dyn std::fmt::Display| Error::failed("cannot read a passphrase from the terminal").cause(e);
+    let shown = rustix::termios::tcgetattr(&stdin).map_err(|e| failed(&e))?;
+    let mut hidden = shown.clone();
+    hidden.local_modes.remove(rustix::termios::LocalModes::ECHO);
+    let set = |modes| rustix::termios::tcsetattr(&stdin, rustix::termios::OptionalActions::Now, modes);
+    set(&hidden).map_err(|e| failed(&e))?;
+    let mut line = String::new();
+    let read = stdin.lock().read_line(&mut line);
+    let _ = set(&shown);
+    let _ = writeln!(std::io::stderr());
+    read.map_err(|e| failed(&e))?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+pub fn now() -> WallTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallTime(since.as_millis() as u64)
+}
+
+/// An error of the repository as a person reads it.
+pub fn describe(what: &str, error: &rempart_repository::Error) -> Error {
+    use rempart_objects::ErrorKind as Place;
+    let described = match error.kind {
+        ErrorKind::WrongKey | ErrorKind::Exposed => Error::new(rempart_api::ErrorKind::Forbidden, what),
+        ErrorKind::Invalid => Error::invalid(what),
+        ErrorKind::Missing | ErrorKind::Objects(Place::Missing) => Error::not_found(what),
+        ErrorKind::Refused | ErrorKind::Stale => Error::refused(what),
+        ErrorKind::Objects(Place::Unavailable | Place::Unknown) => Error::unreachable(what),
+        _ => Error::failed(what),
+    };
+    described.cause(chain(error))
+}
+
+/// All causes, from the outermost inwards.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn place(url: &str, create: bool) -> Result<Arc<dyn Objects>, Error> {
+    let path = Path::new(url.strip_prefix("file://").unwrap_or(url));
+    let opened = if create { Directory::create(path) } else { Directory::open(path) };
+    let place =
+        opened.map_err(|e| Error::not_found(format!("cannot open the place `{url}`")).cause(chain(&e)))?;
+    Ok(Arc::new(place))
+}
+
+impl Access {
+    pub fn open(&self) -> Result<Arc<Repository>, Error> {
+        let secret = self.key.secret(false)?;
+        let place = place(&self.repo, false)?;
+        let opened = Repository::open(place, &self.key.cache_dir, secret.unlock(), now());
+        opened.map(Arc::new).map_err(|e| describe(&format!("cannot open the repository `{}`", self.repo), &e))
+    }
+
+    /// The place alone.
+    pub fn place(&self) -> Result<Arc<dyn Objects>, Error> {
+        place(&self.repo, false)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.repo
+    }
+}
+
+pub fn create(command: Create, output: Output) -> Result<(), Error> {
+    let chunk_size = u32::try_from(command.chunk_size).unwrap_or(u32::MAX);
+    let chunk_size = ChunkSize::new(chunk_size).map_err(|e| Error::invalid(e.why.to_string()))?;
+    let what = format!("cannot make a repository in `{}`", command.url);
+    let secret = match &command.new_key_file {
+        Some(_) => Secret::KeyFile(KeyFile::random()),
+        None => command.key.secret(true)?,
+    };
+    let label = command.new_key_file.as_ref().map_or_else(String::new, |path| path.display().to_string());
+    let id = RepositoryId::random();
+    let new = NewRepository {
+        id,
+        chunk_size,
+        unlock: secret.unlock(),
+        cost: PassphraseCost::DEFAULT,
+        label: &label,
+        now: now(),
+    };
+    let place = place(&command.url, true)?;
+    if let (Some(path), Secret::KeyFile(file)) = (&command.new_key_file, &secret) {
+        // Before anything that only it opens.
+        file.create(path, &id).map_err(|e| describe("cannot write the key file", &e))?;
+    }
+    let repository =
+        Repository::create(place, &command.key.cache_dir, new).map_err(|e| describe(&what, &e))?;
+    if output.json {
+        return output.print_json(&json!({
+            "repository": repository.id().to_string(),
+            "url": command.url,
+            "chunk_bytes": repository.chunk_size().bytes(),
+        }));
+    }
+    output.tell(&format!(
+        "made repository {} in `{}`; whoever loses every key of it loses what is in it",
+        repository.id(),
+        command.url
+    ));
+    Ok(())
+}
+
+pub fn keys(access: &Access, output: Output) -> Result<(), Error> {
+    let place = access.place()?;
+    let what = format!("cannot list the keys of `{}`", access.name());
+    let listed = place.list(WRAPPED_KEYS, None).map_err(|e| Error::failed(&what).cause(chain(&e)))?;
+    let mut keys = Vec::new();
+    for key in listed {
+        let read = place.get(&key.name, WrappedKey::LEN).map_err(rempart_repository::Error::from);
+        keys.push(
+            read.and_then(|bytes| WrappedKey::decode(&key.name, &bytes)).map_err(|e| describe(&what, &e))?,
+        );
+    }
+    let by = |key: &WrappedKey| match key.by {
+        WrappedBy::Passphrase(_) => "passphrase",
+        WrappedBy::KeyFile => "key file",
+    };
+    if output.json {
+        let keys = keys.iter().map(|key| {
+            json!({ "key": key.id.to_string(), "by": by(key), "label": key.label, "created_unix_ms": key.created.0 })
+        });
+        return output.print_json(&keys.collect::<Vec<_>>());
+    }
+    let rows = keys.iter().map(|key| vec![key.id.to_string(), by(key).to_owned(), key.label.clone()]);
+    output.table(&["key", "opened by", "label"], rows.collect())
+}

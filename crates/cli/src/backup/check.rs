@@ -1,0 +1,100 @@
+//! `rempart verify` and `rempart repo check`.
+
+use super::access::{Access, chain, describe, now};
+use super::create::shown;
+use super::points::{find, open_log};
+use crate::{Output, output::bytes};
+use clap::Args;
+use rempart_api::Error;
+use rempart_backup::{Content, Pace, Progress, check_disk};
+use rempart_repository::log::{Content as LogContent, Status};
+use rempart_repository::{BlobReader, PackName, verify_pack};
+use serde_json::json;
+
+/// Reads every chunk of restore points.
+#[derive(Debug, Args)]
+pub struct Verify {
+    #[command(flatten)]
+    access: Access,
+    /// `VM` for its newest point, or `VM@POINT`.
+    #[arg(required = true)]
+    points: Vec<String>,
+}
+
+pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
+    let repository = command.access.open()?;
+    let log = open_log(&repository)?;
+    let index = repository.index(log.state()).map_err(|e| describe("cannot read the index", &e))?;
+    let reader = BlobReader::new(&repository, log.state(), index);
+    let (mut checked, mut damaged, mut lost) = (Vec::new(), 0, Vec::new());
+    for wanted in &command.points {
+        let (root, point) = find(&repository, &log, wanted)?;
+        for disk in &point.disks {
+            let chunk_size = repository.chunk_size();
+            let content = Content { tree: disk.tree(chunk_size), chunk_size, size: disk.size };
+            let progress = Progress::default();
+            let phase = format!("verify {}@{root} {}", point.vm, disk.name);
+            let found = shown(output, &phase, disk.size, &progress, || {
+                check_disk(&reader, content, Pace::default().threads, &progress)
+            });
+            let what = format!("cannot verify `{}@{root}`", point.vm);
+            let found = found.map_err(|e| Error::failed(what).cause(chain(&e)))?;
+            damaged += found.damaged.len();
+            lost.extend(found.chunks);
+            for range in &found.damaged {
+                let (vm, disk) = (&point.vm, &disk.name);
+                output.tell(&format!(
+                    "{vm}@{root}, {disk}, bytes {} to {}: {}",
+                    range.start, range.end, range.why
+                ));
+            }
+            checked.push(json!({
+                "vm": point.vm, "point": root, "disk": disk.name, "sound_bytes": found.sound,
+                "damaged": found.damaged.iter().map(|range| json!({
+                    "start": range.start, "end": range.end, "why": range.why,
+                })).collect::<Vec<_>>(),
+            }));
+            output.tell(&format!("{}@{root} {}: {} as they were", point.vm, disk.name, bytes(found.sound)));
+        }
+    }
+    if output.json {
+        output.print_json(&checked)?;
+    }
+    if !lost.is_empty() {
+        let told = repository.report_damaged(&lost, now());
+        told.map_err(|e| describe("cannot write down what is damaged, so that it is stored anew", &e))?;
+    }
+    match damaged {
+        0 => Ok(()),
+        ranges => Err(Error::failed(format!("{ranges} ranges of bytes cannot be restored"))
+            .hint("back the machine up again: what it still holds is stored anew")),
+    }
+}
+
+/// Compares every live pack with its name.
+pub fn packs(access: &Access, output: Output) -> Result<(), Error> {
+    let repository = access.open()?;
+    let log = open_log(&repository)?;
+    let state = log.state();
+    let (mut sound, mut read, mut damaged) = (0u64, 0u64, Vec::new());
+    for object in state.objects().filter(|object| object.status == Status::Live) {
+        let LogContent::Pack(pack) = object.content else { continue };
+        let name = PackName { session: state.owner(object).id, pack };
+        match verify_pack(&**repository.objects(), &name) {
+            Ok(len) => (sound, read) = (sound + 1, read + len),
+            Err(error) => {
+                output.tell(&chain(&error));
+                damaged.push(name.object().to_string());
+            }
+        }
+    }
+    if output.json {
+        output.print_json(&json!({ "sound_packs": sound, "read_bytes": read, "damaged": damaged }))?;
+    }
+    output.tell(&format!("{sound} packs, {}, are what was written", bytes(read)));
+    match damaged.len() {
+        0 => Ok(()),
+        packs => Err(Error::failed(format!("{packs} packs are damaged or missing"))
+            .hint("`rempart verify` tells which restore points they belong to")),
+    }
+}

@@ -1,0 +1,54 @@
+//! Backups: commands that work on a repository themselves, with or without a daemon.
+
+mod access;
+mod check;
+mod create;
+mod points;
+mod restore;
+
+use crate::Output;
+use access::Access;
+use clap::Subcommand;
+use rempart_api::Error;
+
+/// Subcommands that work on a backup repository.
+#[derive(Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Backup repositories: make one, look at one, check one.
+    #[command(subcommand)]
+    Repo(RepoCommand),
+    /// Back up disks into a repository.
+    Backup(create::Backup),
+    /// List restore points.
+    Points(points::Points),
+    /// Bring back a restore point's disks.
+    Restore(restore::Restore),
+    /// Read all that restore points hold, and compare it with what was backed up.
+    Verify(check::Verify),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Make a repository in an empty directory.
+    Create(access::Create),
+    /// What a repository is, and how much is in it.
+    Show(Access),
+    /// Compare every pack with its name's hash, which needs no key to be right about: damage shows.
+    Check(Access),
+    /// The keys that open it.
+    Keys(Access),
+}
+
+/// Runs one command. Blocks.
+pub fn run_backup(command: BackupCommand, output: Output) -> Result<(), Error> {
+    match command {
+        BackupCommand::Repo(RepoCommand::Create(command)) => access::create(command, output),
+        BackupCommand::Repo(RepoCommand::Show(command)) => points::show(&command, output),
+        BackupCommand::Repo(RepoCommand::Check(command)) => check::packs(&command, output),
+        BackupCommand::Repo(RepoCommand::Keys(command)) => access::keys(&command, output),
+        BackupCommand::Backup(command) => create::run(&command, output),
+        BackupCommand::Points(command) => points::run(&command, output),
+        BackupCommand::Restore(command) => restore::run(&command, output),
+        BackupCommand::Verify(command) => check::run(&command, output),
+    }
+}

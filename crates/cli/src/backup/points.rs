@@ -1,0 +1,134 @@
+//! `rempart points`, and finding the one that is meant.
+
+use super::access::{Access, describe};
+use crate::{Output, output::bytes};
+use clap::Args;
+use rempart_api::Error;
+use rempart_repository::log::{Content, Log, Status};
+use rempart_repository::{Point, Repository};
+use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+#[derive(Debug, Args)]
+pub struct Points {
+    #[command(flatten)]
+    access: Access,
+    /// Only of this virtual machine.
+    vm: Option<String>,
+}
+
+/// Every point, the newest last.
+fn all(repository: &Repository, log: &Log) -> Result<Vec<(u64, Point)>, Error> {
+    let roots = log.state().roots().keys().copied();
+    let read = |root| repository.point(log, root).map(|point| (root, point));
+    let points = roots.map(read).collect::<Result<Vec<_>, _>>();
+    points.map_err(|e| describe("cannot read the restore points", &e))
+}
+
+/// The point that `VM` or `VM@POINT` means.
+pub fn find(repository: &Repository, log: &Log, wanted: &str) -> Result<(u64, Point), Error> {
+    let (vm, number) = match wanted.rsplit_once('@') {
+        Some((vm, number)) => {
+            let parsed = number.parse::<u64>();
+            let parsed =
+                parsed.map_err(|_| Error::invalid(format!("`{number}` is no restore point's number")))?;
+            (vm, Some(parsed))
+        }
+        None => (wanted, None),
+    };
+    let found = all(repository, log)?
+        .into_iter()
+        .rfind(|(root, point)| point.vm == vm && number.is_none_or(|number| number == *root));
+    found.ok_or_else(|| {
+        Error::not_found(format!("there is no restore point `{wanted}`")).hint("`rempart points` lists them")
+    })
+}
+
+pub fn open_log(repository: &Repository) -> Result<Log, Error> {
+    repository.log().map_err(|e| describe("cannot read the repository's log", &e))
+}
+
+/// As `2026-11-22T13:04:45Z`.
+pub fn time(at: rempart_types::WallTime) -> String {
+    let seconds =
+        i64::try_from(at.0 / 1000).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    seconds.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| "no time".to_owned())
+}
+
+pub fn run(command: &Points, output: Output) -> Result<(), Error> {
+    let repository = command.access.open()?;
+    let log = open_log(&repository)?;
+    let mut points = all(&repository, &log)?;
+    if let Some(vm) = &command.vm {
+        points.retain(|(_, point)| point.vm == *vm);
+    }
+    if output.json {
+        let points = points.iter().map(|(root, point)| {
+            json!({
+                "vm": point.vm, "point": root, "taken_unix_ms": point.taken.0, "host": point.host,
+                "consistency": point.consistency, "notes": point.notes, "disks": point.disks,
+            })
+        });
+        return output.print_json(&points.collect::<Vec<_>>());
+    }
+    let rows = points.iter().map(|(root, point)| {
+        let size = point.disks.iter().map(|disk| disk.size).sum();
+        let level = serde_json::to_value(point.consistency.level).ok();
+        let level = level.as_ref().and_then(|level| level.as_str()).unwrap_or_default().to_owned();
+        vec![
+            format!("{}@{root}", point.vm),
+            time(point.taken),
+            point.disks.len().to_string(),
+            bytes(size),
+            level,
+        ]
+    });
+    output.table(&["point", "taken", "disks", "size", "consistency"], rows.collect())
+}
+
+/// `rempart repo show`.
+pub fn show(access: &Access, output: Output) -> Result<(), Error> {
+    let repository = access.open()?;
+    let log = open_log(&repository)?;
+    let state = log.state();
+    let packs = state
+        .objects()
+        .filter(|object| matches!(object.content, Content::Pack(_)) && object.status == Status::Live);
+    let packs = packs.count();
+    if output.json {
+        return output.print_json(&json!({
+            "repository": repository.id().to_string(),
+            "url": repository.objects().url(),
+            "chunk_bytes": repository.chunk_size().bytes(),
+            "created_unix_ms": repository.description().created.0,
+            "points": state.roots().len(),
+            "packs": packs,
+            "log_entries": state.next(),
+        }));
+    }
+    let rows = [
+        ("repository", repository.id().to_string()),
+        ("place", repository.objects().url()),
+        ("chunks", repository.chunk_size().to_string()),
+        ("created", time(repository.description().created)),
+        ("restore points", state.roots().len().to_string()),
+        ("packs", packs.to_string()),
+    ];
+    output.table(&["what", "value"], rows.map(|(what, value)| vec![what.to_owned(), value]).to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rempart_types::WallTime;
+
+    #[test]
+    fn times_read_as_everywhere() {
+        for (unix_ms, text) in
+            [(0, "1970-01-01T00:00:00Z"), (1_795_352_685_999, "2026-11-22T13:04:45Z"), (u64::MAX, "no time")]
+        {
+            assert_eq!(time(WallTime(unix_ms)), text);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Backups by the command line alone: no daemon runs.
+
+use crate::golden::Transcript;
+use crate::rack::{Answer, PROGRAM, Rack};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const MIB: usize = 1 << 20;
+
+struct Vault {
+    rack: Rack,
+}
+
+impl Vault {
+    /// An empty repository, opened by a passphrase.
+    fn new() -> Vault {
+        let vault = Vault { rack: Rack::new() };
+        std::fs::write(vault.rack.path("passphrase"), "correct horse\n").unwrap();
+        vault.ok(&["repo", "create", vault.repo().to_str().unwrap()]);
+        vault
+    }
+
+    fn repo(&self) -> PathBuf {
+        self.rack.path("repo")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Answer {
+        let output = Command::new(PROGRAM)
+            .args(arguments)
+            .env("REMPART_REPOSITORY", self.repo())
+            .env("REMPART_PASSPHRASE_FILE", self.rack.path("passphrase"))
+            .env("REMPART_CACHE_DIR", self.rack.path("cache"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        Answer::of(output)
+    }
+
+    fn ok(&self, arguments: &[&str]) -> Answer {
+        let answer = self.run(arguments);
+        assert_eq!(answer.code, 0, "{arguments:?}: {}", answer.err);
+        answer
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let answer = self.ok(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&answer.out).expect("one JSON value")
+    }
+
+    fn refused(&self, arguments: &[&str]) -> Answer {
+        let answer = self.run(arguments);
+        assert_ne!(answer.code, 0, "{arguments:?}: {}", answer.err);
+        answer
+    }
+
+    /// The name of the one point there will be, of a disk whose bytes differ everywhere.
+    fn filled(&self) -> (PathBuf, Vec<u8>) {
+        let content: Vec<u8> =
+            (0..3 * MIB as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let disk = self.rack.path("disk.raw");
+        std::fs::write(&disk, &content).unwrap();
+        self.ok(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
+        (disk, content)
+    }
+
+    fn files_below(&self, folder: &str) -> Vec<PathBuf> {
+        fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { walk(&path, found) } else { found.push(path) }
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.repo().join(folder), &mut found);
+        found
+    }
+}
+
+#[test]
+fn a_disk_comes_back_as_it_was() {
+    let vault = Vault::new();
+    let (disk, first) = vault.filled();
+    let mut second = first.clone();
+    second[MIB..MIB + 100].fill(9);
+    std::fs::write(&disk, &second).unwrap();
+    let backup = vault.json(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
+    assert_eq!(backup["read_bytes"], 3 * MIB);
+    let new = backup["new_bytes"].as_u64().unwrap();
+    assert!((256 * 1024 + 1..256 * 1024 + 1024).contains(&new), "one chunk, and the node above it: {backup}");
+    let points = vault.json(&["points"]);
+    let points: Vec<String> =
+        points.as_array().unwrap().iter().map(|point| format!("shop@{}", point["point"])).collect();
+    for (point, content, folder) in [(&points[0], &first, "one"), (&points[1], &second, "two")] {
+        let to = vault.rack.path(folder);
+        vault.ok(&["restore", point, "--to", to.to_str().unwrap()]);
+        assert!(std::fs::read(to.join("disk0.raw")).unwrap() == *content, "{point}");
+    }
+    let again = vault.refused(&["restore", "shop", "--to", vault.rack.path("two").to_str().unwrap()]);
+    assert!(again.err.contains("File exists"), "nothing is overwritten: {}", again.err);
+    let verified = vault.json(&["verify", "shop", &points[0]]);
+    assert_eq!(verified[0]["sound_bytes"], 3 * MIB);
+}
+
+#[test]
+fn a_qcow2_image_is_read_as_the_disk_it_is() {
+    let vault = Vault::new();
+    let image = vault.rack.path("disk.qcow2");
+    let image = image.to_str().unwrap();
+    for command in [
+        &["qemu-img", "create", "-q", "-f", "qcow2", image, "64M"][..],
+        &["qemu-io", "-f", "qcow2", "-c", "write -q -P 7 5M 1M", image],
+    ] {
+        assert!(
+            Command::new(command[0]).args(&command[1..]).stdout(Stdio::null()).status().unwrap().success()
+        );
+    }
+    let backup = vault.json(&["backup", "shop", "--disk", image, "--format", "qcow2"]);
+    assert!(backup["read_bytes"].as_u64().unwrap() <= 2 * MIB as u64, "only what is allocated: {backup}");
+    let to = vault.rack.path("back");
+    vault.ok(&["restore", "shop", "--to", to.to_str().unwrap()]);
+    let restored = std::fs::read(to.join("disk0.raw")).unwrap();
+    assert_eq!(restored.len(), 64 * MIB);
+    let written = 5 * MIB..6 * MIB;
+    assert!(restored.iter().enumerate().all(|(at, byte)| *byte == if written.contains(&at) { 7 } else { 0 }));
+}
+
+#[test]
+fn one_flipped_bit_is_found_named_and_mended_by_the_next_backup() {
+    let vault = Vault::new();
+    let (disk, content) = vault.filled();
+    let packs = vault.files_below("packs");
+    let pack = packs.iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(pack, &bytes).unwrap();
+
+    let check = vault.refused(&["repo", "check"]);
+    assert!(check.err.contains(pack.file_name().unwrap().to_str().unwrap()), "{}", check.err);
+    let verify = vault.refused(&["verify", "shop"]);
+    assert!(verify.err.contains("disk0, bytes ") && verify.err.contains("shop@"), "{}", verify.err);
+    let restore = vault.refused(&["restore", "shop", "--to", vault.rack.path("no").to_str().unwrap()]);
+    assert!(restore.err.contains("it is not what was written"), "{}", restore.err);
+
+    vault.ok(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
+    vault.ok(&["verify", "shop"]);
+    let to = vault.rack.path("back");
+    vault.ok(&["restore", "shop", "--to", to.to_str().unwrap()]);
+    assert!(std::fs::read(to.join("disk0.raw")).unwrap() == content);
+}
+
+#[test]
+fn what_goes_wrong_is_said() {
+    let vault = Vault::new();
+    let (disk, _) = vault.filled();
+    let disk = disk.to_str().unwrap();
+    std::fs::write(vault.rack.path("wrong"), "horse correct\n").unwrap();
+    std::fs::write(vault.rack.path("exposed"), "x").unwrap();
+    let folder = vault.rack.path("");
+    let folder = folder.to_str().unwrap();
+    let path = |name: &str| vault.rack.path(name).to_str().unwrap().to_owned();
+    let mut transcript = Transcript::default();
+    for arguments in [
+        &["repo", "create", &path("repo")][..],
+        &["repo", "create", &path("other"), "--chunk-size", "100K"],
+        &["points", "--repo", &path("nowhere")],
+        &["points", "--repo", folder],
+        &["points", "--passphrase-file", &path("wrong")],
+        &["points", "--passphrase-file", &path("missing")],
+        &["backup", "shop", "--disk", &path("missing.raw")],
+        &["backup", "shop", "--disk", disk, "--format", "qcow2"],
+        &["restore", "nobody", "--to", &path("to")],
+        &["restore", "shop@99", "--to", &path("to")],
+        &["restore", "shop@x", "--to", &path("to")],
+        &["restore", "shop", "--disk", "disk7", "--to", &path("to")],
+        &["restore", "shop", "--device", disk, "--yes"],
+        &["restore", "shop", "--device", disk],
+    ] {
+        let answer = vault.refused(arguments);
+        transcript.told(&format!("rempart {}", arguments.join(" ")), answer.code, &answer.out, &answer.err);
+    }
+    transcript.check("backup-refuses.txt", &[(folder.to_owned(), "FOLDER/")]);
+}

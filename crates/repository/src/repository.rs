@@ -1,0 +1,365 @@
+//! A repository in its place: making one, opening one, and this machine's index of it.
+
+use crate::error::{Error, ErrorKind};
+use crate::index::{Covers, LocalIndex, Segment, SegmentBuilder};
+use crate::key::{BoxPurpose, KeyRing, MasterKey, PassphraseCost, Unlock, WRAPPED_KEYS, WrappedKey};
+use crate::log::{
+    self, Content, Damaged, Ed25519, Log, LogError, Number, Numbers, Object, Session, State, Status,
+};
+use crate::{
+    ChainId, ChunkId, ChunkSize, Description, PACKS, PackName, PackOpener, Point, RepositoryId, SegmentName,
+    SessionId,
+};
+use rempart_objects::{Created, ErrorKind as ObjectErrorKind, Name, Objects, probe};
+use rempart_types::WallTime;
+use std::collections::BTreeSet;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Wrapped copies of the master key that are tried, at most.
+const MAX_KEYS: usize = 100;
+/// Damaged chunks of one log entry.
+pub(crate) const MAX_DAMAGED: usize = 16 * 1024;
+
+/// A repository that was opened with its master key.
+#[derive(Debug)]
+pub struct Repository {
+    objects: Arc<dyn Objects>,
+    description: Description,
+    ring: Arc<KeyRing>,
+    cache: PathBuf,
+}
+
+/// How a new repository shall be.
+#[derive(Debug, Clone, Copy)]
+pub struct NewRepository<'a> {
+    /// Drawn at random for it.
+    pub id: RepositoryId,
+    pub chunk_size: ChunkSize,
+    /// What opens it.
+    pub unlock: Unlock<'a>,
+    pub cost: PassphraseCost,
+    /// Of that key, for people.
+    pub label: &'a str,
+    pub now: WallTime,
+}
+
+impl Repository {
+    /// Makes a repository in a place that has none. `cache` is a folder of this machine for what can be made again.
+    pub fn create(
+        objects: Arc<dyn Objects>,
+        cache: &Path,
+        new: NewRepository<'_>,
+    ) -> Result<Repository, Error> {
+        probe(&*objects)?;
+        let ring = KeyRing::new(new.id, MasterKey::random());
+        let public = *ring.public();
+        let key =
+            WrappedKey::wrap(public.repository, ring.master(), new.unlock, new.cost, new.label, new.now)?;
+        let description = Description::new(&ring, new.chunk_size, new.now);
+        // The key first: what has a description can be opened.
+        create_new(&*objects, &key.name(), &key.encode())?;
+        if let Err(error) = create_new(&*objects, &Description::name(), &description.encode()) {
+            let _ = objects.remove(&key.name());
+            return Err(error);
+        }
+        let repository = Repository { objects, description, ring: Arc::new(ring), cache: cache.to_owned() };
+        repository.begin_log(new.now)?;
+        Ok(repository)
+    }
+
+    /// Opens the repository of a place. [`ErrorKind::WrongKey`] if `unlock` opens none of its keys.
+    pub fn open(
+        objects: Arc<dyn Objects>,
+        cache: &Path,
+        unlock: Unlock<'_>,
+        now: WallTime,
+    ) -> Result<Repository, Error> {
+        let description = read_description(&*objects)?;
+        let ring = description.unlock(open_key(&*objects, &description, unlock)?)?;
+        let repository = Repository { objects, description, ring: Arc::new(ring), cache: cache.to_owned() };
+        match repository.log() {
+            // Who made it was killed before it had a log. Packs without one are of a log that was lost: those are not to be
+            // taken for leftovers.
+            Err(error)
+                if error.kind == ErrorKind::Objects(ObjectErrorKind::Missing)
+                    && repository.objects.list(PACKS, None)?.is_empty() =>
+            {
+                repository.begin_log(now)?;
+            }
+            other => drop(other?),
+        }
+        Ok(repository)
+    }
+
+    fn begin_log(&self, now: WallTime) -> Result<(), Error> {
+        let (id, domain) = (self.id(), self.ring.writer().domain().id());
+        let begun = Log::create(self.objects.clone(), Arc::new(Ed25519), id, &*self.ring, domain, now);
+        begun.map(drop).map_err(Error::from)
+    }
+
+    pub fn id(&self) -> RepositoryId {
+        self.description.keys.repository
+    }
+
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    pub fn chunk_size(&self) -> ChunkSize {
+        self.description.chunk_size
+    }
+
+    pub fn objects(&self) -> &Arc<dyn Objects> {
+        &self.objects
+    }
+
+    pub fn ring(&self) -> &Arc<KeyRing> {
+        &self.ring
+    }
+
+    /// The log, read up to its head.
+    pub fn log(&self) -> Result<Log, Error> {
+        let keys = &self.description.keys;
+        Ok(Log::open(self.objects.clone(), Arc::new(Ed25519), keys.repository, keys.maintenance)?)
+    }
+
+    /// The chain of backups of the machine that `identity` stands for: the same for whoever has this repository's master
+    /// key, and telling nobody else.
+    pub fn chain(&self, identity: &str) -> ChainId {
+        let named = ["rempart 2026 chain\0", identity].concat();
+        let ChunkId(hash) = self.ring.writer().domain().chunk_id(named.as_bytes());
+        ChainId(hash[..16].try_into().expect("16 bytes"))
+    }
+
+    /// What backup `root` says of itself.
+    pub fn point(&self, log: &Log, root: u64) -> Result<Point, Error> {
+        let object = log::name(root).to_string();
+        let payload = log.payload(root)?;
+        let chain = log.state().roots().get(&root).expect("it has a payload").chain;
+        let opened = self.ring.opener().open(BoxPurpose::Commit, &chain.0, &payload);
+        let opened = opened.ok_or_else(|| {
+            Error::new(ErrorKind::Damaged, &object, "what it says of its backup does not open")
+        })?;
+        Point::decode(&object, &opened)
+    }
+
+    /// Has chunks that are damaged or missing stored anew by the next backup that meets them.
+    pub fn report_damaged(&self, chunks: &[ChunkId], now: WallTime) -> Result<(), Error> {
+        let mut session = Session::open(self.log()?, self.ring.clone(), SessionId::random(), now)?;
+        let known = damaged(session.state());
+        let new: BTreeSet<ChunkId> = chunks.iter().copied().filter(|chunk| !known.contains(chunk)).collect();
+        for chunks in new.into_iter().collect::<Vec<_>>().chunks(MAX_DAMAGED) {
+            session.damaged(now, Damaged { settles: Vec::new(), payload: payload_of(chunks) })?;
+        }
+        session.end(now)?;
+        Ok(())
+    }
+
+    /// This machine's index, with all that is live in `state`.
+    pub fn index(&self, state: &State) -> Result<LocalIndex, Error> {
+        let folder = self.cache.join(self.id().to_string());
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.map_err(|source| Error::local(&folder, "create folder", source))?;
+        let path = folder.join("index");
+        let old = LocalIndex::open(&path, &self.id()).ok().filter(|old| continues(old.covers(), state));
+        if let Some(old) = old {
+            let from = old.covers().entry;
+            if segments(state).all(|object| u64::from(object.number) < from) {
+                return Ok(old);
+            }
+            match self.add_segments(old.update(), state, from) {
+                Ok((update, _)) => return finish(update, state),
+                Err(error) if is_of_a_segment(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let update = LocalIndex::create(&path, self.id());
+        match self.add_segments(update, state, 0) {
+            Ok((update, _)) => finish(update, state),
+            Err(error) if is_of_a_segment(&error) => self.index_of_packs(&path, state),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds the live segments from number `from` on; returns the packs that they list, too.
+    fn add_segments(
+        &self,
+        mut update: crate::index::IndexUpdate,
+        state: &State,
+        from: u64,
+    ) -> Result<(crate::index::IndexUpdate, Numbers), Error> {
+        let mut covered = Numbers::new();
+        for object in segments(state).filter(|object| u64::from(object.number) >= from) {
+            let segment = self.segment(state, object)?;
+            let numbers = pack_numbers(state, object, &segment);
+            covered = covered.union(&numbers.iter().copied().flatten().collect());
+            update.add(&segment, &numbers)?;
+        }
+        Ok((update, covered))
+    }
+
+    fn segment(&self, state: &State, object: &Object) -> Result<Segment, Error> {
+        let Content::Index(segment) = object.content else { unreachable!("it was chosen for being one") };
+        let name = SegmentName { session: state.owner(object).id, segment };
+        let opener = self.ring.opener();
+        Segment::fetch(&*self.objects, &self.id(), |domain| Some(opener.domain(domain)), &name)
+    }
+
+    /// Made again, from the packs' own lists where the segments do not tell.
+    fn index_of_packs(&self, path: &Path, state: &State) -> Result<LocalIndex, Error> {
+        let mut update = LocalIndex::create(path, self.id());
+        let mut covered = Numbers::new();
+        for object in segments(state) {
+            match self.segment(state, object) {
+                Ok(segment) => {
+                    let numbers = pack_numbers(state, object, &segment);
+                    covered = covered.union(&numbers.iter().copied().flatten().collect());
+                    update.add(&segment, &numbers)?;
+                }
+                Err(error) if is_of_a_segment(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for object in state.objects().filter(|object| object.status == Status::Live) {
+            let Content::Pack(pack) = object.content else { continue };
+            if covered.contains(object.number) {
+                continue;
+            }
+            let name = PackName { session: state.owner(object).id, pack };
+            let blobs = PackOpener::fetch(&*self.objects, self.ring.opener(), name)
+                .and_then(|opener| opener.fetch_blobs(&*self.objects));
+            // What a damaged pack holds is missing, which is told to who wants it.
+            let Ok(blobs) = blobs else { continue };
+            let mut builder = SegmentBuilder::new();
+            builder.add(pack, &blobs);
+            let sealed = builder.seal(self.ring.writer());
+            let own = self.ring.writer().domain().clone();
+            let segment =
+                Segment::open(&self.id(), |_| Some(own), &sealed.name(name.session), sealed.bytes())?;
+            update.add(&segment, &[Some(object.number)])?;
+        }
+        finish(update, state)
+    }
+}
+
+/// Chunks that were found damaged, and were not stored anew since.
+pub(crate) fn damaged(state: &State) -> BTreeSet<ChunkId> {
+    let ids = state.damaged().values().flat_map(|payload| payload.as_chunks::<32>().0);
+    ids.map(|id| ChunkId(*id)).collect()
+}
+
+/// What an entry about damaged chunks carries.
+pub(crate) fn payload_of(chunks: &[ChunkId]) -> Vec<u8> {
+    chunks.iter().flat_map(|chunk| chunk.0).collect()
+}
+
+/// Live index segments.
+fn segments(state: &State) -> impl Iterator<Item = &Object> {
+    let is_segment =
+        |object: &&Object| matches!(object.content, Content::Index(_)) && object.status == Status::Live;
+    state.objects().filter(is_segment)
+}
+
+/// The log's numbers of the packs that a segment lists.
+fn pack_numbers(state: &State, object: &Object, segment: &Segment) -> Vec<Option<Number>> {
+    let domain = state.owner(object).domain;
+    segment.packs().iter().map(|pack| state.live_pack(*pack, domain)).collect()
+}
+
+/// Whether an index that covers so much is of an earlier state of this log: the last object it has seen is the same.
+fn continues(covers: Covers, state: &State) -> bool {
+    let Some(last) = covers.entry.checked_sub(1).and_then(|last| Number::try_from(last).ok()) else {
+        return false;
+    };
+    match state.object(last) {
+        Some(object) => *object.content.hash() == covers.hash,
+        // Forgotten, if there are newer ones; else this log is not as far.
+        None => state.objects().any(|object| object.number > last),
+    }
+}
+
+fn finish(update: crate::index::IndexUpdate, state: &State) -> Result<LocalIndex, Error> {
+    let live = state.live();
+    let last = state.objects().max_by_key(|object| object.number);
+    let covers = last.map_or(Covers::default(), |object| Covers {
+        entry: u64::from(object.number) + 1,
+        hash: *object.content.hash(),
+    });
+    update.finish(|entry| live.contains(entry.pack()), covers)
+}
+
+/// The segment is missing or damaged: the packs it lists can still be read.
+fn is_of_a_segment(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        ErrorKind::Damaged | ErrorKind::Objects(ObjectErrorKind::Missing | ObjectErrorKind::TooLong)
+    )
+}
+
+fn create_new(objects: &dyn Objects, name: &Name, content: &[u8]) -> Result<(), Error> {
+    match objects.create(name, &[content], None)? {
+        Created::New => Ok(()),
+        Created::Taken => {
+            let why = format!("there is one already in {}", objects.url());
+            Err(Error::new(ErrorKind::Invalid, name, why))
+        }
+    }
+}
+
+fn read_description(objects: &dyn Objects) -> Result<Description, Error> {
+    let bytes = objects.get(&Description::name(), Description::LEN).map_err(|error| match error.kind {
+        ObjectErrorKind::Missing => {
+            let why = format!("there is no repository in {}", objects.url());
+            Error {
+                source: Some(Box::new(error)),
+                ..Error::new(ErrorKind::Objects(ObjectErrorKind::Missing), "repository", why)
+            }
+        }
+        _ => error.into(),
+    })?;
+    Description::decode(&bytes)
+}
+
+/// The master key, by whichever wrapped copy `unlock` opens.
+fn open_key(
+    objects: &dyn Objects,
+    description: &Description,
+    unlock: Unlock<'_>,
+) -> Result<MasterKey, Error> {
+    let listed = objects.list(WRAPPED_KEYS, None)?;
+    let mut refusal = Error::new(ErrorKind::Damaged, WRAPPED_KEYS, "there is no key in the repository");
+    for key in listed.iter().take(MAX_KEYS) {
+        let opened = objects.get(&key.name, WrappedKey::LEN).map_err(Error::from).and_then(|bytes| {
+            let wrapped = WrappedKey::decode(&key.name, &bytes)?;
+            if wrapped.repository != description.keys.repository {
+                return Err(Error::new(ErrorKind::Foreign, &key.name, "it is a key of another repository"));
+            }
+            wrapped.open(unlock)
+        });
+        match opened {
+            Ok(master) => return Ok(master),
+            // A wrong key says more than a damaged one beside it.
+            Err(error) if refusal.kind != ErrorKind::WrongKey => refusal = error,
+            Err(_) => {}
+        }
+    }
+    Err(refusal)
+}
+
+impl From<LogError> for Error {
+    fn from(source: LogError) -> Error {
+        let kind = match &source {
+            LogError::Objects(error) => ErrorKind::Objects(error.kind),
+            LogError::Unsettled { source, .. } => ErrorKind::Objects(source.kind),
+            LogError::Missing { .. } => ErrorKind::Objects(ObjectErrorKind::Missing),
+            LogError::Damaged { .. } => ErrorKind::Damaged,
+            LogError::Newer { .. } => ErrorKind::Newer,
+            LogError::Foreign { .. } => ErrorKind::Foreign,
+            LogError::Contended(_) => ErrorKind::Objects(ObjectErrorKind::Unavailable),
+            LogError::Refused(_) | LogError::SessionOver(_) => ErrorKind::Refused,
+        };
+        Error { kind, object: "log".to_owned(), why: "cannot be used".into(), source: Some(Box::new(source)) }
+    }
+}

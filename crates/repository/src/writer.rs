@@ -1,0 +1,461 @@
+//! Writing a backup: chunks that are new go into packs, and one log entry makes it all count.
+
+use crate::blob::{BlobKind, Compressor};
+use crate::error::{Error, ErrorKind};
+use crate::index::SegmentBuilder;
+use crate::key::{BoxPurpose, Domain};
+use crate::log::{Commit, Damaged, Number, Numbers, Segment as LogSegment, Session, Status};
+use crate::pack::{Pack, PackBuilder};
+use crate::repository;
+use crate::tree::NodeSink;
+use crate::{BlobReader, ChainId, ChunkId, PackId, Point, Repository, SessionId};
+use rempart_objects::{Created, Name, Objects};
+use rempart_types::WallTime;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Threads that put packs into their place while others fill the next.
+const UPLOADS: usize = 2;
+/// Bytes of a pack, at most: a few are in memory at once.
+const MAX_PACK_LEN: u64 = 32 << 20;
+/// Chunks of this backup that are remembered in memory; with so many, the index learns of them.
+const MAX_OWN: usize = 1 << 20;
+/// Attempts to put an object, and the pause before the second, which doubles each time.
+const TRIES: u32 = 10;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// One backup that is being written: a session of the repository's log, and what was stored in it so far.
+#[derive(Debug)]
+pub struct BackupWriter {
+    repository: Arc<Repository>,
+    reader: BlobReader,
+    /// Found damaged: stored anew.
+    damaged: BTreeSet<ChunkId>,
+    session: Mutex<Session>,
+    stored: Arc<Stored>,
+    uploads: Mutex<Uploads>,
+    /// [`BlobWriter`]s that did not finish.
+    open: AtomicUsize,
+}
+
+/// What is known of the blobs of this backup.
+#[derive(Debug, Default)]
+struct Stored {
+    /// Halves of the ids that were put in this session, as far as the index does not have them.
+    own: Mutex<HashSet<[u8; 16]>>,
+    /// Damaged chunks that were stored anew.
+    mended: Mutex<BTreeSet<ChunkId>>,
+    /// Packs of earlier backups that have chunks of this one.
+    required: Mutex<BTreeSet<Number>>,
+    /// Acknowledged packs.
+    acknowledged: Mutex<Acknowledged>,
+    new_bytes: AtomicU64,
+    stored_bytes: AtomicU64,
+    /// Buffers of packs that are stored.
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+#[derive(Debug, Default)]
+struct Acknowledged {
+    /// No log entry has made them live yet; full ones first.
+    segments: Vec<SegmentBuilder>,
+    /// Live already.
+    published: Vec<PackId>,
+    failed: Option<Error>,
+}
+
+#[derive(Debug)]
+struct Uploads {
+    queue: Option<mpsc::SyncSender<Pack>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What a backup came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Its log entry.
+    pub root: u64,
+    /// Bytes that no earlier backup had, before compression.
+    pub new_bytes: u64,
+    /// Bytes of packs that were put.
+    pub stored_bytes: u64,
+}
+
+impl BackupWriter {
+    /// Opens a session. What is stored by then, and later by itself, is not stored again.
+    pub fn open(repository: Arc<Repository>) -> Result<BackupWriter, Error> {
+        let now = wall_time();
+        let session = Session::open(repository.log()?, repository.ring().clone(), SessionId::random(), now)?;
+        let state = session.state();
+        let reader = BlobReader::new(&repository, state, repository.index(state)?);
+        let damaged = repository::damaged(state);
+        let stored = Arc::new(Stored::default());
+        let uploads = Uploads::start(repository.objects(), session.id(), &stored)?;
+        Ok(BackupWriter {
+            repository,
+            reader,
+            damaged,
+            session: Mutex::new(session),
+            stored,
+            uploads: Mutex::new(uploads),
+            open: AtomicUsize::new(0),
+        })
+    }
+
+    /// What earlier backups stored, and this one as far as it is in the index.
+    pub fn reader(&self) -> &BlobReader {
+        &self.reader
+    }
+
+    /// The newest backup of a chain.
+    pub fn latest(&self, chain: ChainId) -> Option<u64> {
+        self.session().state().latest(chain).map(|(root, _)| root)
+    }
+
+    /// What a backup says of itself.
+    pub fn point(&self, root: u64) -> Result<Point, Error> {
+        self.repository.point(self.session().log(), root)
+    }
+
+    /// The keys of the ids that this writer gives.
+    pub fn domain(&self) -> &Domain {
+        self.repository.ring().writer().domain()
+    }
+
+    /// Bytes so far that no earlier backup had, before compression.
+    pub fn new_bytes(&self) -> u64 {
+        self.stored.new_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Puts blobs, on one thread.
+    pub fn blobs(&self) -> BlobWriter<'_> {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        BlobWriter { writer: self, pack: None, compressor: Compressor::new(), finished: false }
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().expect("no holder panics")
+    }
+
+    /// Makes what is acknowledged live, so that it need not be stored again even if this backup comes to nothing, and has
+    /// the index remember it instead of this process.
+    fn publish(&self) -> Result<(), Error> {
+        // Once is enough: others go on meanwhile.
+        let Ok(mut session) = self.session.try_lock() else { return Ok(()) };
+        let now = wall_time();
+        let segments = std::mem::take(&mut self.stored.acknowledged().segments);
+        for builder in segments.into_iter().filter(|builder| !builder.is_empty()) {
+            let segment = put_segment(&self.repository, session.id(), builder)?;
+            let packs = segment.packs.clone();
+            session.segment(now, segment)?;
+            self.stored.acknowledged().published.extend(packs);
+        }
+        let state = session.state();
+        let index = self.repository.index(state)?;
+        self.stored.own().retain(|id| {
+            let mut whole = ChunkId::ZERO;
+            whole.0[..16].copy_from_slice(id);
+            // A mistake of its filter costs a chunk that is stored twice.
+            !index.may_hold(&whole)
+        });
+        self.reader.replace(state, index);
+        Ok(())
+    }
+
+    /// Commits the backup. `base` is an earlier backup some of whose chunks were taken over without being looked at.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Stale`]: what it relies on was removed meanwhile. Begin again; what was stored is not lost.
+    ///
+    /// # Panics
+    /// If a [`BlobWriter`] is still open.
+    pub fn commit(
+        self,
+        chain: ChainId,
+        base: Option<u64>,
+        point: &Point,
+        retain_until: Option<WallTime>,
+    ) -> Result<Written, Error> {
+        assert_eq!(self.open.load(Ordering::Relaxed), 0, "every blob was handed over");
+        self.uploads.lock().expect("no holder panics").finish();
+        let mut acknowledged = self.stored.acknowledged();
+        if let Some(error) = acknowledged.failed.take() {
+            return Err(error);
+        }
+        let mut segments = std::mem::take(&mut acknowledged.segments);
+        segments.retain(|builder| !builder.is_empty());
+        drop(acknowledged);
+        let mut session = self.session.into_inner().expect("no holder panics");
+        let now = point.ended;
+        let last = segments.pop();
+        for builder in segments {
+            let segment = put_segment(&self.repository, session.id(), builder)?;
+            let packs = segment.packs.clone();
+            session.segment(now, segment)?;
+            self.stored.acknowledged().published.extend(packs);
+        }
+        let segment = match last {
+            Some(builder) => put_segment(&self.repository, session.id(), builder)?,
+            None => LogSegment::default(),
+        };
+        let writer = self.repository.ring().writer();
+        let payload = writer.seal(BoxPurpose::Commit, &chain.0, &point.encode());
+        let published = std::mem::take(&mut self.stored.acknowledged().published);
+        let required = std::mem::take(&mut *self.stored.required());
+        let domain = writer.domain().id();
+        let appended = session.commit(now, |state| {
+            let stale = |why: &'static str| Error::new(ErrorKind::Stale, "log", why);
+            if base.is_some_and(|base| !state.roots().contains_key(&base)) {
+                return Err(stale("the backup that this one builds on was given up meanwhile"));
+            }
+            let condemned = || stale("a pack that has chunks of this backup was condemned meanwhile");
+            let live =
+                |number: Number| state.object(number).is_some_and(|object| object.status == Status::Live);
+            if !required.iter().all(|number| live(*number)) {
+                return Err(condemned());
+            }
+            let own = published.iter().map(|pack| state.live_pack(*pack, domain).ok_or_else(condemned));
+            let own: Numbers = own.collect::<Result<Vec<_>, _>>()?.into_iter().collect();
+            let packs = own.union(&required.iter().copied().collect());
+            Ok(Commit {
+                chain,
+                parent: state.latest(chain).map(|(root, _)| root),
+                segment: segment.clone(),
+                base,
+                packs,
+                retain_until,
+                payload: payload.clone(),
+            })
+        })?;
+        let mended = std::mem::take(&mut *self.stored.mended.lock().expect("no holder panics"));
+        if !mended.is_empty() {
+            // If this fails, they are stored once more by the next backup.
+            let _ = settle(&mut session, now, &mended);
+        }
+        // A session that stays open is no harm: a collection ends it when it is old.
+        let _ = session.end(now);
+        Ok(Written {
+            root: appended.number,
+            new_bytes: self.stored.new_bytes.load(Ordering::Relaxed),
+            stored_bytes: self.stored.stored_bytes.load(Ordering::Relaxed),
+        })
+    }
+}
+
+fn wall_time() -> WallTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallTime(since.as_millis() as u64)
+}
+
+/// Writes down that chunks are whole again.
+fn settle(session: &mut Session, now: WallTime, mended: &BTreeSet<ChunkId>) -> Result<(), Error> {
+    session.refresh()?;
+    let rest: Vec<ChunkId> = repository::damaged(session.state()).difference(mended).copied().collect();
+    if rest.len() > repository::MAX_DAMAGED {
+        return Ok(());
+    }
+    let settles: Vec<u64> = session.state().damaged().keys().copied().collect();
+    session.damaged(now, Damaged { settles, payload: repository::payload_of(&rest) })?;
+    Ok(())
+}
+
+fn put_segment(
+    repository: &Repository,
+    session: SessionId,
+    builder: SegmentBuilder,
+) -> Result<LogSegment, Error> {
+    let sealed = builder.seal(repository.ring().writer());
+    let name = sealed.name(session);
+    put(&**repository.objects(), &name.object(), sealed.bytes())?;
+    Ok(LogSegment { packs: sealed.packs().to_vec(), indexes: vec![name.segment] })
+}
+
+impl Stored {
+    fn own(&self) -> MutexGuard<'_, HashSet<[u8; 16]>> {
+        self.own.lock().expect("no holder panics")
+    }
+
+    fn required(&self) -> MutexGuard<'_, BTreeSet<Number>> {
+        self.required.lock().expect("no holder panics")
+    }
+
+    fn acknowledged(&self) -> MutexGuard<'_, Acknowledged> {
+        self.acknowledged.lock().expect("no holder panics")
+    }
+
+    fn upload(&self, objects: &dyn Objects, session: SessionId, pack: Pack) {
+        if self.acknowledged().failed.is_some() {
+            return;
+        }
+        let put = put(objects, &pack.name(session).object(), pack.bytes());
+        let mut acknowledged = self.acknowledged();
+        match put {
+            Ok(()) => {
+                self.stored_bytes.fetch_add(pack.bytes().len() as u64, Ordering::Relaxed);
+                if !acknowledged.segments.last().is_some_and(|last| last.has_room(pack.blobs().len())) {
+                    acknowledged.segments.push(SegmentBuilder::new());
+                }
+                let last = acknowledged.segments.last_mut().expect("one was just added");
+                last.add(pack.id(), pack.blobs());
+            }
+            Err(error) => {
+                acknowledged.failed.get_or_insert(error);
+            }
+        }
+        drop(acknowledged);
+        self.buffers.lock().expect("no holder panics").push(pack.into_buffer());
+    }
+}
+
+impl Uploads {
+    fn start(objects: &Arc<dyn Objects>, session: SessionId, stored: &Arc<Stored>) -> Result<Uploads, Error> {
+        let (queue, packs) = mpsc::sync_channel::<Pack>(0);
+        let packs = Arc::new(Mutex::new(packs));
+        let mut threads = Vec::new();
+        for number in 0..UPLOADS {
+            let (objects, stored, packs) = (objects.clone(), stored.clone(), packs.clone());
+            let work = move || {
+                loop {
+                    let next = packs.lock().expect("no holder panics").recv();
+                    let Ok(pack) = next else { return };
+                    stored.upload(&*objects, session, pack);
+                }
+            };
+            let thread = std::thread::Builder::new().name(format!("upload-{number}")).spawn(work);
+            threads.push(thread.map_err(|source| Error {
+                source: Some(Box::new(source)),
+                ..Error::new(ErrorKind::Local, "upload", "no thread can be started")
+            })?);
+        }
+        Ok(Uploads { queue: Some(queue), threads })
+    }
+
+    /// Waits until all is there, or failed.
+    fn finish(&mut self) {
+        self.queue = None;
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a panic of an upload goes on here");
+        }
+    }
+}
+
+impl Drop for Uploads {
+    fn drop(&mut self) {
+        self.queue = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Puts blobs on one thread. [`BlobWriter::finish`] hands over what is not in a full pack.
+pub struct BlobWriter<'w> {
+    writer: &'w BackupWriter,
+    pack: Option<PackBuilder>,
+    compressor: Compressor,
+    finished: bool,
+}
+
+impl std::fmt::Debug for BlobWriter<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlobWriter").field("pack", &self.pack).finish()
+    }
+}
+
+impl BlobWriter<'_> {
+    /// Stores a chunk that is not all zeroes, if it is not stored yet.
+    pub fn chunk(&mut self, content: &[u8]) -> Result<ChunkId, Error> {
+        let id = self.writer.domain().chunk_id(content);
+        self.put(BlobKind::Data, id, content)?;
+        Ok(id)
+    }
+
+    fn put(&mut self, kind: BlobKind, id: ChunkId, content: &[u8]) -> Result<(), Error> {
+        let writer = self.writer;
+        let half: [u8; 16] = id.0[..16].try_into().expect("16 bytes");
+        if writer.stored.own().contains(&half) {
+            return Ok(());
+        }
+        if writer.reader.may_hold(&id) && !writer.damaged.contains(&id) {
+            let found = writer.reader.find(&id)?;
+            if let Some(located) = found.iter().find(|located| located.blob.kind == kind) {
+                writer.stored.required().insert(located.pack);
+                return Ok(());
+            }
+        }
+        let full = {
+            let mut own = writer.stored.own();
+            if !own.insert(half) {
+                return Ok(());
+            }
+            own.len() > MAX_OWN
+        };
+        if writer.damaged.contains(&id) {
+            writer.stored.mended.lock().expect("no holder panics").insert(id);
+        }
+        writer.stored.new_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
+        if self.pack.as_ref().is_some_and(|pack| !pack.has_room(content.len())) {
+            self.hand_over()?;
+            if full {
+                writer.publish()?;
+            }
+        }
+        let pack = self.pack.get_or_insert_with(|| {
+            let buffer = writer.stored.buffers.lock().expect("no holder panics").pop().unwrap_or_default();
+            let len = writer.repository.objects().abilities().pack_len.min(MAX_PACK_LEN);
+            PackBuilder::new(writer.repository.ring().writer(), len, buffer)
+        });
+        pack.add(kind, id, content, &mut self.compressor);
+        Ok(())
+    }
+
+    fn hand_over(&mut self) -> Result<(), Error> {
+        let Some(pack) = self.pack.take().filter(|pack| !pack.is_empty()) else { return Ok(()) };
+        let pack = pack.finish();
+        let queue = self.writer.uploads.lock().expect("no holder panics").queue.clone();
+        let sent = queue.expect("it is open as long as there are writers").send(pack);
+        assert!(sent.is_ok(), "uploads end after their queue");
+        match &self.writer.stored.acknowledged().failed {
+            Some(error) => Err(Error::new(error.kind, &error.object, error.why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Hands over the last pack.
+    pub fn finish(mut self) -> Result<(), Error> {
+        self.hand_over()?;
+        self.finished = true;
+        self.writer.open.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl NodeSink for BlobWriter<'_> {
+    fn node(&mut self, id: ChunkId, encoded: &[u8]) -> Result<(), Error> {
+        self.put(BlobKind::Tree, id, encoded)
+    }
+}
+
+/// Puts an object under a name that nobody else has. Tries again where that may help.
+fn put(objects: &dyn Objects, name: &Name, content: &[u8]) -> Result<(), Error> {
+    let mut pause = FIRST_PAUSE;
+    for attempt in 1.. {
+        match objects.create(name, &[content], None) {
+            Ok(Created::New) => return Ok(()),
+            // An attempt before, whose outcome was not known.
+            Ok(Created::Taken) if attempt > 1 => return Ok(()),
+            Ok(Created::Taken) => {
+                return Err(Error::new(ErrorKind::Damaged, name, "there is something else under this name"));
+            }
+            Err(error) if error.is_transient() && attempt < TRIES => {
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    unreachable!("the last attempt returns")
+}
