@@ -151,7 +151,8 @@ fn run(program: Program) -> Result<ExitCode, Error> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Backups(command) => {
-            rempart_cli::run_backup(command, Output { json: program.json }).map(done)
+            let client = || Ok(Client::new(socket(program.socket, &config)?));
+            rempart_cli::run_backup(command, client, Output { json: program.json }).map(done)
         }
         Command::Operator(command) => {
             let client = Client::new(socket(program.socket, &config)?);

@@ -3,6 +3,7 @@
 use crate::blob::{BlobKind, Compressor};
 use crate::error::{Error, ErrorKind};
 use crate::index::SegmentBuilder;
+use crate::is_zero;
 use crate::key::{BoxPurpose, Domain};
 use crate::log::{Commit, Damaged, Number, Numbers, Segment as LogSegment, Session, Status};
 use crate::pack::{Pack, PackBuilder};
@@ -134,6 +135,16 @@ impl BackupWriter {
     pub fn blobs(&self) -> BlobWriter<'_> {
         self.open.fetch_add(1, Ordering::Relaxed);
         BlobWriter { writer: self, pack: None, compressor: Compressor::new(), finished: false }
+    }
+
+    /// Stores something small beside the disks: the chunks it is cut into, and its length.
+    pub fn keep(&self, content: &[u8]) -> Result<(Vec<ChunkId>, u64), Error> {
+        let mut blobs = self.blobs();
+        let chunks = content.chunks(self.repository.chunk_size().bytes() as usize);
+        let id = |chunk: &[u8]| if is_zero(chunk) { Ok(ChunkId::ZERO) } else { blobs.chunk(chunk) };
+        let ids = chunks.map(id).collect::<Result<Vec<_>, _>>()?;
+        blobs.finish()?;
+        Ok((ids, content.len() as u64))
     }
 
     fn session(&self) -> MutexGuard<'_, Session> {

@@ -1,15 +1,17 @@
 //! `rempart backup`.
 
 use super::access::{Access, chain, now};
+use super::machine::{self, Machine};
 use crate::{Output, output::bytes};
 use clap::Args;
-use rempart_api::{Error, Progress as Shown};
+use rempart_api::{Client, Error, Progress as Shown};
 use rempart_backup::{
     BackupError, Changes, DiskJob, FileSource, Pace, Progress, QemuImage, Source, back_up_disk,
 };
 use rempart_repository::{
-    BackupWriter, Consistency, ConsistencyLevel, Point, PointDisk, Repository, Written,
+    BackupWriter, Consistency, ConsistencyLevel, Definition, Point, PointDisk, Repository, Written,
 };
+use rempart_types::WallTime;
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,81 +21,184 @@ use std::time::Duration;
 /// What was removed by a collection in between, this many times in a row, is not bad luck.
 const TRIES: u32 = 3;
 
-/// Backs up disks that nobody writes to meanwhile.
+/// Backs up a virtual machine of this node while it runs, or disks that nobody writes to.
 #[derive(Debug, Args)]
 pub struct Backup {
     #[command(flatten)]
     access: Access,
-    /// The virtual machine that the disks are of: its restore points go by this name.
+    /// The virtual machine: its restore points go by this name.
     vm: String,
-    /// An image file or a block device; once a disk, in the machine's order. Nobody may write to it meanwhile.
-    #[arg(long = "disk", required = true)]
+    /// An image file or a block device instead of the machine's own disks; once a disk, in its order. Nobody may write to
+    /// it meanwhile.
+    #[arg(long = "disk")]
     disks: Vec<PathBuf>,
     /// The images' format, by QEMU's name of it, such as `qcow2` or `vmdk`.
-    #[arg(long, default_value = "raw")]
+    #[arg(long, default_value = "raw", requires = "disks")]
     format: String,
 }
 
-pub fn run(command: &Backup, output: Output) -> Result<(), Error> {
+pub fn run(
+    command: &Backup,
+    client: impl FnOnce() -> Result<Client, Error>,
+    output: Output,
+) -> Result<(), Error> {
     let repository = command.access.open()?;
     let what = format!("cannot back up `{}`", command.vm);
-    let mut sources: Vec<(String, Box<dyn Source>)> = Vec::new();
+    let taker = if command.disks.is_empty() {
+        Taker::Machine(Machine::new(client()?)?)
+    } else {
+        Taker::Images(open_images(command, &what)?)
+    };
+    for _ in 1..TRIES {
+        match back_up(&repository, &command.vm, &taker, output) {
+            Err(Failure::Backup(error)) if error.is_stale() => {
+                output.tell("what it built on was removed meanwhile; once more");
+            }
+            ended => return tell(command, &repository, ended.map_err(|e| e.tell(&what))?, output),
+        }
+    }
+    let ended = back_up(&repository, &command.vm, &taker, output);
+    tell(command, &repository, ended.map_err(|e| e.tell(&what))?, output)
+}
+
+/// A disk's name, and the disk.
+type Image = (String, Box<dyn Source>);
+
+/// Where the disks come from.
+enum Taker {
+    Images(Vec<Image>),
+    Machine(Machine),
+}
+
+/// What is backed up at once: disks that stay as they are, and what else there is to keep.
+pub struct Taken<'a> {
+    pub disks: Vec<TakenDisk<'a>>,
+    pub definition: Option<Definition>,
+    pub nvram: Option<Vec<u8>>,
+    pub consistency: Consistency,
+    /// Why the disks can be read no more, if that happened.
+    pub lost: Box<dyn Fn() -> Option<Error> + 'a>,
+}
+
+pub struct TakenDisk<'a> {
+    pub name: String,
+    pub source: &'a dyn Source,
+    pub position: Option<String>,
+    pub changes: Changes<'a>,
+}
+
+enum Failure {
+    Backup(BackupError),
+    Daemon(Error),
+}
+
+impl<E: Into<BackupError>> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure::Backup(error.into())
+    }
+}
+
+impl Failure {
+    fn tell(self, what: &str) -> Error {
+        match self {
+            Failure::Backup(error) => Error::failed(what).cause(chain(&error)),
+            Failure::Daemon(error) => {
+                Error::new(error.kind, what).cause(&error).hint(error.hint.unwrap_or_default())
+            }
+        }
+    }
+}
+
+fn open_images(command: &Backup, what: &str) -> Result<Vec<Image>, Error> {
+    let mut sources: Vec<Image> = Vec::new();
     for (number, path) in command.disks.iter().enumerate() {
         let opened = match command.format.as_str() {
             "raw" => FileSource::open(path).map(|source| Box::new(source) as Box<dyn Source>),
             format => QemuImage::open(path, format).map(|source| Box::new(source) as Box<dyn Source>),
         };
-        let source = opened.map_err(|e| Error::invalid(&what).cause(chain(&e)))?;
+        let source = opened.map_err(|e| Error::invalid(what).cause(chain(&e)))?;
         sources.push((format!("disk{number}"), source));
     }
-    for _ in 1..TRIES {
-        match back_up(&repository, &command.vm, &sources, output) {
-            Err(error) if error.is_stale() => {
-                output.tell("what it built on was removed meanwhile; once more")
-            }
-            ended => return tell(command, &repository, ended.map_err(|e| failed(&what, &e))?, output),
-        }
-    }
-    let ended = back_up(&repository, &command.vm, &sources, output);
-    tell(command, &repository, ended.map_err(|e| failed(&what, &e))?, output)
-}
-
-fn failed(what: &str, error: &BackupError) -> Error {
-    Error::failed(what).cause(chain(error))
+    Ok(sources)
 }
 
 fn back_up(
     repository: &Arc<Repository>,
     vm: &str,
-    sources: &[(String, Box<dyn Source>)],
+    taker: &Taker,
     output: Output,
-) -> Result<(Written, Point), BackupError> {
-    let taken = now();
+) -> Result<(Written, Point), Failure> {
     let writer = BackupWriter::open(repository.clone())?;
-    let total: u64 = sources.iter().map(|(_, source)| source.size()).sum();
-    let mut disks: Vec<PointDisk> = Vec::new();
+    let chain = repository.chain(vm);
+    let before = match writer.latest(chain) {
+        Some(root) => Some((root, writer.point(root)?)),
+        None => None,
+    };
+    let taken_at = now();
+    match taker {
+        Taker::Images(sources) => {
+            let disks = sources.iter().map(|(name, source)| TakenDisk {
+                name: name.clone(),
+                source: &**source,
+                position: None,
+                changes: Changes::Unknown("nothing tells what changed in an image file".to_owned()),
+            });
+            let taken = Taken {
+                disks: disks.collect(),
+                definition: None,
+                nvram: None,
+                consistency: Consistency { level: ConsistencyLevel::Stopped, why: None, pause_ms: None },
+                lost: Box::new(|| None),
+            };
+            store(repository, writer, vm, None, taken_at, taken, output)
+        }
+        Taker::Machine(machine) => {
+            let since = before.as_ref().and_then(|(_, point)| machine::position_of(point));
+            let view = machine.view(vm, since).map_err(Failure::Daemon)?;
+            let chunk_len = u64::from(repository.chunk_size().bytes());
+            let taken = view.take(before.as_ref().map(|(_, point)| point), chunk_len)?;
+            store(repository, writer, vm, before.as_ref().map(|(root, _)| *root), taken_at, taken, output)
+        }
+    }
+}
+
+fn store(
+    repository: &Arc<Repository>,
+    writer: BackupWriter,
+    vm: &str,
+    before: Option<u64>,
+    taken_at: WallTime,
+    taken: Taken<'_>,
+    output: Output,
+) -> Result<(Written, Point), Failure> {
+    let builds_on = taken.disks.iter().any(|disk| matches!(disk.changes, Changes::Known { .. }));
+    let total = taken.disks.iter().map(|disk| disk.source.size()).sum();
     let progress = Progress::default();
-    shown(output, "read", total, &progress, || {
-        for (name, source) in sources {
-            let why = "nothing tells what changed in an image file".to_owned();
-            let job = DiskJob { name, source: &**source, changes: Changes::Unknown(why), position: None };
-            let disk = back_up_disk(&writer, repository.chunk_size(), &job, Pace::default(), &progress)?;
-            disks.push(disk);
+    let mut disks: Vec<PointDisk> = Vec::new();
+    let stored = shown(output, "read", total, &progress, || {
+        for TakenDisk { name, source, position, changes } in taken.disks {
+            let job = DiskJob { name: &name, source, changes, position };
+            disks.push(back_up_disk(&writer, repository.chunk_size(), &job, Pace::default(), &progress)?);
         }
         Ok(())
-    })?;
+    });
+    if let Err(error) = stored {
+        // Why nothing can be read is more than that nothing can be read.
+        return Err((taken.lost)().map_or(Failure::Backup(error), Failure::Daemon));
+    }
+    let nvram = taken.nvram.map(|content| writer.keep(&content)).transpose()?;
     let point = Point {
         vm: vm.to_owned(),
         host: host_name(),
-        taken,
+        taken: taken_at,
         ended: now(),
-        consistency: Consistency { level: ConsistencyLevel::Stopped, why: None, pause_ms: None },
+        consistency: taken.consistency,
         disks,
-        definition: None,
-        nvram: None,
+        definition: taken.definition,
+        nvram,
         notes: Vec::new(),
     };
-    let written = writer.commit(repository.chain(vm), None, &point, None)?;
+    let written = writer.commit(repository.chain(vm), before.filter(|_| builds_on), &point, None)?;
     Ok((written, point))
 }
 

@@ -3,13 +3,14 @@
 mod access;
 mod check;
 mod create;
+mod machine;
 mod points;
 mod restore;
 
 use crate::Output;
 use access::Access;
 use clap::Subcommand;
-use rempart_api::Error;
+use rempart_api::{Client, Error};
 
 /// Subcommands that work on a backup repository.
 #[derive(Debug, Subcommand)]
@@ -17,7 +18,7 @@ pub enum BackupCommand {
     /// Backup repositories: make one, look at one, check one.
     #[command(subcommand)]
     Repo(RepoCommand),
-    /// Back up disks into a repository.
+    /// Back up a virtual machine, or disks, into a repository.
     Backup(create::Backup),
     /// List restore points.
     Points(points::Points),
@@ -39,14 +40,18 @@ pub enum RepoCommand {
     Keys(Access),
 }
 
-/// Runs one command. Blocks.
-pub fn run_backup(command: BackupCommand, output: Output) -> Result<(), Error> {
+/// Runs one command; `client` is the daemon's, for those that need it. Blocks.
+pub fn run_backup(
+    command: BackupCommand,
+    client: impl FnOnce() -> Result<Client, Error>,
+    output: Output,
+) -> Result<(), Error> {
     match command {
         BackupCommand::Repo(RepoCommand::Create(command)) => access::create(command, output),
         BackupCommand::Repo(RepoCommand::Show(command)) => points::show(&command, output),
         BackupCommand::Repo(RepoCommand::Check(command)) => check::packs(&command, output),
         BackupCommand::Repo(RepoCommand::Keys(command)) => access::keys(&command, output),
-        BackupCommand::Backup(command) => create::run(&command, output),
+        BackupCommand::Backup(command) => create::run(&command, client, output),
         BackupCommand::Points(command) => points::run(&command, output),
         BackupCommand::Restore(command) => restore::run(&command, output),
         BackupCommand::Verify(command) => check::run(&command, output),

@@ -1,7 +1,7 @@
-//! Backups by the command line alone: no daemon runs.
+//! Backups by the command line: of disks, where no daemon runs, and of machines that two nodes mirror.
 
 use crate::golden::Transcript;
-use crate::rack::{Answer, PROGRAM, Rack};
+use crate::rack::{Answer, PROGRAM, Rack, Server};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -62,6 +62,19 @@ impl Vault {
         std::fs::write(&disk, &content).unwrap();
         self.ok(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
         (disk, content)
+    }
+
+    /// By the daemon of `node`.
+    fn back_up(&self, node: &Server) -> Value {
+        let config = node.config();
+        self.json(&["backup", "shop", "--config", config.to_str().unwrap()])
+    }
+
+    fn restored(&self, point: &str, folder: &str) -> Vec<Vec<u8>> {
+        let to = self.rack.path(folder);
+        self.ok(&["restore", point, "--to", to.to_str().unwrap()]);
+        let disks = (0..).map_while(|disk| std::fs::read(to.join(format!("disk{disk}.raw"))).ok());
+        disks.collect()
     }
 
     fn files_below(&self, folder: &str) -> Vec<PathBuf> {
@@ -181,4 +194,49 @@ fn what_goes_wrong_is_said() {
         transcript.told(&format!("rempart {}", arguments.join(" ")), answer.code, &answer.out, &answer.err);
     }
     transcript.check("backup-refuses.txt", &[(folder.to_owned(), "FOLDER/")]);
+}
+
+/// Written, moved by plan, its primary killed: what changed is known all the same, and every point is what it was.
+#[test]
+fn a_mirrored_machine_keeps_its_chain_wherever_it_runs() {
+    let vault = Vault::new();
+    let (mut a, b, _witness) = vault.rack.cluster();
+    let sizes = [8 * MIB, 4 * MIB];
+    a.import("shop", &[&vault.rack.image("one.raw", sizes[0], 1), &vault.rack.image("two.raw", sizes[1], 2)]);
+    a.ok(&["protect", "shop", "--peer", "node-b"]);
+    a.until_mirrored("shop");
+    let mut expected = [vec![1; sizes[0]], vec![2; sizes[1]]];
+    let mut points: Vec<(u64, [Vec<u8>; 2])> = Vec::new();
+
+    let first = vault.back_up(&a);
+    assert_eq!(first["disks"][0]["full_because"], "it is the first backup of this disk");
+    points.push((first["point"].as_u64().unwrap(), expected.clone()));
+
+    let step = |node: &Server, fill: u8, offset: usize, points: &mut Vec<_>, expected: &mut [Vec<u8>; 2]| {
+        node.io("shop", 0, &[&format!("write -P {fill} {offset} 4096")]);
+        expected[0][offset..offset + 4096].fill(fill);
+        let backup = vault.back_up(node);
+        for disk in backup["disks"].as_array().unwrap() {
+            assert_eq!(disk["full_because"], Value::Null, "{backup}");
+        }
+        // The chunk that changed, and what is audited of the others; not all of both disks.
+        assert!(backup["new_bytes"].as_u64().unwrap() < 300 * 1024, "{backup}");
+        points.push((backup["point"].as_u64().unwrap(), expected.clone()));
+    };
+    step(&a, 7, MIB, &mut points, &mut expected);
+    b.ok(&["failover", "shop", "--planned"]);
+    b.until("it leads", || b.vm("shop")["role"] == "primary");
+    step(&b, 8, 2 * MIB, &mut points, &mut expected);
+    b.until_mirrored("shop");
+    a.ok(&["failback", "shop"]);
+    a.until("it leads", || a.vm("shop")["role"] == "primary");
+    a.until_mirrored("shop");
+    a.kill();
+    b.until("it took over", || b.vm("shop")["role"] == "primary");
+    step(&b, 9, 3 * MIB, &mut points, &mut expected);
+
+    for (point, content) in points {
+        let restored = vault.restored(&format!("shop@{point}"), &format!("to-{point}"));
+        assert!(restored == content, "point {point}");
+    }
 }
