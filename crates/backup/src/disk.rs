@@ -5,8 +5,8 @@ use crate::{BackupError, ChunkSet, Source};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rempart_repository::{
-    BackupWriter, BlobReader, BlobWriter, ChunkId, ChunkSize, Error, HowRead, NodeSink, NodeSource,
-    PointDisk, Step, Tree, TreeUpdate, Walk, is_zero, resize,
+    BackupWriter, BlobReader, BlobWriter, ChunkId, ChunkSize, Error, ErrorKind, HowRead, NodeSink,
+    NodeSource, PointDisk, Step, Tree, TreeUpdate, Walk, is_zero, resize,
 };
 use std::collections::HashMap;
 
@@ -54,11 +54,40 @@ impl ChunkSink for BlobWriter<'_> {
     }
 }
 
-/// Stores what is new of a disk.
+/// Stores what is new of a disk. Where the backup before cannot be read any more, all of it is read.
 pub fn back_up_disk(
     writer: &BackupWriter,
     chunk_size: ChunkSize,
     job: &DiskJob<'_>,
+    pace: Pace,
+    progress: &Progress,
+) -> Result<PointDisk, BackupError> {
+    match store_disk(writer, chunk_size, job, &job.changes, pace, progress) {
+        Err(BackupError::Repository(error))
+            if matches!(job.changes, Changes::Known { .. }) && is_lost(&error) =>
+        {
+            let why = format!("the backup before cannot be read: {error}");
+            writer.store_nodes_anew();
+            store_disk(writer, chunk_size, job, &Changes::Unknown(why), pace, progress)
+        }
+        ended => ended,
+    }
+}
+
+/// What was to be read is not there, or not what was written.
+fn is_lost(error: &Error) -> bool {
+    use rempart_objects::ErrorKind as Place;
+    matches!(
+        error.kind,
+        ErrorKind::Missing | ErrorKind::Damaged | ErrorKind::Objects(Place::Missing | Place::TooShort)
+    )
+}
+
+fn store_disk(
+    writer: &BackupWriter,
+    chunk_size: ChunkSize,
+    job: &DiskJob<'_>,
+    changes: &Changes<'_>,
     pace: Pace,
     progress: &Progress,
 ) -> Result<PointDisk, BackupError> {
@@ -73,7 +102,7 @@ pub fn back_up_disk(
     let mut resized_nodes = Remembered { nodes: HashMap::new(), reader: writer.reader() };
     let mut wanted = data.clone();
     let mut zeroed = ChunkSet::none(size, chunk_len);
-    match &job.changes {
+    match changes {
         Changes::Unknown(why) => how.full_because = Some(why.clone()),
         Changes::Known { before, changed } => {
             let mut changed = changed.clone();
@@ -86,6 +115,17 @@ pub fn back_up_disk(
             let mut sink = Remembering { remembered: HashMap::new(), sink: &mut nodes };
             let resized = resize(writer.domain(), writer.reader(), &mut sink, old, chunks)?;
             resized_nodes.nodes = sink.remembered;
+            if !writer.damaged().is_empty() {
+                // What they held may still be on the disk.
+                for step in Walk::new(&resized_nodes, resized)? {
+                    match step? {
+                        Step::Chunk { index, id } if writer.damaged().contains(&id) => {
+                            changed.insert_chunks(index..index + 1);
+                        }
+                        _ => {}
+                    }
+                }
+            }
             let audit = Audit { writer, source: job.source, chunk_len, tree: resized, nodes: &resized_nodes };
             audit.read(&changed, pace.audit, &mut how)?;
             if how.missed == 0 {

@@ -13,7 +13,7 @@ use crate::{BlobReader, ChainId, ChunkId, PackId, Point, Repository, SessionId};
 use rempart_objects::{Created, Name, Objects};
 use rempart_types::WallTime;
 use std::collections::{BTreeSet, HashSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -35,6 +35,8 @@ pub struct BackupWriter {
     reader: BlobReader,
     /// Found damaged: stored anew.
     damaged: BTreeSet<ChunkId>,
+    /// Nodes of trees are stored even where there should be some.
+    nodes_anew: AtomicBool,
     session: Mutex<Session>,
     stored: Arc<Stored>,
     uploads: Mutex<Uploads>,
@@ -99,6 +101,7 @@ impl BackupWriter {
             repository,
             reader,
             damaged,
+            nodes_anew: AtomicBool::new(false),
             session: Mutex::new(session),
             stored,
             uploads: Mutex::new(uploads),
@@ -121,6 +124,16 @@ impl BackupWriter {
         self.repository.point(self.session().log(), root)
     }
 
+    /// Chunks that were found damaged or missing: stored anew by whoever puts them.
+    pub fn damaged(&self) -> &BTreeSet<ChunkId> {
+        &self.damaged
+    }
+
+    /// A tree could not be read: from here on each node is stored, whatever the index says.
+    pub fn store_nodes_anew(&self) {
+        self.nodes_anew.store(true, Ordering::Relaxed);
+    }
+
     /// The keys of the ids that this writer gives.
     pub fn domain(&self) -> &Domain {
         self.repository.ring().writer().domain()
@@ -134,7 +147,7 @@ impl BackupWriter {
     /// Puts blobs, on one thread.
     pub fn blobs(&self) -> BlobWriter<'_> {
         self.open.fetch_add(1, Ordering::Relaxed);
-        BlobWriter { writer: self, pack: None, compressor: Compressor::new(), finished: false }
+        BlobWriter { writer: self, pack: None, compressor: Compressor::new() }
     }
 
     /// Stores something small beside the disks: the chunks it is cut into, and its length.
@@ -165,14 +178,13 @@ impl BackupWriter {
             self.stored.acknowledged().published.extend(packs);
         }
         let state = session.state();
-        let index = self.repository.index(state)?;
+        self.reader.replace(state, self.repository.index(state)?);
         self.stored.own().retain(|id| {
             let mut whole = ChunkId::ZERO;
             whole.0[..16].copy_from_slice(id);
             // A mistake of its filter costs a chunk that is stored twice.
-            !index.may_hold(&whole)
+            !self.reader.may_hold(&whole)
         });
-        self.reader.replace(state, index);
         Ok(())
     }
 
@@ -362,12 +374,11 @@ impl Drop for Uploads {
     }
 }
 
-/// Puts blobs on one thread. [`BlobWriter::finish`] hands over what is not in a full pack.
+/// Puts blobs on one thread. [`BlobWriter::finish`] hands over what is not in a full pack, and tells if it failed.
 pub struct BlobWriter<'w> {
     writer: &'w BackupWriter,
     pack: Option<PackBuilder>,
     compressor: Compressor,
-    finished: bool,
 }
 
 impl std::fmt::Debug for BlobWriter<'_> {
@@ -390,7 +401,8 @@ impl BlobWriter<'_> {
         if writer.stored.own().contains(&half) {
             return Ok(());
         }
-        if writer.reader.may_hold(&id) && !writer.damaged.contains(&id) {
+        let anew = kind == BlobKind::Tree && writer.nodes_anew.load(Ordering::Relaxed);
+        if !anew && writer.reader.may_hold(&id) && !writer.damaged.contains(&id) {
             let found = writer.reader.find(&id)?;
             if let Some(located) = found.iter().find(|located| located.blob.kind == kind) {
                 writer.stored.required().insert(located.pack);
@@ -437,10 +449,17 @@ impl BlobWriter<'_> {
 
     /// Hands over the last pack.
     pub fn finish(mut self) -> Result<(), Error> {
-        self.hand_over()?;
-        self.finished = true;
-        self.writer.open.fetch_sub(1, Ordering::Relaxed);
-        Ok(())
+        self.hand_over()
+    }
+}
+
+impl Drop for BlobWriter<'_> {
+    /// What was put counts, whatever became of who put it: others may refer to it already. A failure is told by the commit.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = self.hand_over();
+            self.writer.open.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

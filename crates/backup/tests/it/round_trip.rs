@@ -4,7 +4,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rempart_backup::{
     BackupError, Changes, ChunkSet, Content, DiskJob, FileSource, FileTarget, Pace, Progress, back_up_disk,
-    restore_disk,
+    check_disk, restore_disk,
 };
 use rempart_objects::Directory;
 use rempart_repository::{
@@ -234,4 +234,54 @@ fn an_index_that_is_gone_or_garbage_is_made_again() {
     let (_, again) = lab.back_up(None, None).expect("backs up");
     assert_eq!(again.how.new, 0);
     assert!(lab.restore(first.0).expect("restores") == lab.content());
+}
+
+#[test]
+fn a_damaged_chunk_that_did_not_change_is_read_and_stored_again() {
+    let mut lab = Lab::new();
+    lab.make_disk(8 * 1024 * 1024);
+    let nothing = || ChunkSet::none(8 * 1024 * 1024, CHUNK);
+    let first = lab.back_up(None, None).expect("backs up");
+    let packs = |lab: &Lab| {
+        let listed = std::process::Command::new("find")
+            .arg(lab.folder.path().join("repository/packs"))
+            .args(["-type", "f"])
+            .output()
+            .expect("find runs");
+        let listed = String::from_utf8(listed.stdout).expect("text");
+        let mut packs: Vec<PathBuf> = listed.lines().map(PathBuf::from).collect();
+        packs.sort_by_key(|pack| pack.metadata().expect("it is there").len());
+        packs
+    };
+    // The largest holds chunks.
+    let largest = packs(&lab).pop().expect("there are some");
+    let mut bytes = std::fs::read(&largest).expect("reads");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&largest, bytes).expect("writes");
+    let log = lab.repository.log().expect("opens");
+    let reader =
+        BlobReader::new(&lab.repository, log.state(), lab.repository.index(log.state()).expect("opens"));
+    let chunk_size = lab.repository.chunk_size();
+    let content = Content { tree: first.1.tree(chunk_size), chunk_size, size: first.1.size };
+    let check = || check_disk(&reader, content, 2, &Progress::default()).expect("reads");
+    let lost = check().chunks;
+    assert_eq!(lost.len(), 1);
+    lab.repository.report_damaged(&lost, WallTime(5)).expect("reports");
+
+    let second = lab.back_up(Some(&first), Some(nothing())).expect("backs up");
+    assert_eq!((second.1.how.full_because.clone(), second.1.how.new > 0), (None, true));
+    assert!(lab.restore(first.0).expect("the old point is whole again") == lab.content());
+    let third = lab.back_up(Some(&second), Some(nothing())).expect("backs up");
+    assert_eq!(third.1.how.new, 0, "it is settled");
+
+    // Those that are smaller than a chunk hold the tree: nobody knows what was in it, so all is read.
+    let small = |pack: &PathBuf| pack.metadata().expect("it is there").len() < CHUNK;
+    packs(&lab).into_iter().filter(small).for_each(|pack| std::fs::remove_file(pack).expect("removes"));
+    let (_, disk) = lab.back_up(Some(&third), Some(nothing())).expect("backs up");
+    assert!(
+        disk.how.full_because.as_deref().is_some_and(|why| why.contains("cannot be read")),
+        "{:?}",
+        disk.how
+    );
 }
