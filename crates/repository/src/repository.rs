@@ -1,7 +1,7 @@
 //! A repository in its place: making one, opening one, and this machine's index of it.
 
 use crate::error::{Error, ErrorKind};
-use crate::index::{Covers, LocalIndex, Segment, SegmentBuilder};
+use crate::index::{Covers, IndexUpdate, LocalIndex, Segment, SegmentBuilder};
 use crate::key::{BoxPurpose, KeyRing, MasterKey, PassphraseCost, Unlock, WRAPPED_KEYS, WrappedKey};
 use crate::log::{
     self, Content, Damaged, Ed25519, Log, LogError, Number, Numbers, Object, Session, State, Status,
@@ -170,34 +170,21 @@ impl Repository {
                 return Ok(old);
             }
             match self.add_segments(old.update(), state, from) {
-                Ok((update, _)) => return finish(update, state),
+                Ok(update) => return finish(update, state),
                 Err(error) if is_of_a_segment(&error) => {}
                 Err(error) => return Err(error),
             }
         }
-        let update = LocalIndex::create(&path, self.id());
-        match self.add_segments(update, state, 0) {
-            Ok((update, _)) => finish(update, state),
-            Err(error) if is_of_a_segment(&error) => self.index_of_packs(&path, state),
-            Err(error) => Err(error),
-        }
+        self.new_index(&path, state)
     }
 
-    /// Adds the live segments from number `from` on; returns the packs that they list, too.
-    fn add_segments(
-        &self,
-        mut update: crate::index::IndexUpdate,
-        state: &State,
-        from: u64,
-    ) -> Result<(crate::index::IndexUpdate, Numbers), Error> {
-        let mut covered = Numbers::new();
+    /// Adds the live segments from number `from` on.
+    fn add_segments(&self, mut update: IndexUpdate, state: &State, from: u64) -> Result<IndexUpdate, Error> {
         for object in segments(state).filter(|object| u64::from(object.number) >= from) {
             let segment = self.segment(state, object)?;
-            let numbers = pack_numbers(state, object, &segment);
-            covered = covered.union(&numbers.iter().copied().flatten().collect());
-            update.add(&segment, &numbers)?;
+            update.add(&segment, &pack_numbers(state, object, &segment))?;
         }
-        Ok((update, covered))
+        Ok(update)
     }
 
     fn segment(&self, state: &State, object: &Object) -> Result<Segment, Error> {
@@ -207,8 +194,8 @@ impl Repository {
         Segment::fetch(&*self.objects, &self.id(), |domain| Some(opener.domain(domain)), &name)
     }
 
-    /// Made again, from the packs' own lists where the segments do not tell.
-    fn index_of_packs(&self, path: &Path, state: &State) -> Result<LocalIndex, Error> {
+    /// Made of the segments, and of the packs' own lists where those do not tell.
+    fn new_index(&self, path: &Path, state: &State) -> Result<LocalIndex, Error> {
         let mut update = LocalIndex::create(path, self.id());
         let mut covered = Numbers::new();
         for object in segments(state) {
@@ -280,7 +267,7 @@ fn continues(covers: Covers, state: &State) -> bool {
     }
 }
 
-fn finish(update: crate::index::IndexUpdate, state: &State) -> Result<LocalIndex, Error> {
+fn finish(update: IndexUpdate, state: &State) -> Result<LocalIndex, Error> {
     let live = state.live();
     let last = state.objects().max_by_key(|object| object.number);
     let covers = last.map_or(Covers::default(), |object| Covers {

@@ -171,12 +171,7 @@ impl BackupWriter {
         let Ok(mut session) = self.session.try_lock() else { return Ok(()) };
         let now = wall_time();
         let segments = std::mem::take(&mut self.stored.acknowledged().segments);
-        for builder in segments.into_iter().filter(|builder| !builder.is_empty()) {
-            let segment = put_segment(&self.repository, session.id(), builder)?;
-            let packs = segment.packs.clone();
-            session.segment(now, segment)?;
-            self.stored.acknowledged().published.extend(packs);
-        }
+        make_live(&self.repository, &mut session, &self.stored, now, segments)?;
         let state = session.state();
         self.reader.replace(state, self.repository.index(state)?);
         self.stored.own().retain(|id| {
@@ -209,17 +204,11 @@ impl BackupWriter {
             return Err(error);
         }
         let mut segments = std::mem::take(&mut acknowledged.segments);
-        segments.retain(|builder| !builder.is_empty());
         drop(acknowledged);
         let mut session = self.session.into_inner().expect("no holder panics");
         let now = point.ended;
         let last = segments.pop();
-        for builder in segments {
-            let segment = put_segment(&self.repository, session.id(), builder)?;
-            let packs = segment.packs.clone();
-            session.segment(now, segment)?;
-            self.stored.acknowledged().published.extend(packs);
-        }
+        make_live(&self.repository, &mut session, &self.stored, now, segments)?;
         let segment = match last {
             Some(builder) => put_segment(&self.repository, session.id(), builder)?,
             None => LogSegment::default(),
@@ -282,6 +271,23 @@ fn settle(session: &mut Session, now: WallTime, mended: &BTreeSet<ChunkId>) -> R
     }
     let settles: Vec<u64> = session.state().damaged().keys().copied().collect();
     session.damaged(now, Damaged { settles, payload: repository::payload_of(&rest) })?;
+    Ok(())
+}
+
+/// Makes acknowledged packs live.
+fn make_live(
+    repository: &Repository,
+    session: &mut Session,
+    stored: &Stored,
+    now: WallTime,
+    segments: Vec<SegmentBuilder>,
+) -> Result<(), Error> {
+    for builder in segments {
+        let segment = put_segment(repository, session.id(), builder)?;
+        let packs = segment.packs.clone();
+        session.segment(now, segment)?;
+        stored.acknowledged().published.extend(packs);
+    }
     Ok(())
 }
 

@@ -49,16 +49,15 @@ pub fn run(
     } else {
         Taker::Images(open_images(command, &what)?)
     };
-    for _ in 1..TRIES {
+    for attempt in 1.. {
         match back_up(&repository, &command.vm, &taker, output) {
-            Err(Failure::Backup(error)) if error.is_stale() => {
+            Err(Failure::Backup(error)) if error.is_stale() && attempt < TRIES => {
                 output.tell("what it built on was removed meanwhile; once more");
             }
             ended => return tell(command, &repository, ended.map_err(|e| e.tell(&what))?, output),
         }
     }
-    let ended = back_up(&repository, &command.vm, &taker, output);
-    tell(command, &repository, ended.map_err(|e| e.tell(&what))?, output)
+    unreachable!("the last attempt returns")
 }
 
 /// A disk's name, and the disk.
@@ -103,7 +102,7 @@ impl Failure {
         match self {
             Failure::Backup(error) => Error::failed(what).cause(chain(&error)),
             Failure::Daemon(error) => {
-                Error::new(error.kind, what).cause(&error).hint(error.hint.unwrap_or_default())
+                Error { hint: error.hint.clone(), ..Error::new(error.kind, what).cause(&error) }
             }
         }
     }
