@@ -70,33 +70,15 @@ impl Repository {
     }
 
     /// Opens the repository of a place. [`ErrorKind::WrongKey`] if `unlock` opens none of its keys.
-    pub fn open(
-        objects: Arc<dyn Objects>,
-        cache: &Path,
-        unlock: Unlock<'_>,
-        now: WallTime,
-    ) -> Result<Repository, Error> {
+    pub fn open(objects: Arc<dyn Objects>, cache: &Path, unlock: Unlock<'_>) -> Result<Repository, Error> {
         let description = read_description(&*objects)?;
         let ring = description.unlock(open_key(&*objects, &description, unlock)?)?;
-        let repository = Repository { objects, description, ring: Arc::new(ring), cache: cache.to_owned() };
-        match repository.log() {
-            // Who made it was killed before it had a log. Packs without one are of a log that was lost: those are not to be
-            // taken for leftovers.
-            Err(error)
-                if error.kind == ErrorKind::Objects(ObjectErrorKind::Missing)
-                    && repository.objects.list(PACKS, None)?.is_empty() =>
-            {
-                repository.begin_log(now)?;
-            }
-            other => drop(other?),
-        }
-        Ok(repository)
+        Ok(Repository { objects, description, ring: Arc::new(ring), cache: cache.to_owned() })
     }
 
-    fn begin_log(&self, now: WallTime) -> Result<(), Error> {
+    fn begin_log(&self, now: WallTime) -> Result<Log, Error> {
         let (id, domain) = (self.id(), self.ring.writer().domain().id());
-        let begun = Log::create(self.objects.clone(), Arc::new(Ed25519), id, &*self.ring, domain, now);
-        begun.map(drop).map_err(Error::from)
+        Ok(Log::create(self.objects.clone(), Arc::new(Ed25519), id, &*self.ring, domain, now)?)
     }
 
     pub fn id(&self) -> RepositoryId {
@@ -122,7 +104,18 @@ impl Repository {
     /// The log, read up to its head.
     pub fn log(&self) -> Result<Log, Error> {
         let keys = &self.description.keys;
-        Ok(Log::open(self.objects.clone(), Arc::new(Ed25519), keys.repository, keys.maintenance)?)
+        let log = Log::open(self.objects.clone(), Arc::new(Ed25519), keys.repository, keys.maintenance);
+        match log.map_err(Error::from) {
+            // Who made it was killed before it had a log. Packs without one are of a log that was lost: those are not to be
+            // taken for leftovers.
+            Err(error)
+                if error.kind == ErrorKind::Objects(ObjectErrorKind::Missing)
+                    && self.objects.list(PACKS, None)?.is_empty() =>
+            {
+                self.begin_log(self.description.created)
+            }
+            ended => ended,
+        }
     }
 
     /// The chain of backups of the machine that `identity` stands for: the same for whoever has this repository's master

@@ -121,7 +121,7 @@ impl Lab {
     fn restore(&self, root: u64) -> Result<Vec<u8>, BackupError> {
         let place = Directory::open(&self.folder.path().join("repository")).expect("opens");
         let cache = tempfile::tempdir().expect("a folder");
-        let repository = Repository::open(Arc::new(place), cache.path(), PASSPHRASE, WallTime(9))?;
+        let repository = Repository::open(Arc::new(place), cache.path(), PASSPHRASE)?;
         let log = repository.log()?;
         let point = repository.point(&log, root)?;
         let disk = point.disk("vda").expect("it has one");
@@ -208,7 +208,7 @@ fn the_same_disk_twice_is_stored_once() {
 fn a_wrong_passphrase_and_an_empty_place_are_told_apart() {
     let lab = Lab::new();
     let place = Arc::new(Directory::open(&lab.folder.path().join("repository")).expect("opens"));
-    let open = |place, unlock| Repository::open(place, lab.folder.path(), unlock, WallTime(1));
+    let open = |place, unlock| Repository::open(place, lab.folder.path(), unlock);
     let error = open(place, Unlock::Passphrase("wrong")).expect_err("refused");
     assert_eq!(error.kind, rempart_repository::ErrorKind::WrongKey, "{error}");
     let empty = Arc::new(Directory::create(&lab.folder.path().join("empty")).expect("creates"));
@@ -284,4 +284,16 @@ fn a_damaged_chunk_that_did_not_change_is_read_and_stored_again() {
         "{:?}",
         disk.how
     );
+}
+
+#[test]
+fn a_log_that_was_never_begun_is_begun_and_one_that_was_lost_is_not() {
+    let mut lab = Lab::new();
+    let log = lab.folder.path().join("repository/log");
+    std::fs::remove_dir_all(&log).expect("removes");
+    lab.make_disk(1024 * 1024);
+    let (root, _) = lab.back_up(None, None).expect("whoever made it was killed before it had a log");
+    assert!(lab.restore(root).expect("restores") == lab.content());
+    std::fs::remove_dir_all(&log).expect("removes");
+    lab.repository.log().expect_err("its packs are of a log that was lost");
 }

@@ -158,7 +158,7 @@ impl Access {
     pub fn open(&self) -> Result<Arc<Repository>, Error> {
         let secret = self.key.secret(false)?;
         let place = place(&self.repo, false)?;
-        let opened = Repository::open(place, &self.key.cache_dir, secret.unlock(), now());
+        let opened = Repository::open(place, &self.key.cache_dir, secret.unlock());
         opened.map(Arc::new).map_err(|e| describe(&format!("cannot open the repository `{}`", self.repo), &e))
     }
 
