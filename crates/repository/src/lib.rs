@@ -1,7 +1,10 @@
 //! A repository of backups: chunks of disks in packs, trees of chunks, and one log that orders everything.
 
 mod blob;
+#[cfg_attr(not(feature = "planted-bugs"), allow(dead_code))]
+mod bug;
 mod chunk;
+pub mod collect;
 mod description;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -22,6 +25,8 @@ mod wire;
 mod writer;
 
 pub use blob::{BlobKind, Codec, Compressor, Decompressor};
+#[cfg(feature = "planted-bugs")]
+pub use bug::{Bug, plant, planted};
 pub use chunk::{ChunkSize, is_zero};
 pub use description::Description;
 pub use error::{Error, ErrorKind};

@@ -23,7 +23,7 @@ mod sign;
 mod state;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use append::Appended;
 pub use body::{
@@ -32,9 +32,11 @@ pub use body::{
 pub use entry::{Header, name, number_of};
 pub use error::LogError;
 pub use numbers::{Number, Numbers};
-pub use read::Log;
+pub use read::{Log, payload};
 pub use refusal::{Refusal, Remark};
 pub use session::Session;
 pub use sign::{Ed25519, Sign, Verify};
+#[cfg(feature = "planted-bugs")]
+pub use state::forge;
 pub use state::{Root, SessionRecord, State, Valid};
 pub use table::{Content, Object, Status};

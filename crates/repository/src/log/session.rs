@@ -5,9 +5,10 @@ use super::body::{Body, Checkpoint, Commit, Condemn, Damaged, Key, Segment};
 use super::entry;
 use super::error::LogError;
 use super::numbers::Numbers;
-use super::read::Log;
+use super::read::{Log, TRIES};
 use super::sign::Sign;
 use super::state::State;
+use crate::bug::{Bug, planted};
 use crate::{KeyId, SessionId};
 use rempart_objects::Objects;
 use rempart_types::WallTime;
@@ -67,7 +68,15 @@ impl Session {
         now: WallTime,
         mut resolve: impl FnMut(&State) -> Result<Commit, E>,
     ) -> Result<Appended, E> {
-        self.append_with(now, |state| Ok(Body::Commit(resolve(state)?)))
+        let mut first = None;
+        self.append_with(now, |state| {
+            if let Some(first) = first.clone().filter(|_| planted(Bug::NotValidatedAgain)) {
+                return Ok(Body::Commit(first));
+            }
+            let resolved = resolve(state)?;
+            first = planted(Bug::NotValidatedAgain).then(|| resolved.clone());
+            Ok(Body::Commit(resolved))
+        })
     }
 
     /// Ends another session, of the same key or with the maintenance key.
@@ -104,26 +113,53 @@ impl Session {
         self.append_with(now, |state| Ok(Body::Condemn(plan(state)?)))
     }
 
-    /// Condemned objects that were seen absent.
-    pub fn gone(&mut self, now: WallTime, objects: Numbers) -> Result<Appended, LogError> {
-        self.append(now, Body::Gone(objects))
+    /// Tells which condemned objects were seen absent.
+    pub fn gone(
+        &mut self,
+        now: WallTime,
+        mut which: impl FnMut(&State) -> Numbers,
+    ) -> Result<Appended, LogError> {
+        self.append_with(now, |state| Ok::<_, LogError>(Body::Gone(which(state))))
     }
 
     /// Folds the log into an entry from which it can be read.
     pub fn checkpoint(&mut self, now: WallTime) -> Result<Appended, LogError> {
-        // Whoever reads goes from one to the next.
-        self.log.publish(&*self.signer)?;
-        let appended = self.append_with(now, |state| {
-            let checkpoint = Checkpoint { ordinal: state.checkpoints(), state: state.encode() };
-            Ok::<_, LogError>(Body::Checkpoint(checkpoint))
-        })?;
-        self.log.publish(&*self.signer)?;
-        Ok(appended)
+        for _ in 0..TRIES {
+            self.log.refresh()?;
+            // Who reads goes from one pointer to the next, so none may be missing: whoever made the last checkpoint may have
+            // died before it told where that is.
+            self.publish()?;
+            let before = self.state().checkpoints();
+            let appended = self.append_with(now, |state| {
+                if state.checkpoints() != before {
+                    return Err(LogError::Contended(1));
+                }
+                let checkpoint = Checkpoint { ordinal: before, state: state.encode() };
+                Ok(Body::Checkpoint(checkpoint))
+            });
+            match appended {
+                // Somebody else made one meanwhile.
+                Err(LogError::Contended(1)) => {}
+                Err(error) => return Err(error),
+                Ok(appended) => {
+                    self.publish()?;
+                    return Ok(appended);
+                }
+            }
+        }
+        Err(LogError::Contended(TRIES))
+    }
+
+    fn publish(&self) -> Result<(), LogError> {
+        if planted(Bug::TruncatedBeforePublished) {
+            return Ok(());
+        }
+        self.log.publish(&*self.signer)
     }
 
     /// Removes entries that the newest checkpoint stands for. Returns how many.
     pub fn truncate(&mut self) -> Result<u64, LogError> {
-        self.log.publish(&*self.signer)?;
+        self.publish()?;
         let state = self.log.state();
         let Some((floor, _)) = state.floor() else { return Ok(0) };
         let objects = self.log.objects();

@@ -6,6 +6,7 @@ use super::numbers::{Number, Numbers};
 use super::refusal::{Refusal, Remark};
 use super::sign::{Sign, Verify};
 use super::table::{Content, Object, SessionNumber, Status, Table};
+use crate::bug::{Bug, planted};
 use crate::{ChainId, DomainId, EntryHash, KeyId, PackId, RepositoryId, SessionId, Verifier};
 use rempart_types::WallTime;
 use std::collections::{BTreeMap, BTreeSet};
@@ -149,7 +150,7 @@ impl State {
     /// `domain` may refer to.
     pub fn live_pack(&self, pack: PackId, domain: DomainId) -> Option<Number> {
         let mut known = self.objects.with_content(Content::Pack(pack));
-        known.find(|object| self.may_require(object, domain)).map(|object| object.number)
+        known.find(|object| self.may_require(object.number, domain)).map(|object| object.number)
     }
 
     pub fn owner(&self, object: &Object) -> &SessionRecord {
@@ -324,7 +325,7 @@ impl State {
         }
         let session = self
             .session(header.session)
-            .filter(|session| !session.is_over)
+            .filter(|session| !session.is_over || planted(Bug::FenceIgnored))
             .ok_or(Refusal::SessionOver(header.session))?;
         if session.key != header.key {
             return Err(Refusal::NotYours(header.session));
@@ -391,7 +392,8 @@ impl State {
         let session = self.by_id[&session];
         let mut distinct = BTreeSet::new();
         for content in contents(segment) {
-            if !distinct.insert(content) || self.objects.find(content, session).is_some() {
+            let named = self.objects.find(content, session).is_some() && !planted(Bug::NameUsedAgain);
+            if !distinct.insert(content) || named {
                 return Err(Refusal::NamedBefore(content));
             }
         }
@@ -403,6 +405,9 @@ impl State {
 
     fn check_commit(&self, id: SessionId, session: &SessionRecord, commit: &Commit) -> Result<(), Refusal> {
         self.check_new(id, &commit.segment)?;
+        if planted(Bug::NotValidatedAgain) {
+            return Ok(());
+        }
         if let Some(base) = commit.base {
             let root = self.roots.get(&base).ok_or(Refusal::NoSuchRoot(base))?;
             if root.domain != session.domain {
@@ -412,11 +417,14 @@ impl State {
         if commit.parent.is_some_and(|parent| parent >= self.next) {
             return Err(Refusal::NoSuchRoot(self.next));
         }
-        self.all(&commit.packs, |pack| self.may_require(pack, session.domain))
+        let unfit = commit.packs.iter().find(|pack| !self.may_require(*pack, session.domain));
+        unfit.map_or(Ok(()), |pack| Err(Refusal::NotFit(pack)))
     }
 
-    fn may_require(&self, object: &Object, domain: DomainId) -> bool {
-        object.status == Status::Live
+    /// Whether a backup of that domain may require the object: a live pack of the domain, or one that was verified.
+    pub fn may_require(&self, number: Number, domain: DomainId) -> bool {
+        let Some(object) = self.objects.get(number) else { return planted(Bug::NotCondemnedIsEnough) };
+        (object.status == Status::Live || planted(Bug::CondemnedIsRequired))
             && matches!(object.content, Content::Pack(_))
             && (self.owner(object).domain == domain || self.verified.contains(object.number))
     }
@@ -537,7 +545,8 @@ impl State {
 
     fn apply_commit(&mut self, header: &Header, hash: EntryHash, session: SessionNumber, commit: Commit) {
         let own = self.add(session, &commit.segment);
-        let inherited = commit.base.map(|base| self.roots[&base].required.clone()).unwrap_or_default();
+        let base = commit.base.and_then(|base| self.roots.get(&base));
+        let inherited = base.map(|base| base.required.clone()).unwrap_or_default();
         let required = inherited.union(&commit.packs).union(&own);
         if let Some(until) = commit.retain_until {
             self.objects.retain(&required, until);
@@ -566,15 +575,17 @@ impl State {
 
     /// Returns the packs' numbers.
     fn add(&mut self, session: SessionNumber, segment: &Segment) -> Numbers {
-        let mut packs = Numbers::new();
+        let mut packs = Vec::new();
         for content in contents(segment) {
+            let before = self.objects.next();
             let number = self.objects.add(content, session);
             if matches!(content, Content::Pack(_)) {
                 packs.push(number);
             }
-            self.sessions.get_mut(&session).expect("the entry was checked").objects += 1;
+            self.sessions.get_mut(&session).expect("the entry was checked").objects +=
+                self.objects.next() - before;
         }
-        packs
+        packs.into_iter().collect()
     }
 
     /// A session that is over can name nothing any more: its objects that are gone need not be known, nor it without any.
@@ -668,6 +679,20 @@ impl<'s> Valid<'s> {
     pub(super) fn sign(&self, signer: &dyn Sign) -> Vec<u8> {
         entry::encode(&self.header, &self.body, signer)
     }
+}
+
+/// The entry that a hostile writer puts behind `state`, whatever the rules say: for simulations.
+#[cfg(feature = "planted-bugs")]
+pub fn forge(state: &State, session: SessionId, signer: &dyn Sign, body: &Body) -> Vec<u8> {
+    let header = Header {
+        repository: state.repository,
+        number: state.next,
+        previous: state.head,
+        session,
+        key: signer.verifier().id(),
+        written: WallTime(0),
+    };
+    entry::encode(&header, body, signer)
 }
 
 fn contents(segment: &Segment) -> impl Iterator<Item = Content> + '_ {

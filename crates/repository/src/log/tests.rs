@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 const REPOSITORY: RepositoryId = RepositoryId([7; 16]);
-const NOW: WallTime = WallTime(1000);
+pub(crate) const NOW: WallTime = WallTime(1000);
 
 const OWNER: DomainId = DomainId([1; 16]);
 
@@ -43,13 +43,13 @@ fn create(objects: &Arc<dyn Objects>) {
     Log::create(objects, Arc::new(Ed25519), REPOSITORY, &*owner(), OWNER, NOW).expect("it is created");
 }
 
-fn memory() -> Arc<dyn Objects> {
+pub(crate) fn memory() -> Arc<dyn Objects> {
     let objects: Arc<dyn Objects> = Arc::new(Memory::default());
     create(&objects);
     objects
 }
 
-fn open(objects: &Arc<dyn Objects>) -> Log {
+pub(crate) fn open(objects: &Arc<dyn Objects>) -> Log {
     Log::open(Arc::clone(objects), Arc::new(Ed25519), REPOSITORY, owner().verifier()).expect("it is opened")
 }
 
@@ -58,19 +58,19 @@ fn session_of(objects: &Arc<dyn Objects>, signer: &Arc<SigningKey>, id: u8) -> S
     Session::open(open(objects), signer, SessionId([id; 16]), NOW).expect("the session is opened")
 }
 
-fn session(objects: &Arc<dyn Objects>, id: u8) -> Session {
+pub(crate) fn session(objects: &Arc<dyn Objects>, id: u8) -> Session {
     session_of(objects, &owner(), id)
 }
 
-fn packs(ids: &[u8]) -> Segment {
+pub(crate) fn packs(ids: &[u8]) -> Segment {
     Segment { packs: ids.iter().map(|id| PackId([*id; 32])).collect(), indexes: Vec::new() }
 }
 
-fn numbers(of: impl IntoIterator<Item = Number>) -> Numbers {
+pub(crate) fn numbers(of: impl IntoIterator<Item = Number>) -> Numbers {
     of.into_iter().collect()
 }
 
-fn commit_of(packs: Numbers) -> Commit {
+pub(crate) fn commit_of(packs: Numbers) -> Commit {
     Commit {
         chain: ChainId([3; 16]),
         parent: None,
@@ -82,7 +82,7 @@ fn commit_of(packs: Numbers) -> Commit {
     }
 }
 
-fn commit(session: &mut Session, commit: &Commit) -> Result<Appended, LogError> {
+pub(crate) fn commit(session: &mut Session, commit: &Commit) -> Result<Appended, LogError> {
     session.commit(NOW, |_| Ok(commit.clone()))
 }
 
@@ -106,7 +106,7 @@ fn force(objects: &Arc<dyn Objects>, signer: &SigningKey, session: u8, body: &Bo
     header.number
 }
 
-fn put(objects: &Arc<dyn Objects>, number: u64, bytes: &[u8]) {
+pub(crate) fn put(objects: &Arc<dyn Objects>, number: u64, bytes: &[u8]) {
     let created = objects.create(&name(number), &[bytes], None).expect("memory does not fail");
     assert_eq!(created, Created::New);
 }
@@ -176,7 +176,7 @@ fn a_commit_requires_live_packs_only() {
     let mut collector = session(&objects, 2);
     condemn(&mut collector, numbers([0])).unwrap();
     assert_eq!(refusal(commit(&mut collector, &commit_of(numbers([0])))), Refusal::NotFit(0));
-    collector.gone(NOW, numbers([0])).unwrap();
+    collector.gone(NOW, |_| numbers([0])).unwrap();
     assert_eq!(collector.state().object(0), None, "its session is over");
     assert_eq!(refusal(commit(&mut collector, &commit_of(numbers([0])))), Refusal::NotFit(0));
 }
@@ -210,7 +210,7 @@ fn a_pack_is_named_once() {
     );
     let mut collector = session(&objects, 2);
     condemn(&mut collector, numbers([0])).unwrap();
-    collector.gone(NOW, numbers([0])).unwrap();
+    collector.gone(NOW, |_| numbers([0])).unwrap();
     assert_eq!(refusal(writer.segment(NOW, packs(&[10]))), again, "not even once it is gone");
     collector.segment(NOW, packs(&[10])).expect("another session's pack is another object");
 }
@@ -426,7 +426,7 @@ fn eventful() -> (Arc<dyn Objects>, Session) {
     other.fence(NOW, SessionId([1; 16])).unwrap();
     other.forget(NOW, vec![given_up]).unwrap();
     condemn(&mut other, numbers([1, 2])).unwrap();
-    other.gone(NOW, numbers([2])).unwrap();
+    other.gone(NOW, |_| numbers([2])).unwrap();
     other.verified(NOW, numbers([4])).unwrap();
     other.damaged(NOW, Damaged { settles: Vec::new(), payload: vec![1, 2, 3] }).unwrap();
     (objects, other)
@@ -497,6 +497,25 @@ fn a_reader_that_paused_finds_the_head() {
     writer.truncate().unwrap();
     paused.refresh().unwrap();
     assert_eq!(paused.state(), writer.state());
+}
+
+/// Its maker died in between. Found by the simulation: the next checkpoint was published, its slots freed, and a reader that
+/// looked for the first pointer took a freed slot for the head.
+#[test]
+fn a_checkpoint_that_was_not_published_is_before_the_next_is_made() {
+    let (objects, mut writer) = eventful();
+    let mut paused = open(&objects);
+    let mut dying = session(&objects, 60);
+    // As old a state as can be: it does not know of the checkpoint that is not published.
+    let mut next = session(&objects, 61);
+    dying.checkpoint(NOW).unwrap();
+    objects.remove(&Name::new(format!("checkpoints/{:016x}", 0)).unwrap()).unwrap();
+    next.checkpoint(NOW).unwrap();
+    next.truncate().unwrap();
+    paused.refresh().unwrap();
+    assert_eq!(paused.state(), next.state());
+    writer.refresh().unwrap();
+    assert_eq!(writer.state(), next.state());
 }
 
 #[test]

@@ -1,0 +1,79 @@
+//! Which packs a collection keeps.
+
+use crate::log::{Number, Numbers};
+
+/// Packs that hold what backups reach: a bit for each number.
+#[derive(Debug, Clone, Default)]
+pub struct Kept {
+    packs: Bits,
+    survivors: Bits,
+}
+
+impl Kept {
+    pub fn contains(&self, pack: Number) -> bool {
+        self.packs.contains(pack)
+    }
+
+    /// Keeps a pack for a chunk that a backup reaches. `lies_elsewhere`: another live pack holds that chunk, too, and may
+    /// be condemned because this one is kept.
+    pub fn keep(&mut self, pack: Number, lies_elsewhere: bool) {
+        self.packs.insert(pack);
+        if lies_elsewhere {
+            self.survivors.insert(pack);
+        }
+    }
+
+    pub fn packs(&self) -> Numbers {
+        self.packs.numbers()
+    }
+
+    pub(super) fn survivors(&self) -> Numbers {
+        self.survivors.numbers()
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn place(number: Number) -> (usize, u64) {
+        (number as usize / 64, 1 << (number % 64))
+    }
+
+    fn contains(&self, number: Number) -> bool {
+        let (word, bit) = Bits::place(number);
+        self.0.get(word).is_some_and(|bits| bits & bit != 0)
+    }
+
+    fn insert(&mut self, number: Number) {
+        let (word, bit) = Bits::place(number);
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= bit;
+    }
+
+    fn numbers(&self) -> Numbers {
+        let set = |(word, bits): (usize, &u64)| {
+            let (word, bits) = (word as Number * 64, *bits);
+            (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word + bit)
+        };
+        self.0.iter().enumerate().flat_map(set).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_what_it_is_told() {
+        let mut kept = Kept::default();
+        for pack in [0, 63, 64, 1000] {
+            kept.keep(pack, pack == 64);
+        }
+        assert_eq!(kept.packs(), [0, 63, 64, 1000].into_iter().collect());
+        assert_eq!(kept.survivors(), [64].into_iter().collect());
+        assert!(kept.contains(63) && !kept.contains(62) && !kept.contains(1_000_000));
+    }
+}

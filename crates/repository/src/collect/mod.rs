@@ -1,0 +1,20 @@
+//! Collection: what no backup requires any more is condemned, removed, and seen absent.
+//!
+//! Nobody is locked out meanwhile, and a collector may die at any moment: the log says where it was, and the next one goes on.
+//!
+//! | step | what makes it safe |
+//! |---|---|
+//! | [`condemn`](Collector::condemn) | planned behind state `n`, and right only as entry `n + 1`. A lost slot: the backups that came in between are followed, too; all of them if something that was to be kept was condemned |
+//! | [`delete`](Collector::delete) | condemned is for good: no commit that needs it is valid after that, and its name is never used again. So at once, and as late as it may land |
+//! | `gone` | only what was seen absent is forgotten |
+//! | [`sweep`](Collector::sweep) | objects that no entry names: listed first, then the log is read. What is not live then, of a session that is over then, never will be |
+//! | [`truncate`](Collector::truncate) | entries are removed once a checkpoint stands for them and a signed pointer leads to it |
+
+mod collector;
+mod kept;
+
+pub use collector::{CollectError, Collector, Condemned, Follow, Removed};
+pub use kept::Kept;
+
+#[cfg(test)]
+mod tests;
