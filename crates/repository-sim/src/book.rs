@@ -1,0 +1,48 @@
+//! What the world knows and no actor can: what was acknowledged, what lies in each pack, what somebody gave up.
+
+use rempart_repository::{EntryHash, PackId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A set of chunks: one bit for each of very few.
+pub type Chunks = u32;
+
+/// Chunks there are.
+pub const CHUNKS: u32 = 14;
+
+/// The chunks of a set, one by one.
+pub fn each(chunks: Chunks) -> impl Iterator<Item = Chunks> {
+    (0..CHUNKS).map(|bit| 1 << bit).filter(move |chunk| chunks & chunk != 0)
+}
+
+/// Bytes of a pack before its chunks: no two packs are equal.
+pub const SALT: usize = 16;
+
+/// What a payload, or a pack behind its salt, says.
+pub fn chunks_in(bytes: &[u8]) -> Chunks {
+    bytes.try_into().map_or(0, Chunks::from_le_bytes)
+}
+
+/// The truth.
+#[derive(Debug, Default)]
+pub struct Book {
+    /// Backups that were acknowledged to their writers.
+    pub committed: BTreeMap<u64, (EntryHash, Chunks)>,
+    /// Backups that somebody set out to forget.
+    pub given_up: BTreeSet<u64>,
+    /// The bytes of packs that anybody made.
+    pub packs: BTreeMap<PackId, Vec<u8>>,
+    /// What an actor found that must not be.
+    pub broken: Option<String>,
+    /// How often what happened.
+    pub met: BTreeMap<&'static str, u64>,
+}
+
+impl Book {
+    pub fn meet(&mut self, what: &'static str) {
+        *self.met.entry(what).or_insert(0) += 1;
+    }
+
+    pub fn chunks_of(&self, pack: PackId) -> Chunks {
+        self.packs.get(&pack).map_or(0, |bytes| chunks_in(&bytes[SALT..]))
+    }
+}
