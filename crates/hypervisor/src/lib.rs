@@ -8,6 +8,7 @@
 //! | [`fake`] | a hypervisor without guests, for fast tests |
 //! | [`guard`] | the small process per running machine that stops it when its lease runs out |
 //! | [`qemu::backup`] | consistent views of a running QEMU's disks, and what changed |
+//! | [`guest_agent`] | client of QEMU's guest agent: frozen file systems |
 //! | [`qmp`] | client of QEMU's monitor protocol |
 //! | [`command_line`] | QEMU's arguments from a definition |
 //! | [`accelerator`] | whether KVM really runs a guest here |
@@ -22,6 +23,7 @@ pub mod definition;
 mod error;
 pub mod fake;
 pub mod guard;
+pub mod guest_agent;
 mod lines;
 pub mod machine;
 mod process;

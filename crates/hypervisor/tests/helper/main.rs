@@ -3,6 +3,7 @@
 
 mod log;
 
+use rempart_hypervisor::guest_agent::{FreezeOptions, GuestAgent};
 use rempart_hypervisor::qemu::backup::{Options, Prepared, Tracker};
 use rempart_hypervisor::{
     Definition, FirstState, Hypervisor, Lease, Qemu, QemuConfig, StartRequest, VmUuid, clock, guard,
@@ -26,6 +27,7 @@ fn main() {
             daemon(run_dir.into(), Duration::from_millis(lease_ms.parse().unwrap()))
         }
         ["view", how, known, monitor, directory] => view(how, known, monitor.as_ref(), directory.as_ref()),
+        ["freeze", agent, mark] => freeze(agent.as_ref(), mark.as_ref()),
         _ => panic!("unknown arguments {words:?}"),
     }
 }
@@ -84,4 +86,15 @@ async fn view(how: &str, known: &str, monitor: &Path, directory: &Path) {
 fn ready() {
     println!("ready");
     std::io::stdout().flush().unwrap();
+}
+
+/// Freezes a guest's file systems, says so, and waits to be killed.
+#[tokio::main(flavor = "current_thread")]
+async fn freeze(agent: &Path, mark: &Path) {
+    let agent = GuestAgent::connect(agent, Duration::from_secs(60)).await.unwrap();
+    let options = FreezeOptions { limit: Duration::from_secs(600), ..FreezeOptions::new(mark) };
+    let frozen = agent.freeze(options).await.unwrap();
+    ready();
+    std::future::pending::<()>().await;
+    drop(frozen);
 }

@@ -1,4 +1,5 @@
-//! A tiny Linux guest: a Debian kernel and busybox, made once and kept beside the build.
+//! A tiny Linux guest: a Debian kernel and busybox, made once and kept beside the build; on demand with Debian's guest
+//! agent and the hooks that we ship.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +17,37 @@ const MODULES: [&str; 9] = [
     "net_failover",
     "virtio_net",
 ];
+
+/// What a channel to the host needs besides.
+const AGENT_MODULE: &str = "virtio_console";
+
+/// The agent with our hook, and a file system that is written to all the time. The hook that the tests control does what
+/// the first word on the second disk says.
+const AGENT: &str = "#!/bin/busybox sh
+mkdir -p /mnt /run /var
+ln -s /run /var/run
+mount -t tmpfs run /run
+mount -t ext4 /dev/vda /mnt
+/usr/sbin/qemu-ga -m virtio-serial -p /dev/vport0p1 -t /run -F/etc/rempart/fsfreeze-hook >/run/agent.log 2>&1 &
+echo \"agent is started\"
+n=0
+while :; do
+  n=$((n+1))
+  echo $n >/mnt/file-$((n % 50))
+  [ $((n % 10)) = 0 ] && { sync; echo \"wrote $n\"; }
+done
+";
+const TEST_HOOK: &str = "#!/bin/sh
+blockdev --flushbufs /dev/vdb
+order=$(head -c 64 /dev/vdb | tr -d '\\0' | head -n 1)
+case $1 in
+  freeze)
+    [ \"$order\" = slow ] && sleep 4
+    [ \"$order\" = fail ] && exit 3
+    echo prepared >/mnt/marker ;;
+  thaw) rm -f /mnt/marker ;;
+esac
+";
 
 /// Runs the words after `run=` on the kernel's command line, `%` for a space.
 const INIT: &str = "#!/bin/busybox sh
@@ -52,15 +84,30 @@ impl Guest {
     /// QEMU's options that boot it with `run`.
     pub fn options(run: &str) -> Vec<String> {
         static GUEST: OnceLock<Guest> = OnceLock::new();
-        let guest = GUEST.get_or_init(Guest::make);
+        GUEST.get_or_init(|| Guest::make(false)).boot(run)
+    }
+
+    /// QEMU's options that boot it with Debian's guest agent, which listens on `socket`. Its first disk is an ext4 file
+    /// system, its second one tells the hook what to do.
+    pub fn options_with_agent(socket: &Path) -> Vec<String> {
+        static GUEST: OnceLock<Guest> = OnceLock::new();
+        let mut options = GUEST.get_or_init(|| Guest::make(true)).boot("/agent");
+        let channel = format!("socket,id=agent,path={},server=on,wait=off", socket.display());
+        let devices = ["virtio-serial-pci", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"];
+        options.extend(["-chardev".into(), channel]);
+        options.extend(devices.into_iter().flat_map(|device| ["-device".to_owned(), device.to_owned()]));
+        options
+    }
+
+    fn boot(&self, run: &str) -> Vec<String> {
         let append = format!(
             "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitigations=off random.trust_cpu=on run={run}"
         );
         [
             "-kernel",
-            guest.kernel.to_str().unwrap(),
+            self.kernel.to_str().unwrap(),
             "-initrd",
-            guest.initramfs.to_str().unwrap(),
+            self.initramfs.to_str().unwrap(),
             "-append",
             &append,
         ]
@@ -68,7 +115,7 @@ impl Guest {
         .to_vec()
     }
 
-    fn make() -> Self {
+    fn make(with_agent: bool) -> Self {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
         let unpacked = dir.join("kernel");
         std::fs::create_dir_all(&dir).unwrap();
@@ -81,17 +128,30 @@ impl Guest {
             let done = Command::new("sh").args(["-ec", script]).current_dir(&dir).output().unwrap();
             assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         }
+        let agent = dir.join("agent");
+        if with_agent && !agent.exists() {
+            let script = "apt-get download -q qemu-guest-agent && rm -rf agent.new &&
+                dpkg -x qemu-guest-agent_*.deb agent.new && mv agent.new agent";
+            let done = Command::new("sh").args(["-ec", script]).current_dir(&dir).output().unwrap();
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        }
         drop(lock);
         let kernel = only_entry(&unpacked.join("boot"), "vmlinuz-");
         let modules = only_entry(&unpacked.join("lib/modules"), "");
-        let (draft, initramfs) =
-            (dir.join(format!("initramfs-{}", std::process::id())), dir.join("initramfs"));
+        let (draft, initramfs) = (
+            dir.join(format!("initramfs-{}", std::process::id())),
+            dir.join(if with_agent { "initramfs-agent" } else { "initramfs" }),
+        );
         let mut archive = Archive::default();
         archive.add("bin", 0o040_755, &[]);
         archive.add("bin/busybox", 0o100_755, &std::fs::read("/bin/busybox").unwrap());
         archive.add("init", 0o100_755, INIT.as_bytes());
-        archive.add("modules", 0o100_644, MODULES.join(" ").as_bytes());
-        for module in MODULES {
+        let names: Vec<&str> = MODULES.into_iter().chain(with_agent.then_some(AGENT_MODULE)).collect();
+        archive.add("modules", 0o100_644, names.join(" ").as_bytes());
+        if with_agent {
+            archive.add_agent(&agent.join("usr/sbin/qemu-ga"));
+        }
+        for module in names {
             let file =
                 find(&modules, &format!("{module}.ko")).unwrap_or_else(|| panic!("no module {module}"));
             archive.add(&format!("{module}.ko"), 0o100_644, &std::fs::read(file).unwrap());
@@ -136,6 +196,28 @@ impl Archive {
         self.pad();
         self.bytes.extend(contents);
         self.pad();
+    }
+
+    /// With the libraries it needs, and the hook that we ship.
+    fn add_agent(&mut self, program: &Path) {
+        let hook = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/guest/fsfreeze-hook");
+        let output = Command::new("ldd").arg(program).output().unwrap();
+        let listed = String::from_utf8(output.stdout).unwrap();
+        // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`
+        let libraries = listed.split_whitespace().filter(|word| word.starts_with('/'));
+        let mut files: Vec<(String, PathBuf)> =
+            libraries.map(|path| (path[1..].to_owned(), PathBuf::from(path))).collect();
+        files.push(("usr/sbin/qemu-ga".into(), program.to_owned()));
+        files.push(("etc/rempart/fsfreeze-hook".into(), hook));
+        let folders = ["lib", "lib64", "lib/x86_64-linux-gnu", "usr", "usr/sbin", "etc", "etc/rempart"];
+        for folder in folders.into_iter().chain(["etc/rempart/fsfreeze-hook.d"]) {
+            self.add(folder, 0o040_755, &[]);
+        }
+        for (name, path) in files {
+            self.add(&name, 0o100_755, &std::fs::read(path).unwrap());
+        }
+        self.add("agent", 0o100_755, AGENT.as_bytes());
+        self.add("etc/rempart/fsfreeze-hook.d/50-test", 0o100_755, TEST_HOOK.as_bytes());
     }
 
     fn pad(&mut self) {

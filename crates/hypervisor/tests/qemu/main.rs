@@ -2,10 +2,12 @@
 //! a Debian package archive to get a guest's kernel from.
 
 mod backup;
+mod backup_guest;
 mod backup_vm;
 mod disks;
 mod firmware;
 mod guest;
+mod hooks;
 mod lab;
 mod lease;
 mod life;

@@ -5,7 +5,7 @@
 //! | `lock` | held while a view is made or taken away: QEMU's graph of block nodes has one editor |
 //! | `tracker-NAME` | held by the view of that tracker for its whole life |
 //! | `view-ID` | held by the view for its whole life: one that nobody holds is a leftover |
-//! | `paused` | exists while the guest is stopped for a view |
+//! | `paused`, `frozen` | exists while the guest, or its file systems, stand still for a view |
 //! | `nbd.sock` | QEMU's NBD server |
 //! | `scratch/ID-N` | room for the old bytes of one disk |
 //!
@@ -179,6 +179,11 @@ impl ViewDirectory {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Exists while the guest's file systems are frozen for a view.
+    pub(super) fn frozen_mark(&self) -> PathBuf {
+        self.path.join("frozen")
     }
 
     /// Says that the guest stands still for a view, until [`Self::unmark_paused`].

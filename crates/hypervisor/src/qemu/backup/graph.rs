@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::qmp::Client;
 use crate::qmp::block::{DirtyBitmap, NodeChain};
 use crate::qmp::commands::{Block, NamedNode};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +29,8 @@ pub(super) struct Graph {
     /// By the device's name or path in QEMU.
     chains: BTreeMap<String, Vec<String>>,
     nodes: BTreeMap<String, NamedNode>,
+    /// Devices whose commands go past block nodes, by the same name.
+    passed_through: BTreeSet<String>,
 }
 
 /// A disk that the guest can write to.
@@ -70,6 +72,15 @@ pub enum SkipReason {
     Firmware(Option<PathBuf>),
     /// A directory of the host, shown as a disk.
     HostDirectory,
+    /// The guest talks to a device of the host itself, past QEMU's block layer.
+    PassedThrough,
+}
+
+impl SkipReason {
+    /// The guest may have written data there that a backup of the view lacks.
+    pub fn loses_data(&self) -> bool {
+        matches!(self, Self::HostDirectory | Self::PassedThrough)
+    }
 }
 
 impl fmt::Display for SkipReason {
@@ -80,6 +91,7 @@ impl fmt::Display for SkipReason {
             Self::NoDevice => write!(f, "no device shows it to the guest"),
             Self::Firmware(_) => write!(f, "it holds the firmware or its variables"),
             Self::HostDirectory => write!(f, "it is a directory of the host"),
+            Self::PassedThrough => write!(f, "the guest talks to the host's device itself, past QEMU"),
         }
     }
 }
@@ -106,7 +118,14 @@ impl Graph {
         let devices = client.query_block().await?;
         let chains = client.query_node_chains().await?;
         let nodes = client.query_named_block_nodes().await?;
-        Ok(Self::new(devices, chains, nodes))
+        let mut graph = Self::new(devices, chains, nodes);
+        for qdev in graph.devices.iter().filter_map(|device| device.qdev.clone()) {
+            let kind = client.qom_get(&object_path(&qdev), "type").await?;
+            if matches!(kind.as_str(), Some("scsi-block" | "scsi-generic")) {
+                graph.passed_through.insert(qdev);
+            }
+        }
+        Ok(graph)
     }
 
     fn new(devices: Vec<Block>, chains: Vec<NodeChain>, nodes: Vec<NamedNode>) -> Self {
@@ -115,7 +134,7 @@ impl Graph {
             Some((chain.qdev.clone()?, names)).filter(|(_, names)| !names.is_empty())
         });
         let nodes = nodes.into_iter().map(|node| (node.node_name.clone(), node));
-        Self { devices, chains: chains.collect(), nodes: nodes.collect() }
+        Self { devices, chains: chains.collect(), nodes: nodes.collect(), passed_through: BTreeSet::new() }
     }
 
     /// The disks that the guest can write to, and what else there is.
@@ -168,6 +187,9 @@ impl Graph {
         if inserted.read_only {
             return Err(SkipReason::ReadOnly);
         }
+        if self.passed_through.contains(qdev) {
+            return Err(SkipReason::PassedThrough);
+        }
         if chain.iter().any(|name| self.driver(name) == "vvfat") {
             return Err(SkipReason::HostDirectory);
         }
@@ -178,7 +200,7 @@ impl Graph {
         let compat = node.map(|node| &node.image.format_specific["data"]["compat"]);
         Ok(Disk {
             id: device_id(device),
-            path: if qdev.starts_with('/') { qdev.clone() } else { format!("/machine/peripheral/{qdev}") },
+            path: object_path(qdev),
             root: chain[0].clone(),
             data: data.clone(),
             driver: self.driver(data).to_owned(),
@@ -231,12 +253,16 @@ impl Graph {
         let last = if taken { chain.iter().position(|name| *name == base)? } else { at };
         let below = chain.get(last + 1)?.clone();
         let above = match at {
-            0 if device.starts_with('/') => Above::Device(device.clone()),
-            0 => Above::Device(format!("/machine/peripheral/{device}")),
+            0 => Above::Device(object_path(device)),
             _ => Above::Node(chain[at - 1].clone()),
         };
         Some(Place { above, taken, below })
     }
+}
+
+/// Where a device is in QEMU's object tree, by its id or path.
+fn object_path(qdev: &str) -> String {
+    if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") }
 }
 
 /// The name of an old-style drive, else the device's id, else its path.
@@ -251,5 +277,115 @@ fn device_id(device: &Block) -> String {
     match qdev.strip_prefix("/machine/peripheral/") {
         Some(rest) => rest.split('/').next().unwrap_or(rest).to_owned(),
         None => qdev.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    /// One device per entry: its name in QEMU and its nodes from top to bottom, each with its driver.
+    fn graph(devices: &[(&str, &[(&str, &str)])], loose: &[(&str, &str)]) -> Graph {
+        let chain = |nodes: &[(&str, &str)]| {
+            nodes
+                .iter()
+                .rev()
+                .fold(Value::Null, |below, (name, _)| json!({ "node-name": name, "parent": below }))
+        };
+        let mut blocks = Vec::new();
+        let mut chains = Vec::new();
+        let mut nodes = Vec::new();
+        let node = |(name, driver): &(&str, &str)| {
+            let image =
+                json!({ "virtual-size": 4096, "filename": format!("/images/{name}"), "format": driver });
+            json!({ "node-name": name, "drv": driver, "image": image })
+        };
+        for (qdev, list) in devices {
+            let inserted = json!({ "node-name": list[0].0, "ro": false, "image": { "virtual-size": 4096 } });
+            blocks.push(json!({ "device": "", "qdev": qdev, "inserted": inserted }));
+            let mut top = chain(list);
+            top["qdev"] = json!(qdev);
+            chains.push(top);
+            nodes.extend(list.iter().map(node));
+        }
+        nodes.extend(loose.iter().map(node));
+        let [blocks, chains, nodes] = [blocks, chains, nodes].map(Value::from);
+        Graph::new(
+            serde_json::from_value(blocks).unwrap(),
+            serde_json::from_value(chains).unwrap(),
+            serde_json::from_value(nodes).unwrap(),
+        )
+    }
+
+    #[test]
+    fn bitmaps_belong_below_filters() {
+        let nodes = [("theirs", "throttle"), ("format", "qcow2"), ("file", "file")];
+        let (disks, _) = graph(&[("/machine/peripheral/a/virtio-backend", &nodes)], &[]).disks().unwrap();
+        let disk = &disks[0];
+        assert_eq!(
+            (disk.id.as_str(), disk.root.as_str(), disk.data.as_str(), disk.keeps_bitmaps),
+            ("a", "theirs", "format", false)
+        );
+        assert_eq!(disk.file, Some("/images/file".into()));
+    }
+
+    #[test]
+    fn a_view_finds_what_is_below_and_above_it() {
+        let (low, high) = (ViewId(1), ViewId(2));
+        let name = |view, role| names::node(view, role, 0);
+        let names = [Role::Top, Role::Copy, Role::Base];
+        let of = |view| names.map(|role| (name(view, role), "raw"));
+        let chain: Vec<_> = [of(high), of(low)].concat();
+        let mut nodes: Vec<(&str, &str)> =
+            chain.iter().map(|(name, driver)| (name.as_str(), *driver)).collect();
+        nodes.extend([("job", "copy-before-write"), ("format", "raw")]);
+        let both = graph(&[("disk", &nodes)], &[]);
+        let place = both.place(low, 0).unwrap();
+        assert_eq!(
+            place,
+            Place { above: Above::Node(name(high, Role::Base)), taken: true, below: "job".into() }
+        );
+        let place = both.place(high, 0).unwrap();
+        let device = Above::Device("/machine/peripheral/disk".into());
+        assert_eq!(place, Place { above: device.clone(), taken: true, below: name(low, Role::Top) });
+        assert_eq!(both.disks().unwrap().0[0].data, "format");
+        assert_eq!(both.place(ViewId(3), 0), None);
+        // Before it was taken.
+        let top = name(low, Role::Top);
+        let prepared = graph(
+            &[("disk", &[(&top, "raw"), ("format", "raw")])],
+            &[(&name(low, Role::Copy), "copy-before-write")],
+        );
+        let place = prepared.place(low, 0).unwrap();
+        assert_eq!(place, Place { above: device, taken: false, below: "format".into() });
+    }
+
+    #[test]
+    fn jobs_that_hide_are_refused_and_disks_must_have_names() {
+        let disk: (&str, &[(&str, &str)]) = ("a", &[("format", "raw")]);
+        assert!(graph(&[disk], &[("#block1", "mirror_top")]).disks().is_err());
+        graph(&[disk], &[("libvirt-mirror", "mirror_top")]).disks().unwrap();
+        let error = graph(&[disk, disk], &[]).disks().unwrap_err();
+        assert!(error.to_string().contains("give their devices an `id=`"), "{error}");
+    }
+
+    #[test]
+    fn what_goes_past_the_block_layer_is_no_part_of_a_view() {
+        let mut graph = graph(&[("a", &[("format", "raw")])], &[]);
+        graph.passed_through.insert("a".into());
+        let (disks, skipped) = graph.disks().unwrap();
+        assert_eq!(disks, []);
+        assert!(skipped[0].reason.loses_data());
+    }
+
+    proptest! {
+        #[test]
+        fn no_chain_panics(names in prop::collection::vec("(rempart-0000000[12]-(top|copy|base)-0|#block1|d)", 1..8)) {
+            let nodes: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "raw")).collect();
+            let graph = graph(&[("disk", &nodes)], &[]);
+            let _ = (graph.disks(), graph.place(ViewId(1), 0), graph.place(ViewId(2), 0), graph.scratch_file(ViewId(1)));
+        }
     }
 }

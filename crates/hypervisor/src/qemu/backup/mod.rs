@@ -24,12 +24,14 @@
 //! with several monitors is always viewed by the same one, whose path its directory is found by.
 
 mod changes;
+mod consistency;
 mod directory;
 mod graph;
 mod names;
 mod teardown;
 
 pub use changes::{Changes, TrackingToken, WhyUnknown};
+pub use consistency::{Agent, Otherwise, Policy, Reached};
 pub use graph::{SkipReason, SkippedDevice};
 pub use names::Tracker;
 
@@ -211,7 +213,7 @@ impl Held {
 
     async fn remove(&mut self) -> Result<(Client, File)> {
         let editing = self.directory.edit().await?;
-        let client = Client::connect(&self.monitor, self.connect_timeout).await?;
+        let client = connect(&self.monitor, self.connect_timeout).await?;
         teardown::remove(&client, &self.directory, self.id).await?;
         self.locks = None;
         Ok((client, editing))
@@ -246,7 +248,7 @@ impl Prepared {
         let directory = ViewDirectory::open(&options.directory, monitor)?;
         let tracker = directory.hold_tracker(&options.tracker)?;
         let editing = directory.edit().await?;
-        let client = Client::connect(monitor, options.connect_timeout).await?;
+        let client = connect(monitor, options.connect_timeout).await?;
         check_version(client.version())?;
         continue_a_stopped_guest(&client, &directory).await?;
         teardown::remove_leftovers(&client, &directory).await?;
@@ -530,6 +532,20 @@ impl Prepared {
         }
         Ok(disks)
     }
+}
+
+async fn connect(monitor: &Path, timeout: Duration) -> Result<Client> {
+    Client::connect(monitor, timeout).await.map_err(|error| match error.kind() {
+        ErrorKind::Deadline => {
+            let detail = format!("{}; it serves one client at a time, and may have another", error.detail());
+            Error::new(
+                ErrorKind::Deadline,
+                format!("connect to QEMU's monitor `{}`", monitor.display()),
+                detail,
+            )
+        }
+        _ => error,
+    })
 }
 
 fn action(name: &str, data: Value) -> Value {
