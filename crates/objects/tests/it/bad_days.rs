@@ -123,7 +123,7 @@ fn a_name_that_conflicts_and_is_not_there_is_tried_again() {
         answers([Answer::status(conflict), Answer::status("404 Not Found"), Answer::status(CREATED)]);
     assert_eq!(create(&server).expect("created in the end"), Created::New);
     let server =
-        serve(|line| Answer::status(if line.starts_with("PUT") { "409 Conflict" } else { "404 Not Found" }));
+        serve(|asked| Answer::status(if asked.method == "PUT" { "409 Conflict" } else { "404 Not Found" }));
     assert_eq!(create(&server).expect_err("for ever").kind, ErrorKind::Unavailable);
 }
 

@@ -1,5 +1,6 @@
 //! Promises of the places.
 
+mod atomic;
 mod bad_days;
 mod http;
 mod places;
