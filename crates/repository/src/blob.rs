@@ -81,8 +81,8 @@ impl Compressor {
         Compressor { context, sample: Vec::new(), compressed: Vec::new() }
     }
 
-    /// Bytes of `plain` compressed into the start of `out`; `None` if that is not worth it. What `out` holds then is of
-    /// no meaning.
+    /// Bytes of `plain` compressed into the start of `out`, which is at least as long; `None` if that is not worth it. What
+    /// `out` holds then is of no meaning.
     pub fn compress(&mut self, plain: &[u8], out: &mut [u8]) -> Option<usize> {
         if plain.len() >= SMALLEST_PROBED && !self.looks_compressible(plain) {
             return None;

@@ -17,8 +17,9 @@ use crate::{
 };
 use std::sync::LazyLock;
 
-const REPOSITORY: RepositoryId = RepositoryId([1; 16]);
-static RING: LazyLock<KeyRing> = LazyLock::new(|| KeyRing::new(REPOSITORY, MasterKey::new([2; 32])));
+// The keys of the worked example, so that its bytes are inputs that open.
+const REPOSITORY: RepositoryId = RepositoryId([0x11; 16]);
+static RING: LazyLock<KeyRing> = LazyLock::new(|| KeyRing::new(REPOSITORY, MasterKey::new([0x22; 32])));
 
 /// A pack's header as a writer made it, and the key it leads to.
 static PACK: LazyLock<(PackHeader, CipherKey)> = LazyLock::new(|| {
@@ -209,19 +210,58 @@ pub fn key(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    //! What fuzzers found worth keeping, again on every build.
+    //! What fuzzers found worth keeping, again on every build, and a few changes of each.
+
+    /// Changed copies of each input. `REMPART_MUTATIONS` makes more of them.
+    const MUTATIONS: u64 = 200;
 
     fn replay(target: &str, entry: fn(&[u8])) {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/");
         let files = std::fs::read_dir(format!("{folder}{target}")).expect("the corpus is there");
+        let more = std::env::var("REMPART_MUTATIONS").ok().and_then(|text| text.parse().ok());
         let mut inputs = 0;
         for file in files {
             let path = file.expect("the folder can be read").path();
             println!("{}", path.display());
-            entry(&std::fs::read(&path).expect("the file can be read"));
+            let input = std::fs::read(&path).expect("the file can be read");
+            entry(&input);
+            let name = path.file_name().expect("a file").as_encoded_bytes().to_vec();
+            for number in 0..more.unwrap_or(MUTATIONS) {
+                let mut random = blake3::Hasher::new();
+                random.update(&name).update(&number.to_le_bytes());
+                entry(&mutate(&input, &mut random.finalize_xof()));
+            }
             inputs += 1;
         }
         assert!(inputs > 0, "no corpus for {target}");
+    }
+
+    /// A few bits, bytes, numbers and pieces changed.
+    fn mutate(input: &[u8], random: &mut blake3::OutputReader) -> Vec<u8> {
+        let mut draw = |below: usize| {
+            let mut bytes = [0; 8];
+            random.fill(&mut bytes);
+            (u64::from_le_bytes(bytes) % below.max(1) as u64) as usize
+        };
+        let mut bytes = input.to_vec();
+        for _ in 0..=draw(4) {
+            let at = draw(bytes.len());
+            match draw(6) {
+                0 => bytes.truncate(at),
+                1 => {
+                    let piece = bytes[at..bytes.len().min(at + draw(64))].to_vec();
+                    let to = draw(bytes.len() + 1);
+                    bytes.splice(to..to, piece);
+                }
+                2 => {
+                    let number = [0, 1, 0x7fff_ffff, u32::MAX, 1 << draw(32)][draw(5)];
+                    bytes.iter_mut().skip(at).zip(u32::to_le_bytes(number)).for_each(|(old, new)| *old = new);
+                }
+                3 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = draw(256) as u8),
+                _ => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << draw(8)),
+            }
+        }
+        bytes
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl Header {
     }
 }
 
-/// An index on this machine's disk. Its memory: ten bits an entry, and four bytes a thousand.
+/// An index on this machine's disk. Its memory: ten bits an entry, and 16 bytes a block.
 pub struct LocalIndex {
     pub(super) file: File,
     pub(super) path: PathBuf,
