@@ -217,7 +217,7 @@ impl Engine {
             Input::Vm(VmFact::Stopped) => self.cluster(ClusterEvent::VmStopped),
             Input::Digested { job, digests } => self.digested(job, digests),
             Input::Command { id, command } => self.command(id, command),
-            Input::ReadView { view, token, disk, extent } => self.read_view(view, token, disk, extent),
+            Input::ReadView { view, token, extents } => self.read_view(view, token, extents),
             Input::Tick => self.tick(),
         }
         self.pump();

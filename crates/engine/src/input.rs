@@ -1,6 +1,6 @@
 //! What the engine is told, beside guest requests.
 
-use crate::{Bytes, DigestJob, OpenedView, PeerMessage, Token, ViewId};
+use crate::{Bytes, DigestJob, OpenedView, PeerMessage, Token, ViewId, ViewedExtents};
 use rempart_cluster::{ReadOutcome, RequestId, SwapOutcome};
 use rempart_replication::Digest;
 use rempart_types::{DiskIndex, ExtentIndex, LogPosition, Lsn, NodeId, RegisterId, SessionId};
@@ -37,12 +37,12 @@ pub enum Input {
         id: CommandId,
         command: Command,
     },
-    /// Read an extent of an open view: `Action::ViewRead` follows. How many are under way is the caller's to bound.
+    /// Read extents of an open view: `Action::ViewRead` follows for each, the first with `token`, the others with the
+    /// numbers after it, in any order. How many are under way is the caller's to bound.
     ReadView {
         view: ViewId,
         token: Token,
-        disk: DiskIndex,
-        extent: ExtentIndex,
+        extents: ViewedExtents,
     },
     /// `next_wake` has come.
     Tick,

@@ -40,4 +40,4 @@ pub use message::{MAX_META_BYTES, MAX_PAYLOAD_BYTES, PeerMessage, WireError};
 pub use params::{OpenError, Params};
 pub use rempart_replication::Digest;
 pub use status::{Glance, PeerStatus, ResyncStatus, Role, Status};
-pub use view::{ChangesSince, OpenedView, ViewId, ViewReadError};
+pub use view::{ChangesSince, OpenedView, ViewId, ViewReadError, ViewedExtents};

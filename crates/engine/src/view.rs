@@ -38,6 +38,14 @@ pub struct OpenedView {
     pub since: Option<ChangesSince>,
 }
 
+/// Extents of a view that are to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ViewedExtents {
+    pub disk: DiskIndex,
+    pub first: ExtentIndex,
+    pub count: u64,
+}
+
 /// Whether [`Engine::changed_extents`] misses nothing that changed after a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangesSince {
@@ -174,21 +182,40 @@ impl Engine {
         self.end_view(ViewId(snapshot.0), &why.to_string());
     }
 
-    /// Reads an extent as it was: [`Action::ViewRead`] follows. Who asks bounds how many are under way.
-    pub(crate) fn read_view(&mut self, view: ViewId, token: Token, disk: DiskIndex, extent: ExtentIndex) {
+    /// Reads extents as they were: [`Action::ViewRead`] follows for each. Who asks bounds how many are under way.
+    pub(crate) fn read_view(&mut self, view: ViewId, token: Token, extents: ViewedExtents) {
+        let ViewedExtents { disk, first, count } = extents;
         let Some(View { snapshot, ordered: None }) = self.views.open.get(&view) else {
-            return self.out.push(Action::ViewRead { view, token, result: Err(ViewReadError::Gone) });
+            let gone = |place| Action::ViewRead {
+                view,
+                token: Token(token.0 + place),
+                result: Err(ViewReadError::Gone),
+            };
+            return self.out.extend((0..count).map(gone));
         };
-        // What no record in the image ever touched was no different at the view.
-        if self.store.is_untouched(disk, extent) {
-            return self.out.push(Action::ViewRead { view, token, result: Ok(None) });
-        }
         let snapshot = *snapshot;
-        let read = FIRST_READ | self.token();
-        self.views.reads.insert(read, (view, token));
-        self.with_store(|store, io| {
-            store.read_snapshot(rempart_store::Token(read), snapshot, disk, extent, io);
-        });
+        let mut place = 0;
+        while place < count {
+            // What no record in the image ever touched was no different at the view.
+            let untouched = |place: u64| self.store.is_untouched(disk, ExtentIndex(first.0 + place));
+            if untouched(place) {
+                let token = Token(token.0 + place);
+                self.out.push(Action::ViewRead { view, token, result: Ok(None) });
+                place += 1;
+                continue;
+            }
+            let run = (place..count).take_while(|&place| !untouched(place)).count() as u64;
+            let read = FIRST_READ | (self.next_token + 1);
+            for read_place in 0..run {
+                let read = FIRST_READ | self.token();
+                self.views.reads.insert(read, (view, Token(token.0 + place + read_place)));
+            }
+            let first = ExtentIndex(first.0 + place);
+            self.with_store(|store, io| {
+                store.read_snapshot_run(rempart_store::Token(read), snapshot, disk, first, run, io);
+            });
+            place += run;
+        }
     }
 
     /// False if it was not read for a view.

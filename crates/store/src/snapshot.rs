@@ -243,13 +243,19 @@ fn decode_page(page: &[u8], generation: u64, index: u64) -> Option<Vec<SavedExte
     })
 }
 
-/// A read of an old extent under way.
+/// Extents of the image that are read at once for a snapshot.
+const RUN: u64 = 16;
+
+/// A read of old extents under way.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OldRead {
+    /// The first one's; the others' follow.
     pub token: Token,
     pub at: Lsn,
     pub disk: DiskIndex,
     pub extent: ExtentIndex,
+    /// One, unless the image is being read.
+    pub count: u64,
     /// `None`: the image is being read.
     pub from: Option<Saved>,
 }
@@ -329,11 +335,58 @@ impl Store {
         extent: ExtentIndex,
         out: &mut Output,
     ) {
-        let known = self.disk_size(disk).is_some_and(|size| !extent.bytes(size).is_empty());
-        match self.snapshots.position(id) {
-            Some(at) if known && self.failed.is_none() => self.read_old_extent(token, at, disk, extent, out),
-            _ => out.events.push(StoreEvent::SnapshotRead { token, result: Err(SnapshotReadError::Unknown) }),
+        self.read_snapshot_run(token, id, disk, extent, 1, out);
+    }
+
+    /// Reads `count` extents as they were: `SnapshotRead` follows for each, the first with `token`, the others with the
+    /// numbers after it.
+    pub fn read_snapshot_run(
+        &mut self,
+        token: Token,
+        id: SnapshotId,
+        disk: DiskIndex,
+        extent: ExtentIndex,
+        count: u64,
+        out: &mut Output,
+    ) {
+        let last = ExtentIndex(extent.0.saturating_add(count.saturating_sub(1)));
+        let known = self.disk_size(disk).is_some_and(|size| !last.bytes(size).is_empty());
+        let Some(at) = self.snapshots.position(id).filter(|_| known && self.failed.is_none()) else {
+            return unreadable(token, count, &SnapshotReadError::Unknown, out);
+        };
+        let mut place = 0;
+        while place < count {
+            let run = self.unsaved_run(disk, extent.0 + place, at, (count - place).min(RUN));
+            let token = Token(token.0 + place);
+            let first = ExtentIndex(extent.0 + place);
+            if run == 0 {
+                self.read_old_extent(token, at, disk, first, out);
+            } else {
+                self.read_image_run(token, at, disk, first, run, out);
+            }
+            place += run.max(1);
         }
+    }
+
+    /// How many extents from `first` on a snapshot at `at` reads from the image.
+    fn unsaved_run(&self, disk: DiskIndex, first: u64, at: Lsn, most: u64) -> u64 {
+        let saved = |place: &u64| self.snapshots.find(disk, ExtentIndex(first + place), at).is_some();
+        (0..most).find(saved).unwrap_or(most)
+    }
+
+    fn read_image_run(
+        &mut self,
+        token: Token,
+        at: Lsn,
+        disk: DiskIndex,
+        extent: ExtentIndex,
+        count: u64,
+        out: &mut Output,
+    ) {
+        let len = EXTENT_BYTES * count as usize;
+        let op = IoOp::Read { file: FileId::Image(disk), offset: extent.0 * EXTENT_SIZE, len };
+        let read = OldRead { token, at, disk, extent, count, from: None };
+        self.issue(IoClass::Background, op, Pending::OldRead(read), out);
     }
 
     fn read_old_extent(
@@ -344,53 +397,55 @@ impl Store {
         extent: ExtentIndex,
         out: &mut Output,
     ) {
-        let from = self.snapshots.find(disk, extent, at);
-        if let Some(Saved { slot: None, .. }) = from {
-            let result = Ok(Extent { disk, extent, lsn: at, data: None });
-            return out.events.push(StoreEvent::SnapshotRead { token, result });
+        match self.snapshots.find(disk, extent, at) {
+            None => self.read_image_run(token, at, disk, extent, 1, out),
+            Some(Saved { slot: None, .. }) => {
+                let result = Ok(Extent { disk, extent, lsn: at, data: None });
+                out.events.push(StoreEvent::SnapshotRead { token, result });
+            }
+            from @ Some(Saved { slot: Some(slot), .. }) => {
+                let offset = slot * EXTENT_SIZE;
+                let op = IoOp::Read { file: FileId::SnapshotData, offset, len: EXTENT_BYTES };
+                let read = OldRead { token, at, disk, extent, count: 1, from };
+                self.issue(IoClass::Background, op, Pending::OldRead(read), out);
+            }
         }
-        let op = match from.and_then(|saved| saved.slot) {
-            Some(slot) => {
-                IoOp::Read { file: FileId::SnapshotData, offset: slot * EXTENT_SIZE, len: EXTENT_BYTES }
-            }
-            None => {
-                IoOp::Read { file: FileId::Image(disk), offset: extent.0 * EXTENT_SIZE, len: EXTENT_BYTES }
-            }
-        };
-        let read = OldRead { token, at, disk, extent, from };
-        self.issue(IoClass::Background, op, Pending::OldRead(read), out);
     }
 
-    pub(crate) fn old_extent_read(
+    pub(crate) fn old_extents_read(
         &mut self,
         read: OldRead,
         result: Result<Slice, IoError>,
         out: &mut Output,
     ) {
-        let OldRead { token, at, disk, extent, from } = read;
+        let OldRead { token, at, disk, extent, count, from } = read;
         if !self.snapshots.open.iter().any(|&(_, lsn)| lsn == at) {
-            let result = Err(SnapshotReadError::Unknown);
-            return out.events.push(StoreEvent::SnapshotRead { token, result });
+            return unreadable(token, count, &SnapshotReadError::Unknown, out);
         }
-        // The extent may have been saved, and the image changed, while the image was read.
-        if from != self.snapshots.find(disk, extent, at) {
-            return self.read_old_extent(token, at, disk, extent, out);
-        }
-        let result = match (result, from) {
-            (Err(error), _) => Err(SnapshotReadError::Io(error)),
-            (Ok(data), Some(saved)) if crc32c(&data) != saved.checksum => {
-                let message = format!("saved extent {} of disk {disk} is damaged", extent.0);
-                let file = FileId::SnapshotData;
-                Err(SnapshotReadError::Io(IoError {
-                    kind: IoErrorKind::Io,
-                    file,
-                    path: String::new(),
-                    message,
-                }))
-            }
-            (Ok(data), _) => Ok(self.extent_of(disk, extent, at, data)),
+        let data = match result {
+            Ok(data) => data,
+            Err(error) => return unreadable(token, count, &SnapshotReadError::Io(error), out),
         };
-        out.events.push(StoreEvent::SnapshotRead { token, result });
+        for place in 0..count {
+            let (token, extent) = (Token(token.0 + place), ExtentIndex(extent.0 + place));
+            // The extent may have been saved, and the image changed, while the image was read.
+            if from != self.snapshots.find(disk, extent, at) {
+                self.read_old_extent(token, at, disk, extent, out);
+                continue;
+            }
+            let start = EXTENT_BYTES * place as usize;
+            let data = data.slice(start..start + EXTENT_BYTES);
+            let result = match from {
+                Some(saved) if crc32c(&data) != saved.checksum => {
+                    let message = format!("saved extent {} of disk {disk} is damaged", extent.0);
+                    let file = FileId::SnapshotData;
+                    let (kind, path) = (IoErrorKind::Io, String::new());
+                    Err(SnapshotReadError::Io(IoError { kind, file, path, message }))
+                }
+                _ => Ok(self.extent_of(disk, extent, at, data)),
+            };
+            out.events.push(StoreEvent::SnapshotRead { token, result });
+        }
     }
 
     /// An extent's answer: cut at the disk's end, without data when zero.
@@ -400,4 +455,9 @@ impl Store {
         let data = (!is_zero(&data)).then_some(data);
         Extent { disk, extent, lsn, data }
     }
+}
+
+fn unreadable(first: Token, count: u64, error: &SnapshotReadError, out: &mut Output) {
+    let tokens = (0..count).map(|place| Token(first.0 + place));
+    out.events.extend(tokens.map(|token| StoreEvent::SnapshotRead { token, result: Err(error.clone()) }));
 }

@@ -402,7 +402,7 @@ impl Store {
                 self.log_chunk_read(key, read, Ok(data.whole()), out);
             }
             (Pending::OldRead(read), IoOutput::Data(data)) => {
-                self.old_extent_read(read, Ok(data.whole()), out)
+                self.old_extents_read(read, Ok(data.whole()), out)
             }
             (Pending::ExtentRead(read), IoOutput::Data(data)) => {
                 self.extent_read(read, Ok(data.whole()), out)
@@ -416,7 +416,7 @@ impl Store {
         match pending {
             Pending::GuestRead(key, piece) => self.guest_read_done(key, piece, Err(error), out),
             Pending::LogRead(key, read) => self.log_chunk_read(key, read, Err(error), out),
-            Pending::OldRead(read) => self.old_extent_read(read, Err(error), out),
+            Pending::OldRead(read) => self.old_extents_read(read, Err(error), out),
             Pending::ExtentRead(read) => self.extent_read(read, Err(error), out),
             Pending::Save if error.kind == IoErrorKind::Full && self.no_room_to_save(&error, out) => {}
             pending => self.fail(StoreFailure::new(pending.verb(), error), out),

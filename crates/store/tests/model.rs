@@ -13,11 +13,12 @@ type Kept = BTreeMap<u64, u64>;
 fn check_snapshot(world: &mut World, id: u64, at: u64) {
     let expected = world.model.disks_at(at);
     for (disk, bytes) in expected.iter().enumerate() {
-        for extent in 0..SIZES[disk].div_ceil(65536) {
-            let token = world.token();
-            let (disk_index, extent) = (DiskIndex(disk as u16), ExtentIndex(extent));
-            world.store.read_snapshot(token, SnapshotId(id), disk_index, extent, &mut world.out);
-            world.pump();
+        let (disk_index, count) = (DiskIndex(disk as u16), SIZES[disk].div_ceil(65536));
+        let tokens: Vec<_> = (0..count).map(|_| world.token()).collect();
+        let (id, first) = (SnapshotId(id), ExtentIndex(0));
+        world.store.read_snapshot_run(tokens[0], id, disk_index, first, count, &mut world.out);
+        world.pump();
+        for (extent, token) in (0..count).map(ExtentIndex).zip(tokens) {
             let seen = loop {
                 let found = world.events.iter().find_map(|event| match event {
                     StoreEvent::SnapshotRead { token: read, result } if *read == token => {
@@ -36,7 +37,7 @@ fn check_snapshot(world: &mut World, id: u64, at: u64) {
                 Some(data) => &data[..] == expected,
                 None => expected.iter().all(|&byte| byte == 0),
             };
-            assert!(same, "snapshot {id} at {at}: extent {} of disk {disk}", extent.0);
+            assert!(same, "snapshot {id:?} at {at}: extent {} of disk {disk}", extent.0);
         }
     }
 }

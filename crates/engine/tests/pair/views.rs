@@ -3,9 +3,10 @@
 use crate::guest::{BLOCK, content, place};
 use crate::world::{DISK_SIZE, DISKS, World, node_id};
 use crate::{SECONDS, settle};
+use rand::Rng;
 use rempart_engine::{
     Bytes, ChangesSince, Command, CommandError, CommandOutput, Input, OpenedView, Token, ViewId,
-    ViewReadError,
+    ViewReadError, ViewedExtents,
 };
 use rempart_store::FileId;
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, LogPosition, Lsn, RegisterId};
@@ -36,7 +37,29 @@ fn close(world: &mut World, node: usize, view: ViewId) {
     world.run_for(Duration::from_millis(50));
 }
 
-/// Reads one extent after the other, and lets the guest go on meanwhile.
+/// Reads a few extents at once, and lets the guest go on meanwhile.
+fn read_run(
+    world: &mut World,
+    node: usize,
+    view: ViewId,
+    (disk, first, count): (u16, u64, u64),
+) -> Result<Vec<u8>, ViewReadError> {
+    let token = u64::from(disk) << 32 | first;
+    let extents = ViewedExtents { disk: DiskIndex(disk), first: ExtentIndex(first), count };
+    world.feed(node, Input::ReadView { view, token: Token(token), extents });
+    world.plan_turn(node);
+    let tokens = token..token + count;
+    world.run_until("the extents are read", SECONDS(5), |w| {
+        tokens.clone().all(|token| w.view_reads.contains_key(&Token(token)))
+    });
+    let mut bytes = Vec::new();
+    for token in tokens {
+        let data = world.view_reads.remove(&Token(token)).expect("just seen")?;
+        bytes.extend(data.map_or_else(|| vec![0; EXTENT_SIZE as usize], |data| data.to_vec()));
+    }
+    Ok(bytes)
+}
+
 fn read(
     world: &mut World,
     node: usize,
@@ -44,19 +67,19 @@ fn read(
     disk: u16,
     extent: u64,
 ) -> Result<Vec<u8>, ViewReadError> {
-    let token = Token(u64::from(disk) << 32 | extent);
-    world.feed(node, Input::ReadView { view, token, disk: DiskIndex(disk), extent: ExtentIndex(extent) });
-    world.plan_turn(node);
-    world.run_until("the extent is read", SECONDS(5), |w| w.view_reads.contains_key(&token));
-    let data = world.view_reads.remove(&token).expect("just seen")?;
-    Ok(data.map_or_else(|| vec![0; EXTENT_SIZE as usize], |data| data.to_vec()))
+    read_run(world, node, view, (disk, extent, 1))
 }
 
 fn read_all(world: &mut World, node: usize, view: ViewId) -> Vec<Vec<u8>> {
-    let disk = |disk| (0..EXTENTS).map(move |extent| (disk, extent));
     let mut disks = vec![Vec::new(); usize::from(DISKS)];
-    for (disk, extent) in (0..DISKS).flat_map(disk) {
-        disks[usize::from(disk)].extend(read(world, node, view, disk, extent).expect("the view can be read"));
+    for disk in 0..DISKS {
+        let mut first = 0;
+        while first < EXTENTS {
+            let count = world.rng.random_range(1..=5).min(EXTENTS - first);
+            let bytes = read_run(world, node, view, (disk, first, count)).expect("the view can be read");
+            disks[usize::from(disk)].extend(bytes);
+            first += count;
+        }
     }
     disks
 }

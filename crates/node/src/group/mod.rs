@@ -59,7 +59,7 @@ pub enum ToGroup {
     },
     ViewRead {
         view: ViewId,
-        extents: Vec<views::ExtentWanted>,
+        wanted: Vec<views::ExtentsWanted>,
     },
     ViewStatus {
         view: ViewId,

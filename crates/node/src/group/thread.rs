@@ -5,7 +5,7 @@ use super::link::{LinkEnd, LinkTimes, Links};
 use super::nbd_server::NbdServer;
 use super::poller::{Poller, Ready};
 use super::spin::Spin;
-use super::views::{ExtentWanted, ServedViews};
+use super::views::{ExtentsWanted, ServedViews};
 use super::{FromGroup, GroupHandle, GroupStatus, ToGroup, for_control};
 use crate::clock;
 use crate::config::{NodeConfig, TimingSection};
@@ -361,10 +361,10 @@ impl GroupThread {
                     let (id, command) = (CommandId(self.next_command), Command::CloseView { view });
                     self.engine.handle(Input::Command { id, command }, now, actions);
                 }
-                ToGroup::ViewRead { view, extents } => {
-                    for ExtentWanted { token, disk, extent } in extents {
+                ToGroup::ViewRead { view, wanted } => {
+                    for ExtentsWanted { token, extents } in wanted {
                         let token = Token(token);
-                        self.engine.handle(Input::ReadView { view, token, disk, extent }, now, actions);
+                        self.engine.handle(Input::ReadView { view, token, extents }, now, actions);
                     }
                 }
                 ToGroup::ViewStatus { view, wanted } => self.views.status(&self.engine, view, &wanted),

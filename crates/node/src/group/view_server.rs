@@ -3,9 +3,9 @@
 
 use super::block_status::{CHANGED_SINCE, CONTEXTS};
 use super::poller::{Poller, Ready};
-use super::views::{ExtentWanted, StatusWanted, ToView, ViewInbox};
+use super::views::{ExtentsWanted, StatusWanted, ToView, ViewInbox};
 use super::{GroupHandle, ToGroup, export_name};
-use rempart_engine::{Bytes, DiskRange, ViewId, ViewReadError};
+use rempart_engine::{Bytes, DiskRange, ViewId, ViewReadError, ViewedExtents};
 use rempart_nbd::server::{Command, ContextStatus, Event, Limits, Piece, RequestId, Session, TlsPolicy};
 use rempart_nbd::{ErrorCode, Export, ExportError, ExportList};
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex};
@@ -22,7 +22,7 @@ const KEY_FIRST_CLIENT: u64 = 2;
 /// Connections at once.
 const MAX_CLIENTS: usize = 16;
 /// Extents asked for and not here yet. The image's application and the guest's reads share the disk with them.
-const MAX_READS: usize = 32;
+const MAX_READS: usize = 128;
 /// Receives from one client before the others get their turn.
 const MAX_RECEIVES: usize = 16;
 
@@ -306,20 +306,24 @@ impl ViewServer {
 
     /// Asks the group for as many extents as may be under way.
     fn ask(&mut self) {
-        let mut extents = Vec::new();
+        let mut wanted: Vec<ExtentsWanted> = Vec::new();
         while self.reading < MAX_READS
             && let Some((job, part)) = self.wanted.pop_front()
         {
             let Some(of) = self.jobs.get(&job) else { continue };
             self.reading += 1;
-            extents.push(ExtentWanted {
-                token: job << 20 | u64::from(part),
-                disk: of.range.disk,
-                extent: ExtentIndex(of.range.offset / EXTENT_SIZE + u64::from(part)),
-            });
+            let token = job << 20 | u64::from(part);
+            match wanted.last_mut() {
+                Some(last) if last.token + last.extents.count == token => last.extents.count += 1,
+                _ => {
+                    let first = ExtentIndex(of.range.offset / EXTENT_SIZE + u64::from(part));
+                    let extents = ViewedExtents { disk: of.range.disk, first, count: 1 };
+                    wanted.push(ExtentsWanted { token, extents });
+                }
+            }
         }
-        if !extents.is_empty() {
-            self.group.send(ToGroup::ViewRead { view: self.view, extents });
+        if !wanted.is_empty() {
+            self.group.send(ToGroup::ViewRead { view: self.view, wanted });
         }
     }
 

@@ -1,10 +1,10 @@
 //! The group thread's side of views that are served: who reads them, and what is told of their extents.
 
 use super::block_status::{self, Images, Moment, Since};
-use rempart_engine::{Bytes, DiskRange, Engine, ViewId, ViewReadError};
+use rempart_engine::{Bytes, DiskRange, Engine, ViewId, ViewReadError, ViewedExtents};
 use rempart_nbd::ContextIndex;
 use rempart_nbd::server::Extent;
-use rempart_types::{DiskIndex, ExtentIndex, Lsn};
+use rempart_types::{DiskIndex, Lsn};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
 use std::io;
@@ -31,11 +31,11 @@ pub enum ToView {
     },
 }
 
+/// The first extent's token; the others' are the numbers after it.
 #[derive(Debug, Clone, Copy)]
-pub struct ExtentWanted {
+pub struct ExtentsWanted {
     pub token: u64,
-    pub disk: DiskIndex,
-    pub extent: ExtentIndex,
+    pub extents: ViewedExtents,
 }
 
 #[derive(Debug)]
