@@ -333,8 +333,10 @@ impl World {
                 }
                 self.command_done(node, id, result);
             }
-            Action::ViewRead { .. } | Action::ViewEnded { .. } => {
-                unreachable!("nobody orders a view in this world")
+            Action::ViewRead { view, token, result } => self.view_read(node, view, token, result),
+            Action::ViewEnded { view, why } => {
+                self.tell(|| format!("node {node}: a view is lost: {why}"));
+                self.view_ended(node, view);
             }
             Action::Report(report) => {
                 self.tell(|| format!("node {node}: {}", brief(&format!("{report:?}"))));

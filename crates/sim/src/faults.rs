@@ -181,10 +181,12 @@ pub enum Planted {
     DiscardDropped,
     /// Writes of a guest's connection that is gone are carried out when its successor is served.
     ConnectionNotDrained,
+    /// A backup takes over an extent from the one before although it changed.
+    ChangeForgotten,
 }
 
 impl Planted {
-    pub const ALL: [Planted; 26] = [
+    pub const ALL: [Planted; 27] = [
         Planted::JournalSyncIgnored,
         Planted::ImageSyncIgnored,
         Planted::SuperblockSyncIgnored,
@@ -211,6 +213,7 @@ impl Planted {
         Planted::ReadsFromImage,
         Planted::DiscardDropped,
         Planted::ConnectionNotDrained,
+        Planted::ChangeForgotten,
     ];
 }
 

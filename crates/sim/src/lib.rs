@@ -7,6 +7,7 @@
 
 pub mod agenda;
 mod audit;
+mod backups;
 pub mod book;
 pub mod campaign;
 mod check;

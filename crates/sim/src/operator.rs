@@ -51,7 +51,7 @@ impl Operator {
     }
 }
 
-const ORDERS: [(&str, u32); 9] = [
+const ORDERS: [(&str, u32); 10] = [
     ("handover", 6),
     ("compare", 4),
     ("mark", 3),
@@ -61,6 +61,7 @@ const ORDERS: [(&str, u32); 9] = [
     ("add peer", 6),
     ("force", 1),
     ("stop", 2),
+    ("view", 6),
 ];
 
 impl World {
@@ -125,6 +126,7 @@ impl World {
             // Ordered again later.
             ("force", Err(CommandError::Busy)) => {}
             ("force", Err(_)) => self.operator.forcing = None,
+            ("view", Ok(CommandOutput::ViewOpened(opened))) => self.view_opened(node, &opened),
             ("handover", Ok(_)) => self.reached("handover done"),
             ("stop", Ok(_)) => {
                 let life = self.nodes[node].lives;
@@ -174,6 +176,7 @@ impl World {
             "add peer" => self.put_back(),
             "force" => self.force(node),
             "stop" => self.stop_daemon(node),
+            "view" => self.order_view(node),
             _ => unreachable!("an order of the table"),
         }
     }

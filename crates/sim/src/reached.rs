@@ -50,7 +50,7 @@ pub(crate) fn replication(report: &Report) -> &'static str {
 }
 
 /// What a campaign must have met.
-const MUST: [&str; 40] = [
+const MUST: [&str; 42] = [
     "VM started again",
     "longer log adopted",
     "leading",
@@ -91,6 +91,8 @@ const MUST: [&str; 40] = [
     "converged",
     "damaged copy refused",
     "two VMs within the excused second",
+    "view: changes known",
+    "view: lost",
 ];
 
 /// What recovery can find; with a letter: rows of the table in docs/formats/store.md.
@@ -138,13 +140,14 @@ pub(crate) fn recovery_row(letter: char) -> &'static str {
         .expect("every row has a name")
 }
 
-const CHECKED: [&str; 7] = [
+const CHECKED: [&str; 8] = [
     "images equal",
     "image + redo is a prefix",
     "changed extents are reported",
     "flushed data on every member",
     "disks read back by the guest",
     "compare command",
+    "backup",
     "promise kept",
 ];
 

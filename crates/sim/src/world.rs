@@ -1,6 +1,7 @@
 //! One world: its nodes, what connects them, the machine that lives on them, and the order of events.
 
 use crate::agenda::{Agenda, Moment};
+use crate::backups::Backups;
 use crate::book::Book;
 use crate::check::Checker;
 use crate::clock::Clock;
@@ -17,7 +18,7 @@ use crate::trace::{Trace, Verbosity};
 use crate::violation::{Promise, Violation};
 use crate::wire::WitnessPath;
 use crate::witness::Witness;
-use rempart_engine::{Action, DigestJob, Engine, Input, PeerMessage, Token, VmFact};
+use rempart_engine::{Action, DigestJob, Engine, Input, PeerMessage, Token, ViewId, ViewedExtents, VmFact};
 use rempart_replication::Digest;
 use rempart_store::IoId;
 use rempart_types::{NodeId, SessionId};
@@ -121,6 +122,7 @@ pub(crate) enum DaemonEvent {
     Digested { job: DigestJob, digests: Vec<Digest> },
     Vm(VmFact),
     Command(rempart_engine::CommandId, rempart_engine::Command),
+    ReadView { view: ViewId, token: Token, extents: ViewedExtents },
     GuestRequests,
 }
 
@@ -205,6 +207,7 @@ pub struct World {
     pub(crate) checker: Checker,
     pub(crate) faults: FaultPlan,
     pub(crate) operator: Operator,
+    pub(crate) backups: Backups,
     pub(crate) nonces: u64,
     pub(crate) quiet: bool,
     /// The faults are over.
@@ -254,6 +257,7 @@ impl World {
             held: Vec::new(),
             faults,
             operator: Operator::default(),
+            backups: Backups::default(),
             nodes,
             nonces: 0,
             quiet: false,
@@ -451,6 +455,7 @@ impl DaemonEvent {
             DaemonEvent::Digested { job, digests } => Input::Digested { job, digests },
             DaemonEvent::Vm(fact) => Input::Vm(fact),
             DaemonEvent::Command(id, command) => Input::Command { id, command },
+            DaemonEvent::ReadView { view, token, extents } => Input::ReadView { view, token, extents },
             DaemonEvent::Io(_) | DaemonEvent::Turn | DaemonEvent::GuestRequests => return None,
         })
     }

@@ -53,4 +53,5 @@ found! {
     reads_from_image: ReadsFromImage,
     discard_dropped: DiscardDropped,
     connection_not_drained: ConnectionNotDrained,
+    change_forgotten: ChangeForgotten,
 }
