@@ -38,6 +38,8 @@ use versions::{Features, RetainUntil, Signer, Versions};
 const PACK_LEN: u64 = 64 * 1024 * 1024;
 /// No store has larger objects (S3: 50 TB).
 const LARGEST: u64 = 1 << 50;
+/// The version of what is written while names have none.
+const UNVERSIONED: &str = "null";
 /// Versions that are remembered.
 const MOST_REMEMBERED: usize = 10_000;
 /// Creations of one name that the store refuses as conflicting with another's, which then is not there.
@@ -197,9 +199,15 @@ impl Bucket {
 
     /// Whether the version that we wrote is the object: in a versioned bucket a marker may have hidden an older one.
     fn is_the_object(&self, name: &Name, version: Option<String>) -> Result<Created, Error> {
-        // "null" is the version of what was written without versions.
-        let Some(version) = version.filter(|version| version != "null") else { return Ok(Created::New) };
-        self.versioned.store(true, Ordering::Relaxed);
+        let version = match version {
+            Some(version) if version != UNVERSIONED => {
+                self.versioned.store(true, Ordering::Relaxed);
+                version
+            }
+            // Where versions are suspended, there may be older ones.
+            _ if self.is_versioned() => UNVERSIONED.to_owned(),
+            _ => return Ok(Created::New),
+        };
         self.oldest().remove(name);
         match self.version_of("create", name) {
             Ok(oldest) if oldest.as_ref() == Some(&version) => Ok(Created::New),
@@ -399,10 +407,9 @@ impl Objects for Bucket {
             match removed {
                 Err(error) if error.kind == ErrorKind::Denied => {
                     let until = async || versions.retained_until(name, version).await;
-                    return Err(match self.call("remove", name.as_str(), 0, false, until)? {
-                        Some(_) => Error { kind: ErrorKind::Retained, ..error },
-                        None => error,
-                    });
+                    let until = self.call("remove", name.as_str(), 0, false, until)?;
+                    let retained = until.is_some_and(|until| until > now());
+                    return Err(if retained { Error { kind: ErrorKind::Retained, ..error } } else { error });
                 }
                 removed => removed?,
             }
@@ -458,6 +465,12 @@ impl Bucket {
             }
         }
     }
+}
+
+/// Tells a refusal for retention from one for want of rights; the store's clock decides about retention itself.
+fn now() -> WallTime {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    WallTime(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn client_options(location: &Location) -> ClientOptions {
