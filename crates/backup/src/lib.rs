@@ -4,6 +4,7 @@ mod chunk_set;
 mod disk;
 mod error;
 mod pipeline;
+mod point;
 mod restore;
 mod source;
 
@@ -11,5 +12,6 @@ pub use chunk_set::ChunkSet;
 pub use disk::{Changes, DiskJob, Pace, back_up_disk};
 pub use error::BackupError;
 pub use pipeline::Progress;
+pub use point::{ChunkCache, DiskReader, ReadError, Run};
 pub use restore::{Checked, Content, DamagedRange, FileTarget, Target, check_disk, restore_disk};
 pub use source::{FileSource, NbdEndpoint, NbdSource, QemuImage, Reader, Source, SourceError};

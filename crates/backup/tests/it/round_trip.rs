@@ -17,18 +17,18 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-const CHUNK: u64 = 64 << 10;
-const PASSPHRASE: Unlock<'static> = Unlock::Passphrase("correct horse");
+pub const CHUNK: u64 = 64 << 10;
+pub const PASSPHRASE: Unlock<'static> = Unlock::Passphrase("correct horse");
 const PACE: Pace = Pace { threads: 3, audit: 16 };
 
-struct Lab {
-    folder: tempfile::TempDir,
-    repository: Arc<Repository>,
-    random: SmallRng,
+pub struct Lab {
+    pub folder: tempfile::TempDir,
+    pub repository: Arc<Repository>,
+    pub random: SmallRng,
 }
 
 impl Lab {
-    fn new() -> Lab {
+    pub fn new() -> Lab {
         let folder = tempfile::tempdir().expect("a folder");
         let place = Directory::create(&folder.path().join("repository")).expect("creates");
         let new = NewRepository {
@@ -49,7 +49,7 @@ impl Lab {
     }
 
     /// A disk with noise, text and holes.
-    fn make_disk(&mut self, size: u64) {
+    pub fn make_disk(&mut self, size: u64) {
         let file = File::create(self.disk()).expect("creates");
         file.set_len(size).expect("grows");
         let mut at = 0;
@@ -62,6 +62,12 @@ impl Lab {
             }
             at += len;
         }
+    }
+
+    /// Noise there.
+    pub fn fill(&mut self, at: u64, len: u64) {
+        let file = File::options().write(true).open(self.disk()).expect("opens");
+        self.noise(&file, at, len);
     }
 
     fn noise(&mut self, file: &File, at: u64, len: u64) {
@@ -87,7 +93,7 @@ impl Lab {
         changed
     }
 
-    fn back_up(
+    pub fn back_up(
         &self,
         before: Option<&(u64, PointDisk)>,
         changed: Option<ChunkSet>,
@@ -134,7 +140,7 @@ impl Lab {
         Ok(std::fs::read(&path).expect("reads"))
     }
 
-    fn content(&self) -> Vec<u8> {
+    pub fn content(&self) -> Vec<u8> {
         std::fs::read(self.disk()).expect("reads")
     }
 }
