@@ -5,8 +5,8 @@ use crate::{BackupError, ChunkSet, Source};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rempart_repository::{
-    BackupWriter, BlobReader, BlobWriter, ChunkId, ChunkSize, Error, ErrorKind, HowRead, NodeSink,
-    NodeSource, PointDisk, Step, Tree, TreeUpdate, Walk, is_zero, resize,
+    BackupWriter, BlobReader, BlobWriter, ChunkId, ChunkSize, Error, HowRead, NodeSink, NodeSource,
+    PointDisk, Step, Tree, TreeUpdate, Walk, is_zero, resize,
 };
 use std::collections::HashMap;
 
@@ -64,7 +64,7 @@ pub fn back_up_disk(
 ) -> Result<PointDisk, BackupError> {
     match store_disk(writer, chunk_size, job, &job.changes, pace, progress) {
         Err(BackupError::Repository(error))
-            if matches!(job.changes, Changes::Known { .. }) && is_lost(&error) =>
+            if matches!(job.changes, Changes::Known { .. }) && error.is_loss() =>
         {
             let why = format!("the backup before cannot be read: {error}");
             writer.store_nodes_anew();
@@ -72,15 +72,6 @@ pub fn back_up_disk(
         }
         ended => ended,
     }
-}
-
-/// What was to be read is not there, or not what was written.
-fn is_lost(error: &Error) -> bool {
-    use rempart_objects::ErrorKind as Place;
-    matches!(
-        error.kind,
-        ErrorKind::Missing | ErrorKind::Damaged | ErrorKind::Objects(Place::Missing | Place::TooShort)
-    )
 }
 
 fn store_disk(

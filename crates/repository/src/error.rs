@@ -47,6 +47,14 @@ impl Error {
         Error { kind, object: object.to_string(), why: why.into(), source: None }
     }
 
+    /// Whether what was to be read is not there, or not what was written: trying again will not help.
+    pub fn is_loss(&self) -> bool {
+        use objects::ErrorKind as Place;
+        let place =
+            matches!(self.kind, ErrorKind::Objects(Place::Missing | Place::TooShort | Place::TooLong));
+        place || matches!(self.kind, ErrorKind::Missing | ErrorKind::Damaged)
+    }
+
     pub(crate) fn local(path: &std::path::Path, action: &'static str, source: std::io::Error) -> Error {
         let object = path.display().to_string();
         Error { kind: ErrorKind::Local, object, why: action.into(), source: Some(Box::new(source)) }

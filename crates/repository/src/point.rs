@@ -130,6 +130,23 @@ impl Point {
         Ok(point)
     }
 
+    /// All that its chunks are reached by: disks, and chunks beside them. A field that is new must be looked at here: what is
+    /// left out is removed by the next collection.
+    pub(crate) fn reaches(&self) -> (&[PointDisk], &[ChunkId]) {
+        let Point {
+            disks,
+            nvram,
+            vm: _,
+            host: _,
+            taken: _,
+            ended: _,
+            consistency: _,
+            definition: _,
+            notes: _,
+        } = self;
+        (disks, nvram.as_ref().map_or(&[], |(chunks, _)| chunks))
+    }
+
     pub fn disk(&self, name: &str) -> Option<&PointDisk> {
         self.disks.iter().find(|disk| disk.name == name)
     }

@@ -10,7 +10,7 @@ use crate::tree::NodeSource;
 use crate::{ChunkId, KeyRing, PackName, Repository};
 use rempart_objects::Objects;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
 /// Packs whose secrets are kept opened: 300 bytes each.
 const OPENED: usize = 16 * 1024;
@@ -43,7 +43,7 @@ impl BlobReader {
 
     /// Whether, and where, a blob is stored.
     pub(crate) fn find(&self, id: &ChunkId) -> Result<Vec<Located>, Error> {
-        let found = self.index.read().expect("no holder panics").find(id)?;
+        let found = self.index().find(id)?;
         let packs = self.packs.read().expect("no holder panics");
         Ok(found.into_iter().filter(|located| packs.contains_key(&located.pack)).collect())
     }
@@ -59,7 +59,7 @@ impl BlobReader {
         plain: &mut Vec<u8>,
         decompressor: &mut Decompressor,
     ) -> Result<(), Error> {
-        let mut refusal = Error::new(ErrorKind::Missing, id, "no pack has this chunk");
+        let mut refusal = missing(id);
         for located in self.find(id)?.into_iter().filter(|located| located.blob.kind == kind) {
             match self.read_at(&located, plain, decompressor) {
                 Ok(()) => return Ok(()),
@@ -90,13 +90,23 @@ impl BlobReader {
         &self,
         ids: &[ChunkId],
         decompressor: &mut Decompressor,
+        each: impl FnMut(usize, &[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.read_all(BlobKind::Data, ids, decompressor, each)
+    }
+
+    /// The same for nodes, too.
+    pub(crate) fn read_all(
+        &self,
+        kind: BlobKind,
+        ids: &[ChunkId],
+        decompressor: &mut Decompressor,
         mut each: impl FnMut(usize, &[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut wanted = Vec::with_capacity(ids.len());
         for (place, id) in ids.iter().enumerate().filter(|(_, id)| !id.is_zero()) {
-            let found = self.find(id)?.into_iter().find(|located| located.blob.kind == BlobKind::Data);
-            let located =
-                found.ok_or_else(|| Error::new(ErrorKind::Missing, id, "no pack has this chunk"))?;
+            let found = self.find(id)?.into_iter().find(|located| located.blob.kind == kind);
+            let located = found.ok_or_else(|| missing(id))?;
             wanted.push((located, place));
         }
         wanted.sort_unstable_by_key(|(located, _)| (located.pack, located.blob.offset));
@@ -131,7 +141,7 @@ impl BlobReader {
                 });
                 if opened.is_none() {
                     // Another pack may have it.
-                    self.read(BlobKind::Data, &ids[*place], &mut plain, decompressor)?;
+                    self.read(kind, &ids[*place], &mut plain, decompressor)?;
                 }
                 each(*place, &plain)?;
             }
@@ -158,14 +168,22 @@ impl BlobReader {
 
     /// Whether the index may know the blob: asked of memory only.
     pub(crate) fn may_hold(&self, id: &ChunkId) -> bool {
-        self.index.read().expect("no holder panics").may_hold(id)
+        self.index().may_hold(id)
     }
 
-    /// From here on with what is live in `state`, too.
-    pub(crate) fn replace(&self, state: &State, index: LocalIndex) {
-        *self.index.write().expect("no holder panics") = index;
+    /// From here on with what is live in `state`, too. Returns the index that it had.
+    pub(crate) fn replace(&self, state: &State, index: LocalIndex) -> LocalIndex {
         *self.packs.write().expect("no holder panics") = live_packs(state).collect();
+        std::mem::replace(&mut self.index.write().expect("no holder panics"), index)
     }
+
+    pub(crate) fn index(&self) -> RwLockReadGuard<'_, LocalIndex> {
+        self.index.read().expect("no holder panics")
+    }
+}
+
+fn missing(id: &ChunkId) -> Error {
+    Error::new(ErrorKind::Missing, id, "no pack has this chunk")
 }
 
 fn live_packs(state: &State) -> impl Iterator<Item = (Number, PackName)> {

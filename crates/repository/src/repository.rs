@@ -128,9 +128,14 @@ impl Repository {
 
     /// What backup `root` says of itself.
     pub fn point(&self, log: &Log, root: u64) -> Result<Point, Error> {
+        self.point_of(log.state(), root)
+    }
+
+    /// The same of a backup of `state`.
+    pub(crate) fn point_of(&self, state: &State, root: u64) -> Result<Point, Error> {
         let object = log::name(root).to_string();
-        let payload = log.payload(root)?;
-        let chain = log.state().roots().get(&root).expect("it has a payload").chain;
+        let payload = log::payload(&*self.objects, state, root)?;
+        let chain = state.roots().get(&root).expect("it has a payload").chain;
         let opened = self.ring.opener().open(BoxPurpose::Commit, &chain.0, &payload);
         let opened = opened.ok_or_else(|| {
             Error::new(ErrorKind::Damaged, &object, "what it says of its backup does not open")
@@ -210,8 +215,15 @@ impl Repository {
             let name = PackName { session: state.owner(object).id, pack };
             let blobs = PackOpener::fetch(&*self.objects, self.ring.opener(), name)
                 .and_then(|opener| opener.fetch_blobs(&*self.objects));
-            // What a damaged pack holds is missing, which is told to who wants it.
-            let Ok(blobs) = blobs else { continue };
+            let blobs = match blobs {
+                Ok(blobs) => blobs,
+                // It could be read at another time.
+                Err(error) if matches!(error.kind, ErrorKind::Objects(_)) && !error.is_loss() => {
+                    return Err(error);
+                }
+                // What a damaged pack holds is missing, which is told to who wants it.
+                Err(_) => continue,
+            };
             let mut builder = SegmentBuilder::new();
             builder.add(pack, &blobs);
             let sealed = builder.seal(self.ring.writer());
@@ -270,12 +282,11 @@ fn finish(update: IndexUpdate, state: &State) -> Result<LocalIndex, Error> {
     update.finish(|entry| live.contains(entry.pack()), covers)
 }
 
-/// The segment is missing or damaged: the packs it lists can still be read.
-fn is_of_a_segment(error: &Error) -> bool {
-    matches!(
-        error.kind,
-        ErrorKind::Damaged | ErrorKind::Objects(ObjectErrorKind::Missing | ObjectErrorKind::TooLong)
-    )
+/// The segment is missing or makes no sense, by accident or because its writer wants it so: the packs it lists can still be
+/// read.
+pub(crate) fn is_of_a_segment(error: &Error) -> bool {
+    let nonsense = matches!(error.kind, ErrorKind::Foreign | ErrorKind::WrongKey | ErrorKind::Newer);
+    nonsense || error.is_loss()
 }
 
 fn create_new(objects: &dyn Objects, name: &Name, content: &[u8]) -> Result<(), Error> {

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Threads that put packs into their place while others fill the next.
 const UPLOADS: usize = 2;
 /// Bytes of a pack, at most: a few are in memory at once.
-const MAX_PACK_LEN: u64 = 32 << 20;
+pub(crate) const MAX_PACK_LEN: u64 = 32 << 20;
 /// Chunks of this backup that are remembered in memory; with so many, the index learns of them.
 const MAX_OWN: usize = 1 << 20;
 /// Attempts to put an object, and the pause before the second, which doubles each time.
@@ -173,7 +173,7 @@ impl BackupWriter {
         let segments = std::mem::take(&mut self.stored.acknowledged().segments);
         make_live(&self.repository, &mut session, &self.stored, now, segments)?;
         let state = session.state();
-        self.reader.replace(state, self.repository.index(state)?);
+        drop(self.reader.replace(state, self.repository.index(state)?));
         self.stored.own().retain(|id| {
             let mut whole = ChunkId::ZERO;
             whole.0[..16].copy_from_slice(id);
@@ -291,7 +291,7 @@ fn make_live(
     Ok(())
 }
 
-fn put_segment(
+pub(crate) fn put_segment(
     repository: &Repository,
     session: SessionId,
     builder: SegmentBuilder,
@@ -476,7 +476,7 @@ impl NodeSink for BlobWriter<'_> {
 }
 
 /// Puts an object under a name that nobody else has. Tries again where that may help.
-fn put(objects: &dyn Objects, name: &Name, content: &[u8]) -> Result<(), Error> {
+pub(crate) fn put(objects: &dyn Objects, name: &Name, content: &[u8]) -> Result<(), Error> {
     let mut pause = FIRST_PAUSE;
     for attempt in 1.. {
         match objects.create(name, &[content], None) {

@@ -1,6 +1,6 @@
 //! Disks of restore points, read here and there, against what the disk was.
 
-use crate::round_trip::{CHUNK, Lab, PASSPHRASE};
+use crate::lab::{CHUNK, Lab, PASSPHRASE};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rempart_backup::{ChunkCache, Content, DiskReader, Progress, check_disk};

@@ -2,7 +2,7 @@
 
 use super::Kept;
 use crate::bug::{Bug, planted};
-use crate::log::{Condemn, Content, LogError, Numbers, Refusal, Session, State, Status};
+use crate::log::{Condemn, Content, LogError, Numbers, Object, Refusal, Session, State, Status};
 use crate::{PACKS, SEGMENTS};
 use rempart_objects::{ErrorKind, Listed, Name, Objects};
 use rempart_types::WallTime;
@@ -18,6 +18,11 @@ pub trait Follow {
     /// Has `kept` hold live packs of `state` for every chunk and tree node that backup `root` reaches; of several packs
     /// that hold one, one that is kept already.
     fn follow(&mut self, state: &State, root: u64, kept: &mut Kept) -> Result<(), CollectError>;
+
+    /// All backups of `state` were followed; `kept` is about to be relied upon.
+    fn finish(&mut self, _state: &State, _kept: &mut Kept) -> Result<(), CollectError> {
+        Ok(())
+    }
 }
 
 /// A collection could not go on.
@@ -25,6 +30,8 @@ pub trait Follow {
 pub enum CollectError {
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error(transparent)]
+    Repository(#[from] crate::Error),
     /// It may have been a backup, whose packs are not to be condemned.
     #[error(
         "`log/{0:016x}` cannot be read, and may have been a backup: nothing is removed until somebody has looked at it"
@@ -40,18 +47,33 @@ pub enum CollectError {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Condemned {
     pub objects: u64,
-    /// Nobody requires them, and the place would not remove them yet: left for later.
-    pub retained: u64,
+    /// Packs that nobody requires, and that the place would not remove yet: left for later.
+    pub retained: Numbers,
 }
 
 /// What was removed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Removed {
     pub objects: u64,
+    /// Of those.
+    pub bytes: u64,
     /// The place keeps them for now.
     pub retained: u64,
+    pub retained_bytes: u64,
     /// Whether they are removed is not known: the next collection tries again.
     pub unsettled: u64,
+}
+
+impl Removed {
+    pub(super) fn and(self, other: Removed) -> Removed {
+        Removed {
+            objects: self.objects + other.objects,
+            bytes: self.bytes + other.bytes,
+            retained: self.retained + other.retained,
+            retained_bytes: self.retained_bytes + other.retained_bytes,
+            unsettled: self.unsettled + other.unsettled,
+        }
+    }
 }
 
 /// One collection, within a session of the maintenance key.
@@ -122,6 +144,7 @@ impl<'s> Collector<'s> {
                             follow.follow(state, *root, &mut kept)?;
                         }
                     }
+                    follow.finish(state, &mut kept)?;
                     survivors = kept.survivors().intersection(&live);
                 }
                 None => {
@@ -209,14 +232,16 @@ impl<'s> Collector<'s> {
     }
 }
 
-struct Plan {
-    objects: Numbers,
-    retained: u64,
+/// What can be condemned.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub objects: Numbers,
+    /// Packs that the place keeps yet.
+    pub retained: Numbers,
 }
 
 /// `expired_by`: the place keeps objects against everybody until then. Those stay live, so that they may be of use.
-fn plan(state: &State, kept: &Kept, expired_by: Option<WallTime>) -> Plan {
-    let mut plan = Plan { objects: Numbers::new(), retained: 0 };
+pub(super) fn plan(state: &State, kept: &Kept, expired_by: Option<WallTime>) -> Plan {
     let candidates = state.objects().filter(|object| {
         // A writer that is here may be about to commit what requires it.
         object.status == Status::Live
@@ -224,16 +249,10 @@ fn plan(state: &State, kept: &Kept, expired_by: Option<WallTime>) -> Plan {
             && (state.owner(object).is_over || planted(Bug::NameUsedAgain))
             && !kept.contains(object.number)
     });
-    let mut numbers = Vec::new();
-    for object in candidates {
-        if expired_by.is_some_and(|now| object.retain_until > now) {
-            plan.retained += 1;
-        } else {
-            numbers.push(object.number);
-        }
-    }
-    plan.objects = numbers.into_iter().collect();
-    plan
+    let is_retained = |object: &&Object| expired_by.is_some_and(|now| object.retain_until > now);
+    let (retained, objects): (Vec<_>, Vec<_>) = candidates.partition(is_retained);
+    let numbers = |objects: Vec<&Object>| objects.iter().map(|object| object.number).collect();
+    Plan { objects: numbers(objects), retained: numbers(retained) }
 }
 
 fn is_orphan(state: &State, listed: &Listed) -> bool {
@@ -249,10 +268,13 @@ fn is_orphan(state: &State, listed: &Listed) -> bool {
 
 /// Whether it was seen absent.
 fn remove(objects: &dyn Objects, name: &Name, removed: &mut Removed) -> Result<bool, LogError> {
+    // For people only: who cannot be told now is told nothing.
+    let bytes = objects.len(name).unwrap_or(0);
     match objects.remove(name) {
         Ok(()) => {}
         Err(error) if error.kind == ErrorKind::Retained => {
             removed.retained += 1;
+            removed.retained_bytes += bytes;
             return Ok(false);
         }
         // It may be removed at any time from now on; whether it is, is asked next.
@@ -261,11 +283,13 @@ fn remove(objects: &dyn Objects, name: &Name, removed: &mut Removed) -> Result<b
     }
     if planted(Bug::GoneUnseen) {
         removed.objects += 1;
+        removed.bytes += bytes;
         return Ok(true);
     }
     match objects.len(name) {
         Err(error) if error.kind == ErrorKind::Missing => {
             removed.objects += 1;
+            removed.bytes += bytes;
             Ok(true)
         }
         Ok(_) => {

@@ -11,15 +11,15 @@ pub struct Kept {
 
 impl Kept {
     pub fn contains(&self, pack: Number) -> bool {
-        self.packs.contains(pack)
+        self.packs.contains(pack.into())
     }
 
     /// Keeps a pack for a chunk that a backup reaches. `lies_elsewhere`: another live pack holds that chunk, too, and may
     /// be condemned because this one is kept.
     pub fn keep(&mut self, pack: Number, lies_elsewhere: bool) {
-        self.packs.insert(pack);
+        self.packs.insert(pack.into());
         if lies_elsewhere {
-            self.survivors.insert(pack);
+            self.survivors.insert(pack.into());
         }
     }
 
@@ -32,25 +32,29 @@ impl Kept {
     }
 }
 
+/// A set of numbers, a bit each.
 #[derive(Debug, Clone, Default)]
-struct Bits(Vec<u64>);
+pub(super) struct Bits(Vec<u64>);
 
 impl Bits {
-    fn place(number: Number) -> (usize, u64) {
-        (number as usize / 64, 1 << (number % 64))
+    fn place(number: u64) -> (usize, u64) {
+        ((number / 64) as usize, 1 << (number % 64))
     }
 
-    fn contains(&self, number: Number) -> bool {
+    pub fn contains(&self, number: u64) -> bool {
         let (word, bit) = Bits::place(number);
         self.0.get(word).is_some_and(|bits| bits & bit != 0)
     }
 
-    fn insert(&mut self, number: Number) {
+    /// Whether it is new.
+    pub fn insert(&mut self, number: u64) -> bool {
         let (word, bit) = Bits::place(number);
         if self.0.len() <= word {
             self.0.resize(word + 1, 0);
         }
+        let is_new = self.0[word] & bit == 0;
         self.0[word] |= bit;
+        is_new
     }
 
     fn numbers(&self) -> Numbers {

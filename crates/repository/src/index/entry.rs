@@ -22,6 +22,7 @@ const _: () = assert!(crate::pack::MAX_PACK <= 1 << OFFSET);
 const _: () = assert!(crate::blob::MAX_PLAIN + crate::key::TAG < 1 << LENGTH);
 const _: () = assert!(crate::pack::MAX_BLOBS <= 1 << ORDINAL);
 const _: () = assert!(USED <= 96);
+const _: () = assert!(PLAIN_AT <= 64);
 
 /// What the index knows of a stored blob. Its order is that of ids; of equal ones, any but always the same.
 ///
@@ -73,6 +74,12 @@ impl IndexEntry {
     /// The number of its pack: in a segment its place among the segment's packs, in a local index that of the log.
     pub fn pack(&self) -> u32 {
         u32::from_le_bytes([self.0[16], self.0[17], self.0[18], self.0[19]])
+    }
+
+    /// Bytes of its blob in the pack.
+    pub(crate) fn stored_len(&self) -> u64 {
+        let packed = u64::from_le_bytes(self.0[20..28].try_into().expect("8 bytes"));
+        packed >> STORED_AT & ((1 << LENGTH) - 1)
     }
 
     pub(super) fn with_pack(mut self, pack: u32) -> IndexEntry {

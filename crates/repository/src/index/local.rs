@@ -177,26 +177,53 @@ impl LocalIndex {
     /// Every place where the blob may be: all but one in 2¹²⁸ are it, which shows when it is opened. Reads one block of the
     /// file, or none.
     pub fn find(&self, id: &ChunkId) -> Result<Vec<Located>, Error> {
+        let mut found = Vec::new();
+        self.search(id, |_, entry| {
+            let located = IndexEntry::parse(entry).and_then(|entry| entry.locate(id));
+            found.push(located.ok_or_else(|| self.damaged("an entry is impossible"))?);
+            Ok(true)
+        })?;
+        Ok(found)
+    }
+
+    /// How many entries stand before the first of those that [`find`](Self::find) would give.
+    pub fn place_of(&self, id: &ChunkId) -> Result<Option<u64>, Error> {
+        let mut first = None;
+        self.search(id, |place, _| {
+            first = Some(place);
+            Ok(false)
+        })?;
+        Ok(first)
+    }
+
+    /// Gives the entries that may be the blob's, and their places, until `each` has enough.
+    fn search(
+        &self,
+        id: &ChunkId,
+        mut each: impl FnMut(u64, &[u8; ENTRY]) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
         let wanted = half(id);
         if !self.filter.may_hold(&wanted) {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let start = first(&wanted);
         // The last block that begins before what is wanted, and any that begin just like it.
         let from = self.firsts.partition_point(|first| *first < start).saturating_sub(1);
         let to = self.firsts.partition_point(|first| *first <= start);
-        let mut found = Vec::new();
         let mut bytes = [0; BLOCK];
         for number in from..to {
             self.read_blocks(number, &mut bytes)?;
             let entries = self.block_entries(number, &bytes);
             let begin = entries.partition_point(|entry| entry[..16] < wanted[..]);
-            for entry in entries[begin..].iter().take_while(|entry| entry[..16] == wanted) {
-                let located = IndexEntry::parse(entry).and_then(|entry| entry.locate(id));
-                found.push(located.ok_or_else(|| self.damaged("an entry is impossible"))?);
+            let matching =
+                entries.iter().enumerate().skip(begin).take_while(|(_, entry)| entry[..16] == wanted);
+            for (slot, entry) in matching {
+                if !each((number * BLOCK_ENTRIES + slot) as u64, entry)? {
+                    return Ok(());
+                }
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// All entries, in order.

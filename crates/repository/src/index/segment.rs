@@ -59,13 +59,32 @@ impl SegmentBuilder {
         self.entries.extend(blobs.iter().map(|blob| IndexEntry::new(number, blob)));
     }
 
+    /// Adds what another segment tells of the packs that `keep` keeps, if there is room for all of it; else it is left as
+    /// it was.
+    pub(crate) fn add_segment(&mut self, segment: &Segment, keep: impl Fn(&PackId) -> bool) -> bool {
+        if self.packs.len() + segment.packs.len() > MAX_PACKS
+            || self.entries.len() + segment.entries.len() > MAX_SEGMENT_ENTRIES
+        {
+            return false;
+        }
+        let mut numbers = vec![None; segment.packs.len()];
+        for (pack, number) in segment.packs.iter().zip(&mut numbers).filter(|(pack, _)| keep(pack)) {
+            *number = Some(self.packs.len() as u32);
+            self.packs.push(*pack);
+        }
+        let kept =
+            segment.entries.iter().filter_map(|entry| Some(entry.with_pack(numbers[entry.pack() as usize]?)));
+        self.entries.extend(kept);
+        true
+    }
+
     /// The packs so far, in the order they were added.
     pub fn packs(&self) -> &[PackId] {
         &self.packs
     }
 
     pub fn is_empty(&self) -> bool {
-        self.packs.is_empty()
+        self.entries.is_empty()
     }
 
     /// # Panics
@@ -154,7 +173,8 @@ impl SegmentHeader {
         out.into_bytes().try_into().expect("the fields fill it")
     }
 
-    fn parse(bytes: &[u8]) -> Result<SegmentHeader, Fault> {
+    /// From at least the header of a segment of `whole` bytes.
+    fn parse(bytes: &[u8], whole: usize) -> Result<SegmentHeader, Fault> {
         let mut input = Reader::new(bytes);
         input.magic(MAGIC)?;
         input.version(VERSION)?;
@@ -167,7 +187,7 @@ impl SegmentHeader {
         if !(1..=MAX_PACKS).contains(&packs) || !(1..=MAX_SEGMENT_ENTRIES).contains(&entries) {
             return Err(Fault::damaged("it lists an impossible number of packs or blobs"));
         }
-        if bytes.len() != sealed_len(packs, entries) {
+        if whole != sealed_len(packs, entries) {
             return Err(Fault::damaged("its length is not that of what it lists"));
         }
         Ok(SegmentHeader { cipher, repository, domain, salt, packs, entries })
@@ -185,10 +205,38 @@ impl SegmentHeader {
         bytes
     }
 
+    /// What opens it, if it is of this repository and the domain's keys are at hand.
+    fn opener(
+        &self,
+        repository: &RepositoryId,
+        domain_of: impl FnOnce(DomainId) -> Option<Domain>,
+    ) -> Result<CipherKey, Fault> {
+        if self.repository != *repository {
+            return Err(Fault::new(ErrorKind::Foreign, "it is a segment of another repository"));
+        }
+        let domain = domain_of(self.domain).filter(|domain| domain.id() == self.domain);
+        let unknown = Fault::new(ErrorKind::WrongKey, "it is of a domain whose key is not here");
+        Ok(self.key(&domain.ok_or(unknown)?))
+    }
+
+    /// Opens whole blocks, with `len` bytes in them, from the first on.
+    fn open(&self, key: &CipherKey, sealed: &[u8], len: usize) -> Result<Vec<u8>, Fault> {
+        let mut plain = vec![0; len];
+        let sealed = sealed.chunks(BLOCK + TAG);
+        for (number, (plain, sealed)) in plain.chunks_mut(BLOCK).zip(sealed).enumerate() {
+            key.open_into(ordinal(number), &[], sealed, plain).ok_or(Fault::damaged("it does not open"))?;
+        }
+        Ok(plain)
+    }
+
     fn key(&self, domain: &Domain) -> CipherKey {
         let secret: Secret = domain.index().derive("rempart 2026 index segment key", &[&self.encode()]);
         CipherKey::new(self.cipher, &secret)
     }
+}
+
+fn pack_ids(bytes: &[u8]) -> Vec<PackId> {
+    bytes.as_chunks::<PACK>().0.iter().map(|id| PackId(*id)).collect()
 }
 
 fn ordinal(block: usize) -> Ordinal {
@@ -238,21 +286,11 @@ impl Segment {
         domain_of: impl FnOnce(DomainId) -> Option<Domain>,
         bytes: &[u8],
     ) -> Result<Segment, Fault> {
-        let header = SegmentHeader::parse(bytes)?;
-        if header.repository != *repository {
-            return Err(Fault::new(ErrorKind::Foreign, "it is a segment of another repository"));
-        }
-        let domain = domain_of(header.domain).filter(|domain| domain.id() == header.domain);
-        let domain =
-            domain.ok_or(Fault::new(ErrorKind::WrongKey, "it is of a domain whose key is not here"))?;
-        let key = header.key(&domain);
-        let mut plain = vec![0; header.packs * PACK + header.entries * ENTRY];
-        let sealed = bytes[HEADER..].chunks(BLOCK + TAG);
-        for (number, (plain, sealed)) in plain.chunks_mut(BLOCK).zip(sealed).enumerate() {
-            key.open_into(ordinal(number), &[], sealed, plain).ok_or(Fault::damaged("it does not open"))?;
-        }
+        let header = SegmentHeader::parse(bytes, bytes.len())?;
+        let key = header.opener(repository, domain_of)?;
+        let plain = header.open(&key, &bytes[HEADER..], header.packs * PACK + header.entries * ENTRY)?;
         let (packs, entries) = plain.split_at(header.packs * PACK);
-        let packs = packs.as_chunks::<PACK>().0.iter().map(|id| PackId(*id)).collect();
+        let packs = pack_ids(packs);
         let parse = |bytes| IndexEntry::parse(bytes).filter(|entry| (entry.pack() as usize) < header.packs);
         let entries: Option<Vec<_>> = entries.as_chunks::<ENTRY>().0.iter().map(parse).collect();
         match entries {
@@ -260,6 +298,32 @@ impl Segment {
             Some(_) => Err(Fault::damaged("its entries are out of order")),
             None => Err(Fault::damaged("it lists an impossible blob")),
         }
+    }
+
+    /// Reads of a segment of `len` bytes only which packs it is about.
+    pub(crate) fn fetch_packs(
+        objects: &dyn Objects,
+        repository: &RepositoryId,
+        domain_of: impl FnOnce(DomainId) -> Option<Domain>,
+        name: &SegmentName,
+        len: u64,
+    ) -> Result<Vec<PackId>, Error> {
+        let object = name.object();
+        if !((HEADER + TAG) as u64..=MAX_SEGMENT).contains(&len) {
+            return Err(Error::new(ErrorKind::Damaged, object, "it has an impossible length"));
+        }
+        // Few have more packs than the first block has room for.
+        let mut bytes = objects.get_range(&object, 0..len.min((HEADER + BLOCK + TAG) as u64))?;
+        let header = SegmentHeader::parse(&bytes, len as usize).found_in(&object)?;
+        let key = header.opener(repository, domain_of).found_in(&object)?;
+        let plain = header.packs * PACK + header.entries * ENTRY;
+        let wanted = plain.min((header.packs * PACK).next_multiple_of(BLOCK));
+        let (have, want) = (bytes.len() as u64, HEADER + wanted + wanted.div_ceil(BLOCK) * TAG);
+        if have < want as u64 {
+            bytes.extend(objects.get_range(&object, have..want as u64)?);
+        }
+        let opened = header.open(&key, &bytes[HEADER..want], wanted).found_in(&object)?;
+        Ok(pack_ids(&opened[..header.packs * PACK]))
     }
 
     /// The packs it is about, by the numbers its entries use.

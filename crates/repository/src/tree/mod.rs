@@ -41,7 +41,7 @@ impl Tree {
     }
 
     /// The level of its top node; nodes of level 0 hold ids of chunks.
-    fn level(&self) -> Result<u8, Error> {
+    pub(crate) fn level(&self) -> Result<u8, Error> {
         let level = (0..=MAX_LEVEL).find(|level| self.chunks <= chunks_below(*level));
         let error =
             || Fault::damaged("it has more chunks than a disk can have").of(format!("tree {}", self.root));

@@ -1,0 +1,353 @@
+//! Collections of repositories that hold real backups: what remains is whole, what is gone is gone.
+
+use crate::lab::{CHUNK, Lab};
+use rand::Rng;
+use rempart_backup::{BackupError, ChunkSet, Content as DiskContent, Progress, check_disk};
+use rempart_objects::{Memory, Objects};
+use rempart_repository::collect::{Collected, Collection, Follow, Kept, Reach, collect, look};
+use rempart_repository::log::{Content, Session, Status};
+use rempart_repository::{BackupWriter, BlobReader, Decompressor, Point, PointDisk, SessionId};
+use rempart_types::WallTime;
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+/// No session is ended for being idle.
+const PATIENT: Duration = Duration::from_secs(1 << 40);
+const NOW: WallTime = WallTime(10);
+const HOW: Collection = Collection {
+    now: NOW,
+    idle: PATIENT,
+    follow: true,
+    repack: None,
+    accept_doubtful: false,
+    checkpoint_after: 20,
+};
+
+fn in_memory() -> Lab {
+    Lab::on(tempfile::tempdir().expect("a folder"), Arc::new(Memory::default()))
+}
+
+fn gc(lab: &Lab, how: Collection) -> Collected {
+    collect(&lab.repository, &how).expect("collects")
+}
+
+fn forget(lab: &Lab, roots: &[u64]) {
+    let log = lab.repository.log().expect("opens");
+    let mut session =
+        Session::open(log, lab.repository.ring().clone(), SessionId::random(), NOW).expect("opens");
+    session.forget(NOW, roots.to_vec()).expect("forgets");
+    session.end(NOW).expect("ends");
+}
+
+/// Objects under a prefix, and their bytes.
+fn there(objects: &Arc<dyn Objects>, prefix: &str) -> (usize, u64) {
+    let (mut count, mut bytes, mut after) = (0, 0, None);
+    loop {
+        let page = objects.list(prefix, after.as_ref()).expect("lists");
+        let Some(last) = page.last() else { return (count, bytes) };
+        after = Some(last.name.clone());
+        count += page.len();
+        bytes += page.iter().map(|listed| listed.len).sum::<u64>();
+    }
+}
+
+fn packs(lab: &Lab) -> (usize, u64) {
+    there(lab.repository.objects(), "packs/")
+}
+
+/// A point, its disk, and what that held.
+type Taken = (u64, PointDisk, Vec<u8>);
+
+fn back_up(lab: &mut Lab, points: &mut Vec<Taken>, changed: Option<ChunkSet>) {
+    let before = points.last().map(|(root, disk, _)| (*root, disk.clone()));
+    let (root, disk) = lab.back_up(before.as_ref(), changed).expect("backs up");
+    points.push((root, disk, lab.content()));
+}
+
+fn all_restore(lab: &Lab, points: &[Taken]) {
+    for (root, _, content) in points {
+        assert!(lab.restore(*root).expect("restores") == *content, "point {root}");
+    }
+}
+
+/// Backups, some full and some not, of a disk that is written to and resized; some are forgotten; collections of each kind.
+fn a_life(mut lab: Lab) {
+    lab.make_disk(6 * MIB + 512);
+    let mut points: Vec<Taken> = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    for round in 0..8 {
+        let changed = lab.change(20);
+        let full = lab.random.random_range(0..3) == 0;
+        if round % 4 == 3 {
+            let file = File::options().write(true).open(lab.disk()).expect("opens");
+            file.set_len(lab.random.random_range(3 * MIB..9 * MIB)).expect("resizes");
+            back_up(&mut lab, &mut points, None);
+        } else {
+            back_up(&mut lab, &mut points, (!full).then_some(changed));
+        }
+        let gone: Vec<Taken> = match round % 3 {
+            0 => Vec::new(),
+            // Not the newest: the next one continues it.
+            _ => vec![points.remove(lab.random.random_range(0..points.len() - 1))],
+        };
+        let roots: Vec<u64> = gone.iter().map(|(root, ..)| *root).collect();
+        if !roots.is_empty() {
+            forget(&lab, &roots);
+        }
+        let how = match round % 4 {
+            0 => Collection { follow: false, ..HOW },
+            1 => HOW,
+            _ => Collection { repack: Some(if round < 6 { 50 } else { 100 }), ..HOW },
+        };
+        let done = gc(&lab, how);
+        assert!(done.unreadable.is_empty() && done.removed.unsettled == 0, "{done:?}");
+        all_restore(&lab, &points);
+        roots.iter().for_each(|root| drop(lab.restore(*root).expect_err("it was forgotten")));
+    }
+    // Only the last remains: the place holds what a repository with nothing else would, and not much more.
+    let last = points.pop().expect("there is one");
+    forget(&lab, &points.iter().map(|(root, ..)| *root).collect::<Vec<_>>());
+    gc(&lab, Collection { repack: Some(100), ..HOW });
+    all_restore(&lab, std::slice::from_ref(&last));
+    let mut fresh = in_memory();
+    std::fs::copy(lab.disk(), fresh.disk()).expect("copies");
+    back_up(&mut fresh, &mut Vec::new(), None);
+    let (needed, used) = (packs(&fresh).1, packs(&lab).1);
+    assert!(used < needed + needed / 50 + 64 * 1024, "{used} bytes for {needed}");
+    // And nothing remains of nothing.
+    forget(&lab, &[last.0]);
+    gc(&lab, HOW);
+    assert_eq!((packs(&lab), there(lab.repository.objects(), "segments/")), ((0, 0), (0, 0)));
+}
+
+#[test]
+fn a_life_in_a_directory() {
+    a_life(Lab::new());
+}
+
+#[test]
+fn a_life_in_memory() {
+    a_life(in_memory());
+}
+
+/// What only a forgotten point had is removed; by the log alone it would not be, for the next point claims it, too.
+#[test]
+fn what_nothing_reaches_is_removed_though_it_is_claimed() {
+    let mut lab = in_memory();
+    lab.make_disk(8 * MIB);
+    let mut points = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    let (_, before) = packs(&lab);
+    lab.fill(0, 8 * MIB);
+    back_up(&mut lab, &mut points, Some(ChunkSet::all(8 * MIB, CHUNK)));
+    let both = packs(&lab).1;
+    forget(&lab, &[points.remove(0).0]);
+    let quick = gc(&lab, Collection { follow: false, ..HOW });
+    assert_eq!((quick.removed.objects, packs(&lab).1), (0, both));
+    let outlook = look(&lab.repository, &HOW).expect("looks");
+    let done = gc(&lab, HOW);
+    assert_eq!((packs(&lab).1, done.removed.bytes >= before), (both - before, true), "{done:?}");
+    assert_eq!(outlook.packs, done.condemned.objects);
+    assert!(outlook.bytes <= before && outlook.bytes > before - before / 50, "{outlook:?} of {before}");
+    all_restore(&lab, &points);
+}
+
+/// Whoever removes a tree's nodes takes from the collection what tells what is reached.
+#[test]
+fn a_point_whose_tree_is_lost_keeps_all_that_it_claims() {
+    let mut lab = in_memory();
+    lab.make_disk(6 * MIB);
+    let mut points = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    let objects = lab.repository.objects().clone();
+    // Nodes are in a pack of their own: here, the smallest.
+    let listed = objects.list("packs/", None).expect("lists");
+    let tree = listed.iter().min_by_key(|listed| listed.len).expect("there is one");
+    objects.remove(&tree.name).expect("removes");
+    let before = packs(&lab);
+    lab.make_disk(2 * MIB);
+    back_up(&mut lab, &mut points, None);
+    forget(&lab, &[points[1].0]);
+    let done = gc(&lab, Collection { repack: Some(90), ..HOW });
+    assert!(done.unreadable.contains_key(&points[0].0), "{done:?}");
+    assert_eq!(packs(&lab), before, "only what the forgotten one had is gone");
+}
+
+/// Of a chunk that lies twice, because its first copy is damaged, the good one stays.
+#[test]
+fn the_good_copy_of_a_chunk_stays() {
+    let mut lab = Lab::new();
+    lab.make_disk(4 * MIB);
+    let mut points = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    let folder = lab.folder.path().join("repository");
+    let damage = |at: u64| {
+        let objects = lab.repository.objects();
+        let listed = objects.list("packs/", None).expect("lists");
+        let largest = listed.iter().max_by_key(|listed| listed.len).expect("there is one");
+        let path = folder.join(largest.name.as_str());
+        let mut bytes = std::fs::read(&path).expect("reads");
+        let at = (largest.len * at / 100) as usize;
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).expect("writes");
+    };
+    for at in [30, 60] {
+        damage(at);
+        let log = lab.repository.log().expect("opens");
+        let reader =
+            BlobReader::new(&lab.repository, log.state(), lab.repository.index(log.state()).expect("opens"));
+        let chunk_size = lab.repository.chunk_size();
+        let disk = &points[0].1;
+        let content = DiskContent { tree: disk.tree(chunk_size), chunk_size, size: disk.size };
+        let found = check_disk(&reader, content, 2, &Progress::default());
+        lab.repository.report_damaged(&found.expect("reads").chunks, NOW).expect("reports");
+        lab.back_up(None, None).expect("backs up");
+        gc(&lab, HOW);
+        all_restore(&lab, &points);
+        gc(&lab, Collection { repack: Some(if at == 30 { 0 } else { 100 }), ..HOW });
+        all_restore(&lab, &points);
+    }
+}
+
+/// Also when the backups panic.
+struct EndOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn backups_go_on_while_collections_run() {
+    let mut lab = in_memory();
+    lab.make_disk(3 * MIB);
+    let repository = lab.repository.clone();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let collector = scope.spawn(|| {
+            let mut condemned = 0;
+            while !over.load(Ordering::Relaxed) {
+                let done = collect(&repository, &Collection { repack: Some(80), ..HOW }).expect("collects");
+                condemned += done.condemned.objects;
+            }
+            condemned
+        });
+        let _end = EndOnDrop(&over);
+        let mut points: Vec<Taken> = Vec::new();
+        for round in 0..12 {
+            let changed = lab.change(10);
+            let before = points.last().map(|(root, disk, _)| (*root, disk.clone()));
+            let mut taken = lab.back_up(before.as_ref(), (round % 4 > 0).then_some(changed));
+            // What it relied on was condemned: all is read next time. No collection is followed by the next at once in life.
+            while taken.as_ref().is_err_and(BackupError::is_stale) {
+                taken = lab.back_up(None, None);
+            }
+            let (root, disk) = taken.expect("backs up");
+            points.push((root, disk, lab.content()));
+            if points.len() > 3 {
+                forget(&lab, &[points.remove(0).0]);
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(collector.join().expect("no panic") > 0, "there was something to collect");
+        all_restore(&lab, &points);
+    });
+}
+
+/// A point that comes while trees are followed shifts what is in the index.
+#[test]
+fn what_was_followed_stays_followed_when_the_index_grows() {
+    let mut lab = in_memory();
+    lab.make_disk(4 * MIB);
+    let mut points = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    let early = lab.repository.log().expect("opens");
+    let repository = lab.repository.clone();
+    let mut reach = Reach::new(&repository, early.state()).expect("opens");
+    let mut kept = Kept::default();
+    reach.follow(early.state(), points[0].0, &mut kept).expect("follows");
+    lab.make_disk(4 * MIB);
+    back_up(&mut lab, &mut points, None);
+    let late = lab.repository.log().expect("opens");
+    reach.finish(late.state(), &mut kept).expect("tells");
+    let required = |at: usize| late.state().roots()[&points[at].0].required.clone();
+    assert!(required(0).difference(&kept.packs()).is_empty(), "{kept:?}");
+    // The first one reaches nothing of the second but what both hold.
+    assert!(!required(1).difference(&kept.packs()).is_empty(), "{kept:?}");
+}
+
+#[test]
+fn segments_do_not_pile_up() {
+    let mut lab = in_memory();
+    let mut points = Vec::new();
+    for _ in 0..20 {
+        lab.make_disk(CHUNK);
+        lab.fill(0, CHUNK);
+        back_up(&mut lab, &mut points, None);
+    }
+    let (before, _) = there(lab.repository.objects(), "segments/");
+    assert_eq!(before, 20);
+    let done = gc(&lab, HOW);
+    assert_eq!((done.segments, there(lab.repository.objects(), "segments/").0), (20, 1));
+    all_restore(&lab, &points);
+    // Those that are few are left alone, until nothing is left that they tell of.
+    assert_eq!(gc(&lab, HOW).segments, 0);
+    // Small packs are put together once they make a full one; waste is none.
+    let last = points.pop().expect("there is one");
+    forget(&lab, &points.iter().map(|(root, ..)| *root).collect::<Vec<_>>());
+    let done = gc(&lab, HOW);
+    assert_eq!(done.segments, 1, "most of its packs are gone: it is told anew, shorter");
+    all_restore(&lab, &[last]);
+}
+
+#[test]
+fn what_a_writer_that_died_put_is_removed_when_it_was_idle_for_long() {
+    let mut lab = in_memory();
+    lab.make_disk(2 * MIB);
+    let mut points = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    let before = packs(&lab);
+    let writer = BackupWriter::open(lab.repository.clone()).expect("opens");
+    let mut blobs = writer.blobs();
+    blobs.chunk(&vec![7; CHUNK as usize]).expect("puts");
+    blobs.finish().expect("puts");
+    drop(writer);
+    assert!(packs(&lab) > before);
+    let late = |idle| Collection { now: WallTime(u64::MAX), idle, ..HOW };
+    assert_eq!((gc(&lab, late(Duration::MAX)).fenced, packs(&lab) > before), (0, true));
+    assert_eq!((gc(&lab, late(Duration::from_secs(1))).fenced, packs(&lab)), (1, before));
+    all_restore(&lab, &points);
+}
+
+/// What a point holds beside its disks.
+#[test]
+fn firmware_variables_stay() {
+    let lab = in_memory();
+    let writer = BackupWriter::open(lab.repository.clone()).expect("opens");
+    let nvram: Vec<u8> = (0..200_000u32).map(|at| (at % 251) as u8).collect();
+    let kept = writer.keep(&nvram).expect("keeps");
+    let point = Point { nvram: Some(kept.clone()), ..lab.point(Vec::new()) };
+    writer.commit(lab.repository.chain("shop"), None, &point, None).expect("commits");
+    let before = packs(&lab);
+    gc(&lab, HOW);
+    assert_eq!(packs(&lab), before);
+    gc(&lab, Collection { repack: Some(100), ..HOW });
+    let log = lab.repository.log().expect("opens");
+    let state = log.state();
+    let index = lab.repository.index(state).expect("opens");
+    let reader = BlobReader::new(&lab.repository, state, index);
+    let mut read = vec![Vec::new(); kept.0.len()];
+    let mut decompressor = Decompressor::new();
+    let each = |place: usize, plain: &[u8]| {
+        read[place] = plain.to_vec();
+        Ok(())
+    };
+    reader.read_many(&kept.0, &mut decompressor, each).expect("reads");
+    assert!(read.concat() == nvram);
+    let live = state.objects().filter(|object| object.status == Status::Live);
+    assert!(live.filter(|object| matches!(object.content, Content::Pack(_))).count() > 0);
+}

@@ -1,0 +1,220 @@
+//! Writing packs anew that are mostly waste, or many and small.
+
+use super::{CollectError, Reach};
+use crate::blob::{BlobKind, Compressor, Decompressor};
+use crate::error::Error;
+use crate::index::SegmentBuilder;
+use crate::log::{Content, Number, Numbers, Session, State, Status};
+use crate::pack::PackBuilder;
+use crate::writer::{MAX_PACK_LEN, put, put_segment};
+use crate::{ChunkId, PackId, PackName, PackOpener, Repository};
+use rempart_types::WallTime;
+use std::collections::HashSet;
+
+/// Blobs that are read at once: 16 MiB in chunks of 256 KiB.
+const BATCH: usize = 64;
+/// Blobs that one collection writes anew, at most: they are remembered. What is left is left for the next one.
+const MOST: usize = 1 << 20;
+/// A pack that is smaller than this part of a full one is small.
+const SMALL: u64 = 4;
+
+/// What was written anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rewritten {
+    /// Packs whose content it was.
+    pub packs: u64,
+    /// Bytes that were put.
+    pub bytes: u64,
+}
+
+/// Packs of which less than `percent` is of use, and small ones if together they make a full one. Of the owner's domain: a
+/// pack of another holds ids that only that domain's keys make.
+pub(super) fn sparse(reach: &Reach<'_>, state: &State, percent: u8, now: WallTime) -> Result<Numbers, Error> {
+    let usage = reach.usage()?;
+    let own = reach.repository.ring().writer().domain().id();
+    let abilities = reach.repository.objects().abilities();
+    let full = abilities.pack_len.min(MAX_PACK_LEN);
+    let (mut wasteful, mut small, mut together) = (Vec::new(), Vec::new(), 0);
+    for object in state.objects() {
+        let owner = state.owner(object);
+        let is_retained = abilities.retention && object.retain_until > now;
+        let is_pack = object.status == Status::Live && matches!(object.content, Content::Pack(_));
+        // Where nothing is of use there is nothing to write.
+        let used = usage.get(&object.number).filter(|usage| usage.used > 0);
+        let Some(usage) = used.filter(|_| is_pack && owner.is_over && owner.domain == own && !is_retained)
+        else {
+            continue;
+        };
+        if u128::from(usage.used) * 100 < u128::from(usage.whole) * u128::from(percent) {
+            wasteful.push(object.number);
+        } else if usage.whole < full / SMALL {
+            small.push(object.number);
+            together += usage.used;
+        }
+    }
+    if together >= full {
+        wasteful.extend(small);
+    }
+    Ok(wasteful.into_iter().collect())
+}
+
+/// Puts anew what is reached in packs, and makes it live. From then on `reach` does without the old packs, as far as all of
+/// their content was put.
+pub(super) fn rewrite(
+    reach: &mut Reach<'_>,
+    session: &mut Session,
+    now: WallTime,
+    packs: &Numbers,
+) -> Result<Rewritten, CollectError> {
+    let repository = reach.repository;
+    let mut anew = Anew::new(repository, session, now);
+    let mut decompressor = Decompressor::new();
+    let mut old = Vec::new();
+    for number in packs.iter() {
+        if anew.done.len() >= MOST {
+            break;
+        }
+        let blobs = anew.name(number).map(|name| {
+            let opener = PackOpener::fetch(&**repository.objects(), repository.ring().opener(), name)?;
+            opener.fetch_blobs(&**repository.objects())
+        });
+        let blobs = match blobs {
+            Some(Ok(blobs)) => blobs,
+            // What it holds cannot be told: it is kept.
+            Some(Err(error)) if error.is_loss() => continue,
+            Some(Err(error)) => return Err(error.into()),
+            None => continue,
+        };
+        for kind in [BlobKind::Data, BlobKind::Tree] {
+            let mut wanted = Vec::new();
+            for blob in blobs.iter().filter(|blob| blob.kind == kind) {
+                if reach.is_reached(&blob.id)? {
+                    wanted.push(blob.id);
+                }
+            }
+            for batch in wanted.chunks(BATCH) {
+                copy(reach, kind, batch, &mut anew, &mut decompressor)?;
+            }
+        }
+        old.push(number);
+    }
+    let (rewritten, new) = anew.finish(old.len() as u64)?;
+    reach.old = reach.old.union(&old.into_iter().collect());
+    reach.new = reach.new.union(&new);
+    Ok(rewritten)
+}
+
+/// Whichever pack has a blob whole.
+fn copy(
+    reach: &Reach<'_>,
+    kind: BlobKind,
+    ids: &[ChunkId],
+    anew: &mut Anew<'_>,
+    decompressor: &mut Decompressor,
+) -> Result<(), Error> {
+    let all =
+        reach.reader.read_all(kind, ids, decompressor, |place, plain| anew.put(kind, ids[place], plain));
+    match all {
+        Err(error) if error.is_loss() => {}
+        ended => return ended,
+    }
+    let mut plain = Vec::new();
+    for id in ids {
+        match reach.reader.read(kind, id, &mut plain, decompressor) {
+            Ok(()) => anew.put(kind, *id, &plain)?,
+            // It stays where it is: its pack is not condemned.
+            Err(error) if error.is_loss() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Blobs on their way into new packs: chunks and nodes each in their own.
+struct Anew<'a> {
+    repository: &'a Repository,
+    session: &'a mut Session,
+    now: WallTime,
+    packs: [Option<PackBuilder>; 2],
+    buffer: Vec<u8>,
+    compressor: Compressor,
+    /// First halves of the ids.
+    done: HashSet<[u8; 16]>,
+    segment: SegmentBuilder,
+    live: Vec<PackId>,
+    bytes: u64,
+}
+
+impl<'a> Anew<'a> {
+    fn new(repository: &'a Repository, session: &'a mut Session, now: WallTime) -> Anew<'a> {
+        Anew {
+            repository,
+            session,
+            now,
+            packs: [None, None],
+            buffer: Vec::new(),
+            compressor: Compressor::new(),
+            done: HashSet::new(),
+            segment: SegmentBuilder::new(),
+            live: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    fn name(&self, number: Number) -> Option<PackName> {
+        let state = self.session.state();
+        let object = state.object(number)?;
+        match object.content {
+            Content::Pack(pack) => Some(PackName { session: state.owner(object).id, pack }),
+            Content::Index(_) => None,
+        }
+    }
+
+    fn put(&mut self, kind: BlobKind, id: ChunkId, plain: &[u8]) -> Result<(), Error> {
+        if !self.done.insert(id.0[..16].try_into().expect("16 bytes")) {
+            return Ok(());
+        }
+        let place = usize::from(kind == BlobKind::Tree);
+        if self.packs[place].as_ref().is_some_and(|pack| !pack.has_room(plain.len())) {
+            self.put_pack(place)?;
+        }
+        let pack = self.packs[place].get_or_insert_with(|| {
+            let len = self.repository.objects().abilities().pack_len.min(MAX_PACK_LEN);
+            PackBuilder::new(self.repository.ring().writer(), len, std::mem::take(&mut self.buffer))
+        });
+        pack.add(kind, id, plain, &mut self.compressor);
+        Ok(())
+    }
+
+    fn put_pack(&mut self, place: usize) -> Result<(), Error> {
+        let Some(pack) = self.packs[place].take() else { return Ok(()) };
+        let pack = pack.finish();
+        put(&**self.repository.objects(), &pack.name(self.session.id()).object(), pack.bytes())?;
+        self.bytes += pack.bytes().len() as u64;
+        if !self.segment.has_room(pack.blobs().len()) {
+            self.make_live()?;
+        }
+        self.segment.add(pack.id(), pack.blobs());
+        self.buffer = pack.into_buffer();
+        Ok(())
+    }
+
+    fn make_live(&mut self) -> Result<(), Error> {
+        let builder = std::mem::take(&mut self.segment);
+        if !builder.is_empty() {
+            let segment = put_segment(self.repository, self.session.id(), builder)?;
+            self.live.extend(&segment.packs);
+            self.session.segment(self.now, segment)?;
+        }
+        Ok(())
+    }
+
+    /// The new packs.
+    fn finish(mut self, old: u64) -> Result<(Rewritten, Numbers), Error> {
+        (0..self.packs.len()).try_for_each(|place| self.put_pack(place))?;
+        self.make_live()?;
+        let domain = self.repository.ring().writer().domain().id();
+        let numbers = self.live.iter().filter_map(|pack| self.session.state().live_pack(*pack, domain));
+        Ok((Rewritten { packs: old, bytes: self.bytes }, numbers.collect()))
+    }
+}
