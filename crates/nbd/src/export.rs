@@ -126,10 +126,12 @@ pub struct ExportError {
     pub reason: &'static str,
 }
 
-/// The exports of one server, checked. A client that names none gets the only one, if there is only one.
+/// The exports of one server, checked. A client that names none gets the only one, if there is only one, unless
+/// [the first is for it](ExportList::with_first_as_default).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportList {
     exports: Vec<Export>,
+    first_is_default: bool,
 }
 
 impl ExportList {
@@ -143,7 +145,14 @@ impl ExportList {
                 return Err(ExportError { export: export.name.clone(), reason: "another has that name" });
             }
         }
-        Ok(ExportList { exports })
+        let first_is_default = exports.len() == 1;
+        Ok(ExportList { exports, first_is_default })
+    }
+
+    /// The same, where a client that names none gets the first.
+    #[must_use]
+    pub fn with_first_as_default(self) -> ExportList {
+        ExportList { first_is_default: !self.exports.is_empty(), ..self }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Export> {
@@ -165,7 +174,7 @@ impl ExportList {
     /// The place of the export a client means by `name`.
     pub fn find(&self, name: &str) -> Option<usize> {
         match self.exports.iter().position(|export| export.name == name) {
-            None if name.is_empty() && self.exports.len() == 1 => Some(0),
+            None if name.is_empty() && self.first_is_default => Some(0),
             found => found,
         }
     }
@@ -181,6 +190,9 @@ mod tests {
         assert_eq!((one.find(""), one.find("disk0"), one.find("disk1")), (Some(0), Some(0), None));
         let two = ExportList::new(vec![Export::new("disk0", 4096), Export::new("disk1", 4096)]).unwrap();
         assert_eq!((two.find(""), two.find("disk1")), (None, Some(1)));
+        let two = two.with_first_as_default();
+        assert_eq!((two.find(""), two.find("disk1"), two.find("disk2")), (Some(0), Some(1), None));
+        assert_eq!(ExportList::new(Vec::new()).unwrap().with_first_as_default().find(""), None);
     }
 
     #[test]

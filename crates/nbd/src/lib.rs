@@ -1,6 +1,7 @@
 //! The NBD protocol: the server's and the client's end of a connection, on one codec.
 //!
-//! - [`server::Session`]: one client's connection to a server, without the connection.
+//! - [`server::Session`]: one client's connection to a server, without the connection; [`server::Readers`]: the
+//!   connections of a read-only server.
 //! - [`client::Client`]: a connection to a server, with pipelining and deadlines; [`client::Codec`] is the
 //!   same without the connection.
 //!
@@ -13,6 +14,7 @@ mod export;
 pub mod fuzz;
 mod header;
 mod output;
+pub mod poller;
 pub mod protocol;
 mod receive_buffer;
 pub mod server;

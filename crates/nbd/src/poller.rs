@@ -1,11 +1,13 @@
-//! epoll, level-triggered, with a key per descriptor.
+//! epoll, level-triggered, with a key per descriptor; and waking who waits there.
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::time::Timespec;
 use std::io;
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Events taken at once.
@@ -72,4 +74,37 @@ fn flags(readable: bool, writable: bool) -> EventFlags {
     flags.set(EventFlags::IN, readable);
     flags.set(EventFlags::OUT, writable);
     flags
+}
+
+/// A descriptor that becomes readable when another thread says so, once for any number of times.
+#[derive(Debug)]
+pub struct Wake {
+    descriptor: OwnedFd,
+    /// It was said, and not taken note of yet.
+    written: AtomicBool,
+}
+
+impl Wake {
+    pub fn new() -> io::Result<Wake> {
+        let descriptor = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Wake { descriptor, written: AtomicBool::new(false) })
+    }
+
+    pub fn wake(&self) {
+        if !self.written.swap(true, Ordering::AcqRel) {
+            let _ = rustix::io::write(&self.descriptor, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Call when the descriptor is readable, before looking for what it was about: what comes after it wakes again.
+    pub fn reset(&self) {
+        let _ = rustix::io::read(&self.descriptor, &mut [0; 8]);
+        self.written.store(false, Ordering::Release);
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
 }

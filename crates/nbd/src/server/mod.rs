@@ -16,10 +16,12 @@
 
 mod handshake;
 mod in_flight;
+mod readers;
 mod reply;
 mod request;
 
 pub use in_flight::RequestId;
+pub use readers::{Asked, Listener, Readers, Wanted};
 pub use reply::{ContextStatus, Extent, Piece};
 
 use crate::ErrorCode;

@@ -1,7 +1,7 @@
 //! The group's connections with its peers.
 
-use super::poller::{Poller, Ready};
 use rempart_engine::PeerMessage;
+use rempart_nbd::poller::{Poller, Ready};
 use rempart_transport::{Connection, Frame, SilenceDetector};
 use rempart_types::{MonotonicTime, NodeId, SessionId};
 use std::collections::{BTreeMap, VecDeque};

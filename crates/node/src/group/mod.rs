@@ -3,7 +3,6 @@
 mod block_status;
 mod link;
 mod nbd_server;
-mod poller;
 mod spin;
 mod thread;
 mod view_server;

@@ -5,8 +5,8 @@
 //! connection, and an old write that landed behind a newer one would undo it.
 
 use super::block_status::{self, Images, LIVE_CONTEXTS, Moment};
-use super::poller::{Poller, Ready};
 use rempart_engine::{DiskRange, Engine, GuestError, ReadPiece, Reply, Token, WriteBuffer};
+use rempart_nbd::poller::{Poller, Ready};
 use rempart_nbd::server::{Command, ContextStatus, Event, Limits, Piece, RequestId, Session, TlsPolicy};
 use rempart_nbd::{ErrorCode, Export, ExportError, ExportList};
 use rempart_types::DiskIndex;

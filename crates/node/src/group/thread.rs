@@ -3,7 +3,6 @@
 
 use super::link::{LinkEnd, LinkTimes, Links};
 use super::nbd_server::NbdServer;
-use super::poller::{Poller, Ready};
 use super::spin::Spin;
 use super::views::{ExtentsWanted, ServedViews};
 use super::{FromGroup, GroupHandle, GroupStatus, ToGroup, for_control};
@@ -12,6 +11,7 @@ use crate::config::{NodeConfig, TimingSection};
 use rempart_engine::{
     Action, Command, CommandId, CommandOutput, DigestJob, Engine, Input, OpenedView, Params, Role, Token,
 };
+use rempart_nbd::poller::{Poller, Ready};
 use rempart_replication::Digest;
 use rempart_store::file::{Executor, FileDisk, release_memory};
 use rempart_store::{IoClass, Limits, OpenOptions};

@@ -2,29 +2,24 @@
 //! costs the group's thread nothing. That one is asked for extents, a bounded number at a time.
 
 use super::block_status::{CHANGED_SINCE, CONTEXTS};
-use super::poller::{Poller, Ready};
 use super::views::{ExtentsWanted, StatusWanted, ToView, ViewInbox};
 use super::{GroupHandle, ToGroup, export_name};
 use rempart_engine::{Bytes, DiskRange, ViewId, ViewReadError, ViewedExtents};
-use rempart_nbd::server::{Command, ContextStatus, Event, Limits, Piece, RequestId, Session, TlsPolicy};
+use rempart_nbd::server::{Asked, ContextStatus, Limits, Listener, Piece, Readers, RequestId, Wanted};
 use rempart_nbd::{ErrorCode, Export, ExportError, ExportList};
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 const KEY_INBOX: u64 = 0;
-const KEY_LISTENER: u64 = 1;
-const KEY_FIRST_CLIENT: u64 = 2;
 
 /// Connections at once.
 const MAX_CLIENTS: usize = 16;
 /// Extents asked for and not here yet. The image's application and the guest's reads share the disk with them.
 const MAX_READS: usize = 128;
-/// Receives from one client before the others get their turn.
-const MAX_RECEIVES: usize = 16;
 
 /// A disk of the view.
 #[derive(Debug, Clone, Copy)]
@@ -40,13 +35,9 @@ pub struct ViewServer {
     view: ViewId,
     disks: Vec<ViewedDisk>,
     socket: PathBuf,
-    listener: UnixListener,
-    exports: Arc<ExportList>,
+    readers: Readers,
     group: GroupHandle,
     inbox: ViewInbox,
-    poller: Poller,
-    clients: BTreeMap<u64, Client>,
-    next_client: u64,
     /// Requests that wait for extents, or for a status.
     jobs: BTreeMap<u64, Job>,
     next_job: u64,
@@ -55,16 +46,6 @@ pub struct ViewServer {
     reading: usize,
     /// Why the view can be read no more.
     lost: Option<String>,
-    dirty: Vec<u64>,
-}
-
-#[derive(Debug)]
-struct Client {
-    stream: UnixStream,
-    session: Session,
-    disk: Option<ViewedDisk>,
-    wants_read: bool,
-    wants_write: bool,
 }
 
 #[derive(Debug)]
@@ -126,27 +107,21 @@ impl ViewServer {
         group: GroupHandle,
         inbox: ViewInbox,
     ) -> io::Result<()> {
-        listener.set_nonblocking(true)?;
-        let poller = Poller::new()?;
-        poller.add(inbox.wake_fd(), KEY_INBOX, false)?;
-        poller.add(&listener, KEY_LISTENER, false)?;
+        let exports = export_list(&disks).map_err(io::Error::other)?;
+        let readers = Readers::new(exports, Listener::Unix(listener), Limits::default(), MAX_CLIENTS)?;
+        readers.watch(inbox.wake_fd(), KEY_INBOX)?;
         let server = ViewServer {
             view,
-            exports: export_list(&disks).map_err(io::Error::other)?,
             disks,
             socket,
-            listener,
+            readers,
             group,
             inbox,
-            poller,
-            clients: BTreeMap::new(),
-            next_client: KEY_FIRST_CLIENT,
             jobs: BTreeMap::new(),
             next_job: 0,
             wanted: VecDeque::new(),
             reading: 0,
             lost: None,
-            dirty: Vec::new(),
         };
         let name = format!("view-{:x}", view.0 & 0xffff_ffff);
         std::thread::Builder::new().name(name).spawn(move || {
@@ -157,28 +132,33 @@ impl ViewServer {
     }
 
     fn run(mut self) {
-        let mut ready: Vec<Ready> = Vec::new();
         loop {
-            if let Err(error) = self.poller.wait(None, &mut ready) {
-                tracing::error!(%error, "a view is served no more");
-                break;
-            }
-            for event in &ready {
-                match event.key {
-                    KEY_INBOX => {
-                        if !self.take_inbox() {
-                            let _ = std::fs::remove_file(&self.socket);
-                            return;
-                        }
-                    }
-                    KEY_LISTENER => self.accept(),
-                    key => self.client_ready(key, *event),
+            match self.readers.wait(None) {
+                Ok(ready) if ready.contains(&KEY_INBOX) && !self.take_inbox() => break,
+                Ok(_) => self.turn(),
+                Err(error) => {
+                    tracing::error!(%error, "a view is served no more");
+                    break;
                 }
             }
-            self.ask();
-            self.send();
         }
         let _ = std::fs::remove_file(&self.socket);
+    }
+
+    fn turn(&mut self) {
+        loop {
+            let gone = self.readers.take_gone();
+            if !gone.is_empty() {
+                self.jobs.retain(|_, job| !gone.contains(&job.client));
+            }
+            while let Some(asked) = self.readers.next_asked() {
+                self.take(asked);
+            }
+            self.ask();
+            if !self.readers.send() {
+                return;
+            }
+        }
     }
 
     /// False when the view is closed.
@@ -189,13 +169,12 @@ impl ViewServer {
                 Ok(Some(ToView::Read { token, result })) => self.extent_read(token, result),
                 Ok(Some(ToView::Status { token, statuses })) => {
                     let Some(job) = self.jobs.remove(&token) else { continue };
-                    let Some(client) = self.clients.get_mut(&job.client) else { continue };
+                    let Some(session) = self.readers.session(job.client) else { continue };
                     let statuses: Vec<ContextStatus<'_>> = statuses
                         .iter()
                         .map(|(context, extents)| ContextStatus { context: *context, extents })
                         .collect();
-                    client.session.reply_block_status(job.id, &statuses);
-                    self.dirty.push(job.client);
+                    session.reply_block_status(job.id, &statuses);
                 }
                 Ok(Some(ToView::Lost { why })) => {
                     self.lost = Some(why);
@@ -209,82 +188,22 @@ impl ViewServer {
         }
     }
 
-    fn accept(&mut self) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            if self.clients.len() >= MAX_CLIENTS || stream.set_nonblocking(true).is_err() {
-                continue;
+    fn take(&mut self, asked: Asked) {
+        let Asked { client, export, id, offset, length, wanted } = asked;
+        if let Some(why) = &self.lost {
+            let why = lost_text(why);
+            if let Some(session) = self.readers.session(client) {
+                session.reply_error(id, ErrorCode::Io, &why);
             }
-            let key = self.next_client;
-            self.next_client += 1;
-            if self.poller.add(&stream, key, false).is_err() {
-                continue;
-            }
-            let session = Session::new(self.exports.clone(), TlsPolicy::Refused, Limits::default());
-            let client = Client { stream, session, disk: None, wants_read: true, wants_write: false };
-            self.clients.insert(key, client);
-            self.dirty.push(key);
-        }
-    }
-
-    fn client_ready(&mut self, key: u64, ready: Ready) {
-        self.dirty.push(key);
-        if !ready.readable {
             return;
         }
-        for _ in 0..MAX_RECEIVES {
-            let Some(client) = self.clients.get_mut(&key) else { return };
-            if !client.session.wants_input() {
-                return;
-            }
-            match client.session.receive_from(&mut client.stream) {
-                Ok(0) => return self.close(key),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return self.close(key),
-            }
-            if !self.parse(key) {
-                return;
-            }
-        }
-    }
-
-    /// Takes in what was received. False when the client is gone.
-    fn parse(&mut self, key: u64) -> bool {
-        loop {
-            let Some(client) = self.clients.get_mut(&key) else { return false };
-            let request = match client.session.next_event() {
-                Ok(None) => return true,
-                Ok(Some(Event::StartTls)) => unreachable!("TLS is not offered on a unix socket"),
-                Ok(Some(Event::Attached { export })) => {
-                    client.disk = Some(self.disks[export]);
-                    continue;
-                }
-                Ok(Some(Event::Disconnected)) => continue,
-                Ok(Some(Event::Request(request))) => request,
-                Err(error) => {
-                    tracing::warn!(%error, "NBD client of a view dropped");
-                    self.close(key);
-                    return false;
-                }
-            };
-            let disk = client.disk.expect("requests come after the handshake").index;
-            let range = DiskRange { disk, offset: request.offset, length: request.length };
-            let id = request.id;
-            match request.command {
-                Command::Read | Command::BlockStatus { .. } if self.lost.is_some() => {
-                    let why = self.lost.as_deref().unwrap_or_default();
-                    client.session.reply_error(id, ErrorCode::Io, &lost_text(why));
-                }
-                Command::Read => self.start_read(key, id, range),
-                Command::BlockStatus { contexts, one: _ } => {
-                    let contexts = contexts.to_vec();
-                    let token = self.add(Job { client: key, id, range, parts: Vec::new(), missing: 0 });
-                    let wanted = StatusWanted { token, range, contexts };
-                    self.group.send(ToGroup::ViewStatus { view: self.view, wanted });
-                }
-                Command::Flush => client.session.reply_ok(id),
-                _ => client.session.reply_error(id, ErrorCode::NotPermitted, "a view is read-only"),
+        let range = DiskRange { disk: self.disks[export].index, offset, length };
+        match wanted {
+            Wanted::Read => self.start_read(client, id, range),
+            Wanted::BlockStatus { contexts } => {
+                let token = self.add(Job { client, id, range, parts: Vec::new(), missing: 0 });
+                let wanted = StatusWanted { token, range, contexts };
+                self.group.send(ToGroup::ViewStatus { view: self.view, wanted });
             }
         }
     }
@@ -339,9 +258,8 @@ impl ViewServer {
                     return;
                 }
                 let job = self.jobs.remove(&key).expect("just seen");
-                self.dirty.push(job.client);
-                if let Some(client) = self.clients.get_mut(&job.client) {
-                    client.session.reply_read(job.id, pieces(job.range, job.parts));
+                if let Some(session) = self.readers.session(job.client) {
+                    session.reply_read(job.id, pieces(job.range, job.parts));
                 }
             }
             Err(error) => {
@@ -353,49 +271,10 @@ impl ViewServer {
 
     fn fail(&mut self, job: u64) {
         let Some(job) = self.jobs.remove(&job) else { return };
-        if let Some(client) = self.clients.get_mut(&job.client) {
-            let why = self.lost.as_deref().unwrap_or_default();
-            client.session.reply_error(job.id, ErrorCode::Io, &lost_text(why));
-            self.dirty.push(job.client);
+        let why = lost_text(self.lost.as_deref().unwrap_or_default());
+        if let Some(session) = self.readers.session(job.client) {
+            session.reply_error(job.id, ErrorCode::Io, &why);
         }
-    }
-
-    fn send(&mut self) {
-        // What is sent makes room for requests that were received already, and no socket tells of them again.
-        while !self.dirty.is_empty() {
-            let mut dirty = std::mem::take(&mut self.dirty);
-            dirty.sort_unstable();
-            dirty.dedup();
-            for key in dirty {
-                self.send_to(key);
-            }
-            self.ask();
-        }
-    }
-
-    fn send_to(&mut self, key: u64) {
-        let Some(client) = self.clients.get_mut(&key) else { return };
-        let queued = client.session.queued_output();
-        if client.session.send_to(&mut client.stream).is_err() || client.session.is_finished() {
-            return self.close(key);
-        }
-        if queued > client.session.queued_output() && !self.parse(key) {
-            return;
-        }
-        let Some(client) = self.clients.get_mut(&key) else { return };
-        let (wants_read, wants_write) = (client.session.wants_input(), client.session.queued_output() > 0);
-        if (wants_read, wants_write) != (client.wants_read, client.wants_write) {
-            (client.wants_read, client.wants_write) = (wants_read, wants_write);
-            if self.poller.change(&client.stream, key, wants_read, wants_write).is_err() {
-                self.close(key);
-            }
-        }
-    }
-
-    fn close(&mut self, key: u64) {
-        let Some(client) = self.clients.remove(&key) else { return };
-        self.poller.remove(&client.stream);
-        self.jobs.retain(|_, job| job.client != key);
     }
 }
 

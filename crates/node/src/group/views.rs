@@ -3,14 +3,13 @@
 use super::block_status::{self, Images, Moment, Since};
 use rempart_engine::{Bytes, DiskRange, Engine, ViewId, ViewReadError, ViewedExtents};
 use rempart_nbd::ContextIndex;
+use rempart_nbd::poller::Wake;
 use rempart_nbd::server::Extent;
 use rempart_types::{DiskIndex, Lsn};
-use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, TryRecvError};
 use tokio::sync::oneshot;
 
@@ -45,13 +44,6 @@ pub struct StatusWanted {
     pub contexts: Vec<ContextIndex>,
 }
 
-/// The server's wake-up descriptor, and whether it was written and not read yet.
-#[derive(Debug)]
-struct Wake {
-    descriptor: OwnedFd,
-    written: AtomicBool,
-}
-
 /// The group thread's way to a view's server. The server ends when it is dropped.
 #[derive(Debug)]
 pub struct ViewSender {
@@ -68,17 +60,8 @@ pub struct ViewInbox {
 /// A way to a view's server, and its end there.
 pub fn view_channel() -> io::Result<(ViewSender, ViewInbox)> {
     let (sender, receiver) = mpsc::channel();
-    let descriptor = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    let wake = Arc::new(Wake { descriptor, written: AtomicBool::new(false) });
+    let wake = Arc::new(Wake::new()?);
     Ok((ViewSender { sender: Some(sender), wake: wake.clone() }, ViewInbox { receiver, wake }))
-}
-
-impl Wake {
-    fn wake(&self) {
-        if !self.written.swap(true, Ordering::AcqRel) {
-            let _ = rustix::io::write(&self.descriptor, &1u64.to_ne_bytes());
-        }
-    }
 }
 
 impl ViewSender {
@@ -101,13 +84,12 @@ impl Drop for ViewSender {
 
 impl ViewInbox {
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.descriptor.as_fd()
+        self.wake.as_fd()
     }
 
     /// Call when the descriptor is readable, before taking messages: what comes after it wakes again.
     pub fn reset(&self) {
-        let _ = rustix::io::read(&self.wake.descriptor, &mut [0; 8]);
-        self.wake.written.store(false, Ordering::Release);
+        self.wake.reset();
     }
 
     /// `Ok(None)`: there is none now. An error: nobody sends any more.
