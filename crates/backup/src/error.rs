@@ -11,6 +11,8 @@ pub enum BackupError {
     Repository(#[from] rempart_repository::Error),
     #[error("cannot write `{disk}` at byte {offset}")]
     Target { disk: String, offset: u64, source: std::io::Error },
+    #[error("cannot {action} qemu-img: {why}")]
+    Image { action: &'static str, why: String },
     #[error("it was stopped")]
     Stopped,
 }

@@ -3,15 +3,22 @@
 mod chunk_set;
 mod disk;
 mod error;
+mod image;
+mod mount;
 mod pipeline;
 mod point;
 mod restore;
+mod server;
 mod source;
 
 pub use chunk_set::ChunkSet;
 pub use disk::{Changes, DiskJob, Pace, back_up_disk};
 pub use error::BackupError;
+pub use image::{NewFile, QemuImg};
+pub use mount::{Mounted, PointFiles};
 pub use pipeline::Progress;
 pub use point::{ChunkCache, DiskReader, ReadError, Run};
+pub use rempart_nbd::server::Listener;
 pub use restore::{Checked, Content, DamagedRange, FileTarget, Target, check_disk, restore_disk};
+pub use server::DiskServer;
 pub use source::{FileSource, NbdEndpoint, NbdSource, QemuImage, Reader, Source, SourceError};

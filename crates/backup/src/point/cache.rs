@@ -6,8 +6,8 @@ use bytes::Bytes;
 use quick_cache::sync::{Cache, DefaultLifecycle, GuardResult, PlaceholderGuard};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, UnitWeighter, Weighter};
 use rempart_repository::{
-    BlobKind, BlobReader, ChunkId, Decompressor, Error, FAN_OUT, MAX_NODE, NodeSource, Repository, Step,
-    Tree, Walk,
+    BlobKind, BlobReader, ChunkId, ChunkSize, Decompressor, Error, ErrorKind, FAN_OUT, MAX_NODE, NodeSource,
+    Repository, Step, Tree, Walk,
 };
 use std::fmt;
 use std::ops::Range;
@@ -101,6 +101,30 @@ impl ChunkCache {
         let most = AHEAD.min(bytes / AHEAD_PART) / chunk_len;
         let ahead = ReadAhead::start(shelf.clone(), most);
         Ok(Arc::new(ChunkCache { ahead, shelf }))
+    }
+
+    pub fn chunk_size(&self) -> ChunkSize {
+        self.shelf.repository.chunk_size()
+    }
+
+    /// `len` bytes that are kept in chunks beside the disks.
+    pub fn content(&self, ids: &[ChunkId], len: u64) -> Result<Vec<u8>, Error> {
+        let mut content = Vec::new();
+        for (id, chunk) in ids.iter().zip(self.chunks(ids).map_err(|(_, error)| error)?) {
+            let left = len.saturating_sub(content.len() as u64);
+            let expected = left.min(u64::from(self.chunk_size().bytes())) as usize;
+            if !id.is_zero() && chunk.len() != expected {
+                let why = format!("it has {} bytes, and its place {expected}", chunk.len());
+                return Err(Error::new(ErrorKind::Damaged, id, why));
+            }
+            content.extend_from_slice(&chunk);
+            content.resize(content.len() + expected - chunk.len(), 0);
+        }
+        if content.len() as u64 != len {
+            let why = format!("its chunks are {} bytes, and it has {len}", content.len());
+            return Err(Error::new(ErrorKind::Damaged, "what is kept beside the disks", why));
+        }
+        Ok(content)
     }
 
     /// Bytes of chunks that are in memory now.

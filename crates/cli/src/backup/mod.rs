@@ -4,8 +4,11 @@ mod access;
 mod check;
 mod create;
 mod machine;
+mod mount;
 mod points;
 mod restore;
+mod serve;
+mod stop;
 
 use crate::Output;
 use access::Access;
@@ -24,6 +27,12 @@ pub enum BackupCommand {
     Points(points::Points),
     /// Bring back a restore point's disks.
     Restore(restore::Restore),
+    /// Write one disk of a restore point as an image file.
+    Export(restore::Export),
+    /// Serve a restore point's disks over NBD.
+    Serve(serve::Serve),
+    /// Show restore points' disks as files.
+    Mount(mount::Mount),
     /// Read all that restore points hold, and compare it with what was backed up.
     Verify(check::Verify),
 }
@@ -54,6 +63,9 @@ pub fn run_backup(
         BackupCommand::Backup(command) => create::run(&command, client, output),
         BackupCommand::Points(command) => points::run(&command, output),
         BackupCommand::Restore(command) => restore::run(&command, output),
+        BackupCommand::Export(command) => restore::export(&command, output),
+        BackupCommand::Serve(command) => serve::run(&command, output),
+        BackupCommand::Mount(command) => mount::run(&command, output),
         BackupCommand::Verify(command) => check::run(&command, output),
     }
 }

@@ -19,7 +19,7 @@ pub struct Points {
 }
 
 /// Every point, the newest last.
-fn all(repository: &Repository, log: &Log) -> Result<Vec<(u64, Point)>, Error> {
+pub fn all(repository: &Repository, log: &Log) -> Result<Vec<(u64, Point)>, Error> {
     let roots = log.state().roots().keys().copied();
     let read = |root| repository.point(log, root).map(|point| (root, point));
     let points = roots.map(read).collect::<Result<Vec<_>, _>>();

@@ -1,17 +1,21 @@
-//! `rempart restore`.
+//! `rempart restore` and `rempart export`.
 
 use super::access::{Access, chain, describe};
 use super::create::shown;
 use super::points::{find, open_log};
+use super::serve::{Memory, disk_reader};
 use crate::{Output, output::bytes};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use rempart_api::Error;
-use rempart_backup::{Content, FileTarget, Pace, Progress, restore_disk};
-use rempart_repository::BlobReader;
+use rempart_backup::{
+    BackupError, ChunkCache, Content, FileTarget, NewFile, Pace, Progress, QemuImg, restore_disk,
+};
+use rempart_repository::{BlobReader, Point, PointDisk, Repository};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// Restores disks as raw images, or one disk onto a block device.
+/// Restores disks as images, or one disk onto a block device.
 #[derive(Debug, Args)]
 pub struct Restore {
     #[command(flatten)]
@@ -21,63 +25,202 @@ pub struct Restore {
     /// Only this disk.
     #[arg(long)]
     disk: Option<String>,
-    /// A folder in which a raw image is made of each disk.
+    /// A folder in which an image is made of each disk. There must be none of its name.
     #[arg(long, required_unless_present = "device", conflicts_with = "device")]
     to: Option<PathBuf>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// A block device that the disk is written to; all it holds is lost.
-    #[arg(long, requires = "yes")]
+    #[arg(long, requires = "yes", conflicts_with_all = ["format", "compare"])]
     device: Option<PathBuf>,
     /// Overwrite the device.
     #[arg(long)]
     yes: bool,
 }
 
-pub fn run(command: &Restore, output: Output) -> Result<(), Error> {
-    let repository = command.access.open()?;
-    let log = open_log(&repository)?;
-    let (root, point) = find(&repository, &log, &command.point)?;
-    let what = format!("cannot restore `{}@{root}`", point.vm);
-    let disks: Vec<_> = match &command.disk {
-        Some(name) => vec![point.disk(name).ok_or_else(|| {
-            let names: Vec<&str> = point.disks.iter().map(|disk| disk.name.as_str()).collect();
-            Error::not_found(format!("{what}: it has no disk `{name}`"))
-                .hint(format!("it has {}", names.join(", ")))
-        })?],
-        None => point.disks.iter().collect(),
-    };
-    if command.device.is_some() && disks.len() != 1 {
-        return Err(
-            Error::invalid(format!("{what}: it has {} disks", disks.len())).hint("name one with --disk")
-        );
+/// Writes one disk as an image file.
+#[derive(Debug, Args)]
+pub struct Export {
+    #[command(flatten)]
+    access: Access,
+    /// `VM` for its newest point, or `VM@POINT`.
+    point: String,
+    /// Which disk, if it has several.
+    #[arg(long)]
+    disk: Option<String>,
+    /// The file that is made. There must be none of that name.
+    #[arg(long)]
+    to: PathBuf,
+    #[command(flatten)]
+    image: ImageArgs,
+}
+
+#[derive(Debug, Args)]
+struct ImageArgs {
+    /// The images' format. All but raw take `qemu-img`.
+    #[arg(long, default_value = "raw")]
+    format: Format,
+    /// Read each image again and compare it with the restore point before it gets its name. This takes `qemu-img`.
+    #[arg(long)]
+    compare: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Raw,
+    Qcow2,
+    Vmdk,
+    Vhdx,
+}
+
+impl Format {
+    /// QEMU's name of it, and what files of it end with.
+    fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+            Format::Vmdk => "vmdk",
+            Format::Vhdx => "vhdx",
+        }
     }
-    let index = repository.index(log.state()).map_err(|e| describe(&what, &e))?;
-    let reader = BlobReader::new(&repository, log.state(), index);
-    let failed = |e: rempart_backup::BackupError| Error::failed(&what).cause(chain(&e));
-    let mut restored = Vec::new();
-    for disk in disks {
-        let (path, target) = match (&command.to, &command.device) {
-            (Some(folder), _) => {
-                std::fs::create_dir_all(folder)
-                    .map_err(|e| Error::failed(&what).cause(format!("make `{}`: {e}", folder.display())))?;
-                let path = folder.join(format!("{}.raw", disk.name));
-                (path.clone(), FileTarget::create(&path, disk.size).map_err(failed)?)
-            }
-            (None, Some(device)) => (device.clone(), FileTarget::device(device, disk.size).map_err(failed)?),
-            (None, None) => unreachable!("the arguments ask for one of both"),
-        };
-        let chunk_size = repository.chunk_size();
+}
+
+/// A point, opened for reading all of a disk.
+struct Opened {
+    repository: Arc<Repository>,
+    reader: BlobReader,
+    root: u64,
+    point: Point,
+    what: String,
+}
+
+impl Opened {
+    fn new(access: &Access, wanted: &str, verb: &str) -> Result<Opened, Error> {
+        let repository = access.open()?;
+        let log = open_log(&repository)?;
+        let (root, point) = find(&repository, &log, wanted)?;
+        let what = format!("cannot {verb} `{}@{root}`", point.vm);
+        let index = repository.index(log.state()).map_err(|e| describe(&what, &e))?;
+        let reader = BlobReader::new(&repository, log.state(), index);
+        Ok(Opened { repository, reader, root, point, what })
+    }
+
+    /// The disk of that name, or all.
+    fn disks(&self, name: Option<&str>) -> Result<Vec<&PointDisk>, Error> {
+        let Some(name) = name else { return Ok(self.point.disks.iter().collect()) };
+        let found = self.point.disk(name).ok_or_else(|| {
+            let names: Vec<&str> = self.point.disks.iter().map(|disk| disk.name.as_str()).collect();
+            Error::not_found(format!("{}: it has no disk `{name}`", self.what))
+                .hint(format!("it has {}", names.join(", ")))
+        })?;
+        Ok(vec![found])
+    }
+
+    fn one_disk(&self, name: Option<&str>) -> Result<&PointDisk, Error> {
+        match self.disks(name)?[..] {
+            [disk] => Ok(disk),
+            ref disks => Err(Error::invalid(format!("{}: it has {} disks", self.what, disks.len()))
+                .hint("name one with --disk")),
+        }
+    }
+
+    fn failed(&self, error: &BackupError) -> Error {
+        Error::failed(&self.what).cause(chain(error))
+    }
+
+    fn write_raw(&self, disk: &PointDisk, target: &FileTarget, output: Output) -> Result<(), Error> {
+        let chunk_size = self.repository.chunk_size();
         let content = Content { tree: disk.tree(chunk_size), chunk_size, size: disk.size };
         let progress = Progress::default();
         let phase = format!("restore {}", disk.name);
         shown(output, &phase, disk.size, &progress, || {
-            restore_disk(&reader, content, &target, Pace::default().threads, &progress)
+            restore_disk(&self.reader, content, target, Pace::default().threads, &progress)
         })
-        .map_err(failed)?;
+        .map_err(|e| self.failed(&e))
+    }
+
+    fn write_image(
+        &self,
+        disk: &PointDisk,
+        path: &Path,
+        image: &ImageArgs,
+        output: Output,
+    ) -> Result<(), Error> {
+        let failed = |e: BackupError| self.failed(&e);
+        let file = NewFile::create(path).map_err(failed)?;
+        let qemu_img = if image.format == Format::Raw && !image.compare {
+            None
+        } else {
+            let cache = ChunkCache::new(self.repository.clone(), Memory::DEFAULT);
+            let cache = cache.map_err(|e| describe(&self.what, &e))?;
+            Some(QemuImg::new(disk_reader(&cache, disk)).map_err(failed)?)
+        };
+        let shown_of = |verb: &str, work: &dyn Fn(&Progress) -> Result<(), BackupError>| {
+            let progress = Progress::default();
+            let phase = format!("{verb} {}", disk.name);
+            shown(output, &phase, disk.size, &progress, || work(&progress)).map_err(failed)
+        };
+        match (image.format, &qemu_img) {
+            (Format::Raw, _) => {
+                let target = FileTarget::create(file.draft(), disk.size).map_err(failed)?;
+                self.write_raw(disk, &target, output)?;
+            }
+            (format, Some(qemu_img)) => {
+                shown_of("restore", &|progress| qemu_img.convert(format.name(), file.draft(), progress))?
+            }
+            (_, None) => unreachable!("it is there for all but raw"),
+        }
+        if let Some(qemu_img) = qemu_img.as_ref().filter(|_| image.compare) {
+            shown_of("compare", &|progress| qemu_img.compare(image.format.name(), file.draft(), progress))?;
+        }
+        file.finish().map_err(failed)?;
         output.tell(&format!("`{}`: {}", path.display(), bytes(disk.size)));
+        Ok(())
+    }
+}
+
+pub fn run(command: &Restore, output: Output) -> Result<(), Error> {
+    let opened = Opened::new(&command.access, &command.point, "restore")?;
+    let mut restored = Vec::new();
+    let mut tell = |disk: &PointDisk, path: &Path| {
         restored.push(json!({ "disk": disk.name, "path": path, "size_bytes": disk.size }));
+    };
+    match (&command.to, &command.device) {
+        (Some(folder), _) => {
+            let disks = opened.disks(command.disk.as_deref())?;
+            std::fs::create_dir_all(folder).map_err(|e| {
+                Error::failed(&opened.what).cause(format!("make `{}`: {e}", folder.display()))
+            })?;
+            for disk in disks {
+                let path = folder.join(format!("{}.{}", disk.name, command.image.format.name()));
+                opened.write_image(disk, &path, &command.image, output)?;
+                tell(disk, &path);
+            }
+        }
+        (None, Some(device)) => {
+            let disk = opened.one_disk(command.disk.as_deref())?;
+            let target = FileTarget::device(device, disk.size).map_err(|e| opened.failed(&e))?;
+            opened.write_raw(disk, &target, output)?;
+            output.tell(&format!("`{}`: {}", device.display(), bytes(disk.size)));
+            tell(disk, device);
+        }
+        (None, None) => unreachable!("the arguments ask for one of both"),
     }
     if output.json {
-        return output.print_json(&json!({ "vm": point.vm, "point": root, "disks": restored }));
+        return output.print_json(&json!({ "vm": opened.point.vm, "point": opened.root, "disks": restored }));
+    }
+    Ok(())
+}
+
+pub fn export(command: &Export, output: Output) -> Result<(), Error> {
+    let opened = Opened::new(&command.access, &command.point, "export")?;
+    let disk = opened.one_disk(command.disk.as_deref())?;
+    opened.write_image(disk, &command.to, &command.image, output)?;
+    if output.json {
+        return output.print_json(&json!({
+            "vm": opened.point.vm, "point": opened.root, "disk": disk.name, "path": command.to,
+            "format": command.image.format.name(), "size_bytes": disk.size,
+        }));
     }
     Ok(())
 }

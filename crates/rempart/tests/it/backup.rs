@@ -8,47 +8,50 @@ use std::process::{Command, Stdio};
 
 const MIB: usize = 1 << 20;
 
-struct Vault {
-    rack: Rack,
+pub struct Vault {
+    pub rack: Rack,
 }
 
 impl Vault {
     /// An empty repository, opened by a passphrase.
-    fn new() -> Vault {
+    pub fn new() -> Vault {
         let vault = Vault { rack: Rack::new() };
         std::fs::write(vault.rack.path("passphrase"), "correct horse\n").unwrap();
         vault.ok(&["repo", "create", vault.repo().to_str().unwrap()]);
         vault
     }
 
-    fn repo(&self) -> PathBuf {
+    pub fn repo(&self) -> PathBuf {
         self.rack.path("repo")
     }
 
-    fn run(&self, arguments: &[&str]) -> Answer {
-        let output = Command::new(PROGRAM)
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command
             .args(arguments)
             .env("REMPART_REPOSITORY", self.repo())
             .env("REMPART_PASSPHRASE_FILE", self.rack.path("passphrase"))
             .env("REMPART_CACHE_DIR", self.rack.path("cache"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        Answer::of(output)
+            .stdin(Stdio::null());
+        command
     }
 
-    fn ok(&self, arguments: &[&str]) -> Answer {
+    fn run(&self, arguments: &[&str]) -> Answer {
+        Answer::of(self.command(arguments).output().unwrap())
+    }
+
+    pub fn ok(&self, arguments: &[&str]) -> Answer {
         let answer = self.run(arguments);
         assert_eq!(answer.code, 0, "{arguments:?}: {}", answer.err);
         answer
     }
 
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub fn json(&self, arguments: &[&str]) -> Value {
         let answer = self.ok(&[arguments, &["--json"]].concat());
         serde_json::from_str(&answer.out).expect("one JSON value")
     }
 
-    fn refused(&self, arguments: &[&str]) -> Answer {
+    pub fn refused(&self, arguments: &[&str]) -> Answer {
         let answer = self.run(arguments);
         assert_ne!(answer.code, 0, "{arguments:?}: {}", answer.err);
         answer
@@ -65,7 +68,7 @@ impl Vault {
     }
 
     /// By the daemon of `node`.
-    fn back_up(&self, node: &Server) -> Value {
+    pub fn back_up(&self, node: &Server) -> Value {
         let config = node.config();
         self.json(&["backup", "shop", "--config", config.to_str().unwrap()])
     }
@@ -77,7 +80,7 @@ impl Vault {
         disks.collect()
     }
 
-    fn files_below(&self, folder: &str) -> Vec<PathBuf> {
+    pub fn files_below(&self, folder: &str) -> Vec<PathBuf> {
         fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
@@ -189,6 +192,14 @@ fn what_goes_wrong_is_said() {
         &["restore", "shop", "--disk", "disk7", "--to", &path("to")],
         &["restore", "shop", "--device", disk, "--yes"],
         &["restore", "shop", "--device", disk],
+        &["serve", "shop", "--listen", "0.0.0.0:10809"],
+        &["serve", "shop", "--socket", disk],
+        &["serve", "nobody", "--socket", &path("socket")],
+        &["mount", &path("repo")],
+        &["restore", "shop", "--to", &path("to"), "--format", "vdi"],
+        &["restore", "shop", "--device", disk, "--yes", "--format", "qcow2"],
+        &["export", "shop", "--to", disk],
+        &["mount", &path("nowhere")],
     ] {
         let answer = vault.refused(arguments);
         transcript.told(&format!("rempart {}", arguments.join(" ")), answer.code, &answer.out, &answer.err);
