@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 const VERSION: u8 = 1;
 /// Disks of one virtual machine, at most.
 const MAX_DISKS: usize = 1024;
+/// Bytes of a disk's name: a file system's limit, less what is added to it.
+const MAX_NAME: usize = 200;
 
 /// One restore point of one virtual machine: all its disks at one instant, and what it takes to run it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +129,9 @@ impl Point {
         if point.disks.len() > MAX_DISKS || names.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(damaged("its backup has too many disks, or two of one name"));
         }
+        if !names.iter().all(|name| is_file_name(name)) {
+            return Err(damaged("a disk of its backup has a name that no file can have"));
+        }
         Ok(point)
     }
 
@@ -150,6 +155,13 @@ impl Point {
     pub fn disk(&self, name: &str) -> Option<&PointDisk> {
         self.disks.iter().find(|disk| disk.name == name)
     }
+}
+
+/// Restored, a disk is a file of its name: nobody may lead it elsewhere.
+fn is_file_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.len())
+        && !name.starts_with('.')
+        && name.chars().all(|c| c != '/' && !c.is_control())
 }
 
 impl PointDisk {
@@ -208,6 +220,16 @@ mod tests {
         twice.disks[1].name = "vda".to_owned();
         let error = Point::decode("log/1", &twice.encode()).expect_err("two of one name");
         assert_eq!(error.kind, ErrorKind::Damaged);
+    }
+
+    #[test]
+    fn a_disk_whose_name_leads_elsewhere_is_refused() {
+        for name in ["", ".", "..", "../disk0", "/etc/passwd", "a/b", "a\nb", "a\0b", &"a".repeat(201)] {
+            let mut strange = point();
+            strange.disks[0].name = name.to_owned();
+            let error = Point::decode("log/1", &strange.encode()).expect_err(name);
+            assert_eq!(error.kind, ErrorKind::Damaged, "{name:?}");
+        }
     }
 
     proptest! {

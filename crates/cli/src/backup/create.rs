@@ -1,7 +1,9 @@
 //! `rempart backup`.
 
 use super::access::{Access, chain, now};
+use super::consistency::ConsistencyArgs;
 use super::machine::{self, Machine};
+use super::qemu::{Qemu, QemuArgs};
 use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::{Client, Error, Progress as Shown};
@@ -35,6 +37,10 @@ pub struct Backup {
     /// The images' format, by QEMU's name of it, such as `qcow2` or `vmdk`.
     #[arg(long, default_value = "raw", requires = "disks")]
     format: String,
+    #[command(flatten)]
+    qemu: QemuArgs,
+    #[command(flatten)]
+    consistency: ConsistencyArgs,
 }
 
 pub fn run(
@@ -44,10 +50,10 @@ pub fn run(
 ) -> Result<(), Error> {
     let repository = command.access.open()?;
     let what = format!("cannot back up `{}`", command.vm);
-    let taker = if command.disks.is_empty() {
-        Taker::Machine(Machine::new(client()?)?)
-    } else {
-        Taker::Images(open_images(command, &what)?)
+    let taker = match command.qemu.qemu(&command.consistency, &repository, &command.vm)? {
+        Some(qemu) => Taker::Qemu(Box::new(qemu)),
+        None if command.disks.is_empty() => Taker::Machine(Machine::new(client()?)?),
+        None => Taker::Images(open_images(command, &what)?),
     };
     for attempt in 1.. {
         match back_up(&repository, &command.vm, &taker, output) {
@@ -67,14 +73,19 @@ type Image = (String, Box<dyn Source>);
 enum Taker {
     Images(Vec<Image>),
     Machine(Machine),
+    Qemu(Box<Qemu>),
 }
 
 /// What is backed up at once: disks that stay as they are, and what else there is to keep.
 pub struct Taken<'a> {
+    /// The moment.
+    pub at: WallTime,
     pub disks: Vec<TakenDisk<'a>>,
     pub definition: Option<Definition>,
     pub nvram: Option<Vec<u8>>,
     pub consistency: Consistency,
+    /// For people: what is not as it should be.
+    pub notes: Vec<String>,
     /// Why the disks can be read no more, if that happened.
     pub lost: Box<dyn Fn() -> Option<Error> + 'a>,
 }
@@ -88,7 +99,8 @@ pub struct TakenDisk<'a> {
 
 enum Failure {
     Backup(BackupError),
-    Daemon(Error),
+    /// Who has the disks says so.
+    Machine(Error),
 }
 
 impl<E: Into<BackupError>> From<E> for Failure {
@@ -101,7 +113,7 @@ impl Failure {
     fn tell(self, what: &str) -> Error {
         match self {
             Failure::Backup(error) => Error::failed(what).cause(chain(&error)),
-            Failure::Daemon(error) => {
+            Failure::Machine(error) => {
                 Error { hint: error.hint.clone(), ..Error::new(error.kind, what).cause(&error) }
             }
         }
@@ -133,7 +145,9 @@ fn back_up(
         Some(root) => Some((root, writer.point(root)?)),
         None => None,
     };
-    let taken_at = now();
+    let (base, before) = before.unzip();
+    let before = before.as_ref();
+    let chunk_len = u64::from(repository.chunk_size().bytes());
     match taker {
         Taker::Images(sources) => {
             let disks = sources.iter().map(|(name, source)| TakenDisk {
@@ -143,20 +157,30 @@ fn back_up(
                 changes: Changes::Unknown("nothing tells what changed in an image file".to_owned()),
             });
             let taken = Taken {
+                at: now(),
                 disks: disks.collect(),
                 definition: None,
                 nvram: None,
                 consistency: Consistency { level: ConsistencyLevel::Stopped, why: None, pause_ms: None },
+                notes: Vec::new(),
                 lost: Box::new(|| None),
             };
-            store(repository, writer, vm, None, taken_at, taken, output)
+            store(repository, writer, vm, None, taken, output)
         }
         Taker::Machine(machine) => {
-            let since = before.as_ref().and_then(|(_, point)| machine::position_of(point));
-            let view = machine.view(vm, since).map_err(Failure::Daemon)?;
-            let chunk_len = u64::from(repository.chunk_size().bytes());
-            let taken = view.take(before.as_ref().map(|(_, point)| point), chunk_len)?;
-            store(repository, writer, vm, before.as_ref().map(|(root, _)| *root), taken_at, taken, output)
+            let view = machine.view(vm, before.and_then(machine::position_of)).map_err(Failure::Machine)?;
+            store(repository, writer, vm, base, view.take(before, chunk_len)?, output)
+        }
+        Taker::Qemu(qemu) => {
+            let view = qemu.view(before).map_err(Failure::Machine)?;
+            let taken = view.take(before, chunk_len).map_err(Failure::Backup);
+            let stored = taken.and_then(|taken| store(repository, writer, vm, base, taken, output));
+            // Where it is not known whether the point is there, nothing is forgotten.
+            qemu.end(stored.is_ok(), output);
+            stored.map_err(|error| match error {
+                Failure::Backup(error @ BackupError::Source(_)) => Failure::Machine(qemu.unreadable(&error)),
+                error => error,
+            })
         }
     }
 }
@@ -166,7 +190,6 @@ fn store(
     writer: BackupWriter,
     vm: &str,
     before: Option<u64>,
-    taken_at: WallTime,
     taken: Taken<'_>,
     output: Output,
 ) -> Result<(Written, Point), Failure> {
@@ -183,19 +206,19 @@ fn store(
     });
     if let Err(error) = stored {
         // Why nothing can be read is more than that nothing can be read.
-        return Err((taken.lost)().map_or(Failure::Backup(error), Failure::Daemon));
+        return Err((taken.lost)().map_or(Failure::Backup(error), Failure::Machine));
     }
     let nvram = taken.nvram.map(|content| writer.keep(&content)).transpose()?;
     let point = Point {
         vm: vm.to_owned(),
         host: host_name(),
-        taken: taken_at,
+        taken: taken.at,
         ended: now(),
         consistency: taken.consistency,
         disks,
         definition: taken.definition,
         nvram,
-        notes: Vec::new(),
+        notes: taken.notes,
     };
     let written = writer.commit(repository.chain(vm), before.filter(|_| builds_on), &point, None)?;
     Ok((written, point))
@@ -243,7 +266,8 @@ fn tell(
             "new_bytes": written.new_bytes,
             "stored_bytes": written.stored_bytes,
             "seconds": point.ended.0.saturating_sub(point.taken.0) as f64 / 1000.0,
-            "consistency": point.consistency.level,
+            "consistency": point.consistency,
+            "notes": point.notes,
             "disks": point.disks.iter().map(|disk| json!({
                 "disk": disk.name, "size_bytes": disk.size, "read_bytes": disk.how.read,
                 "new_bytes": disk.how.new, "full_because": disk.how.full_because,
@@ -258,7 +282,25 @@ fn tell(
         bytes(written.stored_bytes),
         vm = command.vm
     ));
+    for disk in &point.disks {
+        if let Some(why) = &disk.how.full_because {
+            output.tell(&format!("`{}` was read in full: {why}", disk.name));
+        }
+    }
+    let Consistency { level, why, pause_ms } = &point.consistency;
+    let why = why.as_ref().map_or(String::new(), |why| format!(": {why}"));
+    let pause = pause_ms.map_or(String::new(), |pause| format!("; the guest stood still for {pause} ms"));
+    output.tell(&format!("consistency: {}{why}{pause}", level_name(*level)));
+    for note in &point.notes {
+        output.tell(&format!("note: {note}"));
+    }
     Ok(())
+}
+
+/// As in JSON.
+pub fn level_name(level: ConsistencyLevel) -> String {
+    let name = serde_json::to_value(level).expect("a level is plain data");
+    name.as_str().expect("it is a text").to_owned()
 }
 
 fn host_name() -> String {

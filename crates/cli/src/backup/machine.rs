@@ -4,6 +4,7 @@ use super::create::{Taken, TakenDisk};
 use rempart_api::{Changes as Told, Client, Error, View, ViewPosition, ViewRequest};
 use rempart_backup::{BackupError, Changes, NbdEndpoint, NbdSource, Source};
 use rempart_repository::{Consistency, ConsistencyLevel, Definition, Point};
+use rempart_types::WallTime;
 use std::sync::{Arc, Mutex};
 
 /// By this NBD context the daemon tells what changed since the position that it was given.
@@ -100,10 +101,12 @@ impl MachineView {
             pause_ms: None,
         };
         Ok(Taken {
+            at: WallTime(self.view.opened_unix_ms),
             disks,
             definition: Some(Definition { kind: "rempart".to_owned(), content }),
             nvram,
             consistency,
+            notes: Vec::new(),
             lost: Box::new(|| self.lost.lock().expect("no holder panics").clone()),
         })
     }

@@ -2,10 +2,12 @@
 
 mod access;
 mod check;
+mod consistency;
 mod create;
 mod machine;
 mod mount;
 mod points;
+mod qemu;
 mod restore;
 mod serve;
 mod stop;

@@ -1,6 +1,7 @@
 //! `rempart points`, and finding the one that is meant.
 
 use super::access::{Access, describe};
+use super::create::level_name;
 use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
@@ -68,20 +69,20 @@ pub fn run(command: &Points, output: Output) -> Result<(), Error> {
             json!({
                 "vm": point.vm, "point": root, "taken_unix_ms": point.taken.0, "host": point.host,
                 "consistency": point.consistency, "notes": point.notes, "disks": point.disks,
+                "definition": point.definition.as_ref().map(|definition| definition.kind.as_str()),
+                "nvram_bytes": point.nvram.as_ref().map(|(_, length)| length),
             })
         });
         return output.print_json(&points.collect::<Vec<_>>());
     }
     let rows = points.iter().map(|(root, point)| {
         let size = point.disks.iter().map(|disk| disk.size).sum();
-        let level = serde_json::to_value(point.consistency.level).ok();
-        let level = level.as_ref().and_then(|level| level.as_str()).unwrap_or_default().to_owned();
         vec![
             format!("{}@{root}", point.vm),
             time(point.taken),
             point.disks.len().to_string(),
             bytes(size),
-            level,
+            level_name(point.consistency.level),
         ]
     });
     output.table(&["point", "taken", "disks", "size", "consistency"], rows.collect())

@@ -455,6 +455,14 @@ async fn only_disks_that_the_guest_writes_to_are_in_a_view() {
     for disk in view.disks() {
         assert_eq!(read_all(disk).len() as u64, SIZE);
     }
+    let variables = view.variables().unwrap().as_ref().unwrap();
+    let copy = host.path("variables");
+    let uri = format!("nbd+unix:///{}?socket={}", variables.export, variables.socket.display());
+    run("nbdcopy", &[&uri, &copy.display().to_string()]);
+    assert!(std::fs::read(copy).unwrap() == std::fs::read(host.path("flash")).unwrap());
+    let description = view.description();
+    assert_eq!(description["told"]["machine"].as_str().map(|name| name.starts_with("pc-q35")), Some(true));
+    assert!(description["command_line"].as_array().unwrap().contains(&json!("-no-user-config")));
     view.retire().await.unwrap();
     assert_eq!(vm.leavings().await, [""; 0]);
 }

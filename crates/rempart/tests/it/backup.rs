@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 const MIB: usize = 1 << 20;
 
+/// A repository, and what is around it.
 pub struct Vault {
     pub rack: Rack,
 }
@@ -36,7 +37,7 @@ impl Vault {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Answer {
+    pub fn run(&self, arguments: &[&str]) -> Answer {
         Answer::of(self.command(arguments).output().unwrap())
     }
 

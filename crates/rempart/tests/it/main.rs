@@ -11,6 +11,7 @@ mod golden;
 mod images;
 mod mount;
 mod protection;
+mod qemu;
 mod rack;
 mod running;
 mod serve;

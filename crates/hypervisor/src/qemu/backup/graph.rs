@@ -52,6 +52,14 @@ pub(super) struct Disk {
     pub bitmaps: Vec<DirtyBitmap>,
 }
 
+/// Where the guest's firmware keeps its variables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Variables {
+    pub id: String,
+    pub root: String,
+    pub size_bytes: u64,
+}
+
 /// A device that is not part of a view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkippedDevice {
@@ -181,7 +189,7 @@ impl Graph {
         let qdev = device.qdev.as_ref().ok_or(SkipReason::NoDevice)?;
         let chain = self.chains.get(qdev).ok_or(SkipReason::NoDevice)?;
         let file = chain.last().and_then(|name| self.file_of(name));
-        if qdev.starts_with("/machine/") && qdev.contains(".flash") || device.device.starts_with("pflash") {
+        if is_firmware(device, qdev) {
             return Err(SkipReason::Firmware(file));
         }
         if inserted.read_only {
@@ -210,6 +218,18 @@ impl Graph {
                 && compat.is_some_and(|compat| *compat != "0.10" && !compat.is_null()),
             bitmaps: node.map(|node| node.bitmaps.clone()).unwrap_or_default(),
         })
+    }
+
+    /// The flash that the guest can write to; the later one where its program lies in such a flash, too.
+    pub(super) fn variables(&self) -> Option<Variables> {
+        let found = self.devices.iter().filter_map(|device| {
+            let (inserted, qdev) = (device.inserted.as_ref()?, device.qdev.as_ref()?);
+            let root = self.chains.get(qdev)?.first()?.clone();
+            let is_kept = is_firmware(device, qdev) && !inserted.read_only;
+            let size_bytes = inserted.image.virtual_size;
+            is_kept.then(|| Variables { id: device_id(device), root, size_bytes })
+        });
+        found.max_by(|one, other| one.id.cmp(&other.id))
     }
 
     fn driver(&self, node: &str) -> &str {
@@ -266,6 +286,10 @@ fn object_path(qdev: &str) -> String {
 }
 
 /// The name of an old-style drive, else the device's id, else its path.
+fn is_firmware(device: &Block, qdev: &str) -> bool {
+    qdev.starts_with("/machine/") && qdev.contains(".flash") || device.device.starts_with("pflash")
+}
+
 fn device_id(device: &Block) -> String {
     if !device.device.is_empty() {
         return device.device.clone();

@@ -25,6 +25,7 @@
 
 mod changes;
 mod consistency;
+mod description;
 mod directory;
 mod graph;
 mod names;
@@ -39,7 +40,7 @@ use crate::dead_man::DeadMan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::qmp::Client;
 use directory::ViewDirectory;
-use graph::{Disk, Graph};
+use graph::{Disk, Graph, Variables};
 use names::{Role, ViewId};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -105,6 +106,15 @@ pub struct ViewDisk {
     pub next: TrackingToken,
 }
 
+/// The firmware's variables, as they are while the view is open: the guest may change them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewVariables {
+    pub size_bytes: u64,
+    /// NBD server on a unix socket.
+    pub socket: PathBuf,
+    pub export: String,
+}
+
 /// A view that is ready to be taken: the guest is not affected yet.
 #[derive(Debug)]
 pub struct Prepared {
@@ -114,6 +124,8 @@ pub struct Prepared {
     _editing: File,
     disks: Vec<(Disk, Option<TrackingToken>)>,
     skipped: Vec<SkippedDevice>,
+    variables: Option<Variables>,
+    description: Value,
     tracker: Tracker,
     granularity: u32,
 }
@@ -128,6 +140,8 @@ pub struct LiveView {
     tracker: Tracker,
     disks: Vec<ViewDisk>,
     skipped: Vec<SkippedDevice>,
+    variables: Option<Result<ViewVariables>>,
+    description: Value,
     instant: Instant,
     stall: Duration,
     pause: Option<Duration>,
@@ -166,6 +180,16 @@ impl LiveView {
         &self.skipped
     }
 
+    /// Where the firmware keeps its variables, if it does, or why they cannot be read.
+    pub fn variables(&self) -> Option<&Result<ViewVariables>> {
+        self.variables.as_ref()
+    }
+
+    /// What QEMU tells of the VM, and by which command line it was started, where that can be seen.
+    pub fn description(&self) -> &Value {
+        &self.description
+    }
+
     /// When the view's instant was over.
     pub fn instant(&self) -> Instant {
         self.instant
@@ -189,6 +213,12 @@ impl LiveView {
             self.disks.iter().any(|disk| disk.node == node && others(disk, bitmap))
         };
         self.view.end(ended).await
+    }
+
+    /// Ends the view where nobody knows whether its data was stored: the next one is told what changed since this one or
+    /// since the one before, by the token that the caller brings.
+    pub async fn close(self) -> Result<()> {
+        self.view.end(|_, _| false).await
     }
 
     /// Ends the view as if it had not been: the next one tells what changed since the one before.
@@ -254,7 +284,9 @@ impl Prepared {
         teardown::remove_leftovers(&client, &directory).await?;
         let owner = client.peer_pid().and_then(user_of).unwrap_or_else(own_user);
         directory.hand_to(owner.0, owner.1)?;
-        let (disks, skipped) = Graph::read(&client).await?.disks()?;
+        let description = description::describe(&client).await;
+        let graph = Graph::read(&client).await?;
+        let (disks, skipped) = graph.disks()?;
         if disks.is_empty() {
             let detail = "it has no disk that the guest can write to";
             return Err(Error::new(ErrorKind::Refused, "take a view of this VM", detail));
@@ -277,6 +309,8 @@ impl Prepared {
             _editing: editing,
             disks: with_tokens.collect(),
             skipped,
+            variables: graph.variables(),
+            description,
             tracker: options.tracker.clone(),
             granularity: options.granularity,
         };
@@ -343,7 +377,7 @@ impl Prepared {
     /// Takes the view while the guest runs.
     pub async fn take(self) -> Result<LiveView> {
         match self.cut().await {
-            Ok((instant, stall, disks)) => Ok(self.into_view(disks, instant, stall, None)),
+            Ok(cut) => Ok(self.into_view(cut, None).await),
             Err(error) => Err(self.undo(error).await),
         }
     }
@@ -352,7 +386,7 @@ impl Prepared {
     /// too when this process dies meanwhile, at the latest after `limit`. A guest that stood still before stays so.
     pub async fn take_stopped(self, limit: Duration) -> Result<LiveView> {
         match self.cut_stopped(limit).await {
-            Ok(((instant, stall, disks), pause)) => Ok(self.into_view(disks, instant, stall, pause)),
+            Ok((cut, pause)) => Ok(self.into_view(cut, pause).await),
             Err(error) => Err(self.undo(error).await),
         }
     }
@@ -395,22 +429,32 @@ impl Prepared {
         self.or_forget(&next, rest).await.map(|disks| ((instant, stall, disks), Some(pause)))
     }
 
-    fn into_view(
-        self,
-        disks: Vec<ViewDisk>,
-        instant: Instant,
-        stall: Duration,
-        pause: Option<Duration>,
-    ) -> LiveView {
+    async fn into_view(self, (instant, stall, disks): Cut, pause: Option<Duration>) -> LiveView {
+        let variables = match &self.variables {
+            Some(variables) => Some(self.show(variables).await),
+            None => None,
+        };
         LiveView {
             view: self.view,
             tracker: self.tracker,
             disks,
             skipped: self.skipped,
+            variables,
+            description: self.description,
             instant,
             stall,
             pause,
         }
+    }
+
+    /// The export goes when the view goes.
+    async fn show(&self, variables: &Variables) -> Result<ViewVariables> {
+        let export = names::export(self.view.id, self.disks.len());
+        let options = json!({
+            "type": "nbd", "id": export, "name": export, "node-name": variables.root, "writable": false,
+        });
+        self.client.block_export_add(options).await?;
+        Ok(ViewVariables { size_bytes: variables.size_bytes, socket: self.view.directory.socket(), export })
     }
 
     async fn undo(mut self, error: Error) -> Error {

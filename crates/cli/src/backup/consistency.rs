@@ -1,0 +1,44 @@
+//! How much the guest takes part in a backup.
+
+use clap::{Args, ValueEnum};
+
+#[derive(Debug, Args)]
+pub struct ConsistencyArgs {
+    /// How consistent the disks are to be with what the guest is doing. `application` where its agent can be asked, else
+    /// `crash`.
+    #[arg(long, value_enum, requires = "qmp", conflicts_with = "disks")]
+    consistency: Option<Wanted>,
+    /// What is good enough where the guest's agent does not freeze its file systems.
+    #[arg(long = "else", value_enum, default_value = "crash", requires = "qmp", conflicts_with = "disks")]
+    otherwise: Enough,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Wanted {
+    /// File systems are frozen by the guest's agent, after its hooks had its applications prepare themselves.
+    Application,
+    /// As after a power cut: the guest notices nothing.
+    Crash,
+    /// The guest stands still while the view is taken, so that no request is half done. Its memory is not kept.
+    SavedState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Enough {
+    /// As after a power cut.
+    Crash,
+    /// The guest is stopped for the moment.
+    SavedState,
+    /// Nothing: there is no backup then.
+    Nothing,
+}
+
+impl ConsistencyArgs {
+    pub fn wanted(&self, has_agent: bool) -> Wanted {
+        self.consistency.unwrap_or(if has_agent { Wanted::Application } else { Wanted::Crash })
+    }
+
+    pub fn otherwise(&self) -> Enough {
+        self.otherwise
+    }
+}

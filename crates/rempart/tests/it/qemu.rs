@@ -1,0 +1,398 @@
+//! Backups of machines of a QEMU that is not ours, through its monitor. No guest runs in it: the test has QEMU's devices
+//! write, as a guest would, and knows every byte.
+
+use crate::backup::Vault;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const SIZE: usize = 24 << 20;
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A qcow2 disk, and a raw one.
+const DISKS: [&str; 2] = ["vda", "sda"];
+const DEVICES: [&str; 2] = ["/machine/peripheral/vda/virtio-backend", "sda"];
+
+/// A monitor of the test's own.
+struct Control {
+    lines: BufReader<UnixStream>,
+}
+
+impl Control {
+    fn execute(&mut self, command: &str, arguments: Value) -> Value {
+        let line = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.lines.get_mut(), "{line}").unwrap();
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "QEMU ended at {command}");
+            let mut answer: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(answer["error"], Value::Null, "{command}");
+            if let Some(value) = answer.get_mut("return") {
+                return value.take();
+            }
+        }
+    }
+
+    /// A device's own request, as if the guest had made it.
+    fn io(&mut self, device: &str, command: &str) {
+        let line = format!("qemu-io -d {device} \"{command}\"");
+        let said = self.execute("human-monitor-command", json!({ "command-line": line }));
+        assert_eq!(said, "", "{line}");
+    }
+
+    /// What views have left in QEMU, but for the bitmaps that record.
+    fn leavings(&mut self) -> Vec<String> {
+        let exports = self.execute("query-block-exports", json!({}));
+        let nodes = self.execute("query-named-block-nodes", json!({ "flat": true }));
+        let names = |list: &Value, key: &str| -> Vec<String> {
+            let list = list.as_array().unwrap().iter();
+            list.map(|entry| entry[key].as_str().unwrap().to_owned()).collect()
+        };
+        let all = [names(&exports, "id"), names(&nodes, "node-name")].concat();
+        all.into_iter().filter(|name| name.starts_with("rempart-")).collect()
+    }
+}
+
+/// A QEMU, and what was written to its disks.
+struct Foreign {
+    vault: Vault,
+    qemu: Child,
+    control: Control,
+    disks: [Vec<u8>; 2],
+    random: u64,
+}
+
+impl Foreign {
+    fn new() -> Foreign {
+        let vault = Vault::new();
+        for (name, format) in [("vda", "qcow2"), ("sda", "raw")] {
+            let image = vault.rack.path(name);
+            let size = SIZE.to_string();
+            let made =
+                Command::new("qemu-img").args(["create", "-q", "-f", format]).arg(image).arg(size).status();
+            assert!(made.unwrap().success());
+        }
+        std::fs::write(vault.rack.path("variables"), vec![5; 528 << 10]).unwrap();
+        let (qemu, control) = Foreign::start(&vault);
+        Foreign {
+            vault,
+            qemu,
+            control,
+            disks: [vec![0; SIZE], vec![0; SIZE]],
+            random: 88_172_645_463_325_252,
+        }
+    }
+
+    fn start(vault: &Vault) -> (Child, Control) {
+        let path = |name: &str| vault.rack.path(name).display().to_string();
+        for socket in ["qmp", "control"] {
+            let _ = std::fs::remove_file(path(socket));
+        }
+        let mut qemu = Command::new("qemu-system-x86_64")
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-M",
+                "q35",
+                "-accel",
+                "tcg",
+                "-m",
+                "64",
+                "-display",
+                "none",
+            ])
+            // The vCPUs never run.
+            .arg("-S")
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp"))])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", path("control"))])
+            .args(["-object", "iothread,id=io"])
+            .args(["-drive", &format!("file={},format=qcow2,if=none,id=vda,discard=unmap", path("vda"))])
+            .args(["-device", "virtio-blk-pci,drive=vda,id=vda,iothread=io"])
+            .args([
+                "-blockdev",
+                &format!("driver=raw,node-name=data,file.driver=file,file.filename={}", path("sda")),
+            ])
+            .args(["-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=data,id=sda"])
+            .args(["-drive", &format!("file={},format=raw,if=pflash,unit=1", path("variables"))])
+            .args(["-drive", "file=/usr/share/OVMF/OVMF_CODE_4M.fd,format=raw,if=pflash,unit=0,readonly=on"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let end = Instant::now() + PATIENCE;
+        let stream = loop {
+            match UnixStream::connect(path("control")) {
+                Ok(stream) => break stream,
+                Err(error) => {
+                    assert_eq!(qemu.try_wait().unwrap(), None, "QEMU ended");
+                    assert!(Instant::now() < end, "{error}");
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        };
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut control = Control { lines: BufReader::new(stream) };
+        let mut greeting = String::new();
+        control.lines.read_line(&mut greeting).unwrap();
+        control.execute("qmp_capabilities", json!({}));
+        (qemu, control)
+    }
+
+    fn restart(&mut self) {
+        let _ = self.qemu.wait().unwrap();
+        (self.qemu, self.control) = Foreign::start(&self.vault);
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random % bound as u64) as usize
+    }
+
+    /// A few requests anywhere.
+    fn scribble(&mut self) {
+        for disk in [0, 1] {
+            for _ in 0..8 {
+                let length = (1 + self.below(200)) * 512;
+                let offset = self.below((self.disks[disk].len() - length) / 512) * 512;
+                let byte = self.below(256) as u8;
+                let command = match byte {
+                    0..50 => format!("write -z -u {offset} {length}"),
+                    _ => format!("write -P {byte} {offset} {length}"),
+                };
+                self.control.io(DEVICES[disk], &command);
+                self.disks[disk][offset..offset + length].fill(if byte < 50 { 0 } else { byte });
+            }
+        }
+    }
+
+    fn arguments(&self, more: &[&str]) -> Vec<String> {
+        let path = |name: &str| self.vault.rack.path(name).display().to_string();
+        let own = [
+            "backup",
+            "shop",
+            "--qmp",
+            &path("qmp"),
+            "--scratch-dir",
+            &path("views"),
+            "--scratch-size",
+            "64M",
+        ];
+        own.iter().chain(more).map(|word| (*word).to_owned()).collect()
+    }
+
+    fn back_up(&self, more: &[&str]) -> Value {
+        let arguments = self.arguments(more);
+        self.vault.json(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The program, which is not waited for.
+    fn spawn(&self) -> Child {
+        let arguments = self.arguments(&[]);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.vault.command(&arguments).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn restored(&self, point: u64) -> [Vec<u8>; 2] {
+        let to = self.vault.rack.path(&format!("to-{point}"));
+        self.vault.ok(&["restore", &format!("shop@{point}"), "--to", to.to_str().unwrap()]);
+        let disks = DISKS.map(|disk| std::fs::read(to.join(format!("{disk}.raw"))).unwrap());
+        std::fs::remove_dir_all(to).unwrap();
+        disks
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// Why disks were read in full, with the numbers of bitmaps left out.
+fn full(backup: &Value) -> Vec<String> {
+    let disks = backup["disks"].as_array().unwrap().iter();
+    let told = disks.filter_map(|disk| Some((disk["disk"].as_str()?, disk["full_because"].as_str()?)));
+    let without_number = |why: &str| match why.split_once("`rempart-job.") {
+        Some((before, after)) => format!("{before}`…{}", &after[after.find('`').unwrap()..]),
+        None => why.to_owned(),
+    };
+    told.map(|(disk, why)| format!("{disk}: {}", without_number(why))).collect()
+}
+
+#[test]
+fn a_chain_goes_on_whatever_happened_in_between() {
+    let mut foreign = Foreign::new();
+    let other = foreign.vault.rack.path("other").display().to_string();
+    foreign.vault.ok(&["repo", "create", &other]);
+    let mut points = Vec::new();
+    let mut why = Vec::new();
+    let rounds = [
+        "first",
+        "running",
+        "another job",
+        "restarted",
+        "running",
+        "resized",
+        "running",
+        "killed",
+        "running",
+    ];
+    for round in rounds {
+        foreign.scribble();
+        match round {
+            "another job" => {
+                foreign.back_up(&["--repo", &other]);
+                foreign.scribble();
+            }
+            "restarted" => {
+                foreign.control.execute("quit", json!({}));
+                foreign.restart();
+            }
+            "killed" => {
+                for device in DEVICES {
+                    // What the guest has flushed is on the disk.
+                    foreign.control.io(device, "flush");
+                }
+                foreign.qemu.kill().unwrap();
+                foreign.restart();
+            }
+            "resized" => {
+                let grown = SIZE + (1 << 20);
+                foreign.control.execute("block_resize", json!({ "node-name": "data", "size": grown }));
+                foreign.disks[1].resize(grown, 0);
+            }
+            _ => (),
+        }
+        foreign.scribble();
+        let backup = foreign.back_up(&[]);
+        why.extend(full(&backup).into_iter().map(|line| format!("{round}, {line}")));
+        for disk in backup["disks"].as_array().unwrap() {
+            let new = disk["new_bytes"].as_u64().unwrap();
+            assert!(
+                round == "first" || new < SIZE as u64 / 2,
+                "{round}: only what is new is stored: {backup}"
+            );
+        }
+        assert_eq!(backup["consistency"]["level"], "crash");
+        assert_eq!(foreign.control.leavings(), [""; 0], "{round}");
+        points.push((backup["point"].as_u64().unwrap(), foreign.disks.clone(), round));
+    }
+    assert_eq!(
+        why,
+        [
+            "first, vda: no earlier backup of this disk is known",
+            "first, sda: no earlier backup of this disk is known",
+            "restarted, sda: QEMU has no bitmap `…`: it was restarted, and this kind of image does not keep bitmaps",
+            "resized, sda: the disk's size changed from 25165824 to 26214400 bytes",
+            "killed, vda: QEMU has no bitmap `…`: it was killed before it stored it, or the image is another one",
+            "killed, sda: QEMU has no bitmap `…`: it was restarted, and this kind of image does not keep bitmaps",
+        ]
+    );
+    for (point, disks, round) in points {
+        assert!(foreign.restored(point) == disks, "{round}: point {point} is not what was on the disks");
+    }
+    let told = foreign.vault.json(&["points"]);
+    assert_eq!((&told[0]["definition"], &told[0]["nvram_bytes"]), (&json!("qemu"), &json!(528 << 10)));
+}
+
+#[test]
+fn a_backup_that_is_ended_takes_its_view_away_and_one_that_is_killed_leaves_that_to_the_next() {
+    let mut foreign = Foreign::new();
+    foreign.scribble();
+    foreign.back_up(&[]);
+    foreign.scribble();
+    for signal in ["TERM", "KILL"] {
+        let mut program = foreign.spawn();
+        let end = Instant::now() + PATIENCE;
+        while foreign.control.leavings().len() < 10 {
+            assert_eq!(program.try_wait().unwrap(), None, "it ended before its view was there");
+            assert!(Instant::now() < end, "there is no view");
+        }
+        let sent = Command::new("kill").args([&format!("-{signal}"), &program.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+        let code = program.wait().unwrap().code();
+        if signal == "TERM" {
+            assert_eq!((code, foreign.control.leavings()), (Some(143), Vec::new()));
+        } else {
+            assert_eq!((code, foreign.control.leavings().is_empty()), (None, false));
+        }
+        foreign.scribble();
+    }
+    let backup = foreign.back_up(&[]);
+    assert_eq!(full(&backup), [""; 0], "what was not stored is not forgotten");
+    assert_eq!(foreign.control.leavings(), [""; 0]);
+    assert!(foreign.restored(backup["point"].as_u64().unwrap()) == foreign.disks);
+}
+
+/// Request after request, on one disk and the other in turn: the point has all up to one of them, and nothing after it.
+#[test]
+fn a_point_is_all_disks_at_one_moment() {
+    let mut foreign = Foreign::new();
+    let begin = foreign.disks.clone();
+    let over = AtomicBool::new(false);
+    let mut writes: Vec<(usize, usize, u8)> = Vec::new();
+    let arguments = foreign.arguments(&["--json"]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (vault, control) = (&foreign.vault, &mut foreign.control);
+    let (before, backup) = std::thread::scope(|scope| {
+        let (over, writes) = (&over, &mut writes);
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            while !over.load(Ordering::Acquire) {
+                let number = writes.len();
+                let (disk, byte) = (number % 2, 1 + (number % 255) as u8);
+                let offset = (number * 7919 % (SIZE / 4096)) * 4096;
+                control.io(DEVICES[disk], &format!("write -P {byte} {offset} 4096"));
+                writes.push((disk, offset, byte));
+                if number == 20 {
+                    begun.send(number).unwrap();
+                }
+            }
+        });
+        let before = has_begun.recv().unwrap();
+        let answer = vault.run(&arguments);
+        over.store(true, Ordering::Release);
+        assert_eq!(answer.code, 0, "{}", answer.err);
+        (before, serde_json::from_str::<Value>(&answer.out).unwrap())
+    });
+    let restored = foreign.restored(backup["point"].as_u64().unwrap());
+    let mut state = begin;
+    let mut matches = Vec::new();
+    for (number, (disk, offset, byte)) in writes.iter().enumerate() {
+        state[*disk][*offset..offset + 4096].fill(*byte);
+        if state == restored {
+            matches.push(number);
+        }
+    }
+    let [moment] = matches[..] else { panic!("of {} writes, {matches:?} match", writes.len()) };
+    println!("the moment of the view is after write {moment} of {}", writes.len());
+    assert!((before..writes.len() - 1).contains(&moment), "it is while the backup runs, and writes went on");
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let foreign = Foreign::new();
+    let path = |name: &str| foreign.vault.rack.path(name).display().to_string();
+    let arguments = foreign.arguments(&[]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (nowhere, without_size) = (path("nowhere"), &arguments[..arguments.len() - 2]);
+    for (arguments, more, expected) in [
+        (&arguments[..], &["--consistency", "application"][..], "needs the guest's agent"),
+        (&arguments, &["--agent", &nowhere, "--else", "nothing"], "cannot connect to the guest agent"),
+        (&arguments, &["--disk", "/dev/null"], "cannot be used with"),
+        (without_size, &["--scratch-size", "1M"], "are less than"),
+        (&["backup", "shop"], &["--qmp", &nowhere, "--scratch-dir", &nowhere], "find QEMU's monitor"),
+        (&["backup", "shop"], &["--disk", "/dev/null", "--agent", &nowhere], "cannot be used with"),
+    ] {
+        let answer = foreign.vault.refused(&[arguments, more].concat());
+        assert!(answer.err.contains(expected), "{more:?}: {}", answer.err);
+    }
+    let backup = foreign.back_up(&["--agent", &nowhere]);
+    assert_eq!(backup["consistency"]["level"], "crash");
+    let why = backup["consistency"]["why"].as_str().unwrap();
+    assert!(why.contains("cannot connect to the guest agent"), "{why}");
+}
