@@ -76,7 +76,7 @@ impl PointFiles {
             self.insert(folder, &format!("{}.raw", file_name(&disk.name)), time, What::Disk(reader));
         }
         if let Some(definition) = &point.definition {
-            let ending = if definition.kind == "rempart" { "json" } else { "xml" };
+            let ending = if definition.kind == "libvirt" { "xml" } else { "json" };
             let bytes = What::Bytes(definition.content.clone());
             self.insert(folder, &format!("definition.{ending}"), time, bytes);
         }

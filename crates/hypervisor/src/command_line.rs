@@ -83,6 +83,18 @@ pub fn disk_of(id: &str) -> Option<DiskIndex> {
 /// The program and all its arguments, but for what only the guard can give: its own monitor and the TAPs.
 /// The definition must be valid, and there is an export for each of its disks.
 pub fn build(definition: &Definition, runtime: &Runtime) -> Vec<String> {
+    build_with(definition, runtime, |disk| {
+        let export = runtime.disks.iter().find(|export| export.disk == disk.index)?;
+        Some(disk_node_options(export, runtime.reconnect_delay, runtime.open_timeout))
+    })
+}
+
+/// The same on other block nodes than those of the daemon's exports; a disk's node has the name that [`disk_node`] gives.
+pub fn build_with(
+    definition: &Definition,
+    runtime: &Runtime,
+    node: impl Fn(&Disk) -> Option<Value>,
+) -> Vec<String> {
     let mut line = Line { arguments: vec![runtime.qemu_program.display().to_string()] };
     line.option("-name", format!("guest={},debug-threads=on", definition.name));
     line.flag("-nodefaults");
@@ -97,7 +109,7 @@ pub fn build(definition: &Definition, runtime: &Runtime) -> Vec<String> {
     line.option("-display", "none");
     line.device(json!({ "driver": "VGA", "id": "screen", "bus": "pcie.0", "addr": "0x1", "vgamem_mb": 16 }));
     line.channels(runtime);
-    line.disks(definition, runtime);
+    line.disks(definition, node);
     line.nics(definition);
     if runtime.sandbox {
         line.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
@@ -241,7 +253,7 @@ impl Line {
         self.device(json!({ "driver": "pvpanic-pci", "bus": "pcie.0", "addr": "0x4" }));
     }
 
-    fn disks(&mut self, definition: &Definition, runtime: &Runtime) {
+    fn disks(&mut self, definition: &Definition, node: impl Fn(&Disk) -> Option<Value>) {
         let highest = definition.disks.iter().map(|disk| usize::from(disk.index.0) + 1).max().unwrap_or(0);
         for port in 0..(highest + SPARE_PORTS).min(MAX_DISKS) {
             self.device(json!({
@@ -252,8 +264,7 @@ impl Line {
         }
         self.option("-object", json!({ "qom-type": "iothread", "id": "disks" }));
         for disk in &definition.disks {
-            if let Some(export) = runtime.disks.iter().find(|export| export.disk == disk.index) {
-                let node = disk_node_options(export, runtime.reconnect_delay, runtime.open_timeout);
+            if let Some(node) = node(disk) {
                 self.option("-blockdev", node);
             }
             let boot_index = boot_index(definition, BootDevice::Disk(disk.index));

@@ -27,12 +27,11 @@ const HOT: f64 = 0.5;
 /// Chunks that one part of the cache, with a lock of its own, should have room for.
 const SHARD: u64 = 64;
 const MOST_SHARDS: u64 = 8;
-/// The log is read again for something that is missing, at most so often.
-const RENEW: Duration = Duration::from_secs(5);
+/// Looking for what cannot be read in the log as it is now takes at most one part of the time in so many, when it is in vain.
+const RENEW_PART: u32 = 20;
 
 /// What is read of a repository by those who read at random.
 pub struct ChunkCache {
-    // Dropped first: its threads use the other.
     ahead: ReadAhead,
     shelf: Arc<Shelf>,
 }
@@ -41,7 +40,8 @@ pub struct ChunkCache {
 pub(super) struct Shelf {
     repository: Arc<Repository>,
     reader: RwLock<Arc<BlobReader>>,
-    renewed: Mutex<Option<Instant>>,
+    /// When that ended last, and how long it took.
+    renewed: Mutex<Option<(Instant, Duration)>>,
     chunks: Cache<ChunkId, Bytes, Weight>,
     nodes: Cache<ChunkId, Bytes, Weight>,
     leaves: Cache<(ChunkId, u64), Arc<Leaf>>,
@@ -251,11 +251,13 @@ impl Shelf {
         if !Arc::ptr_eq(&current, failed) {
             return Some(current);
         }
-        if renewed.is_some_and(|at| at.elapsed() < RENEW) {
+        if renewed.is_some_and(|(ended, took)| ended.elapsed() < took * RENEW_PART) {
             return None;
         }
-        *renewed = Some(Instant::now());
-        let newer = open(&self.repository).ok()?;
+        let began = Instant::now();
+        let newer = open(&self.repository);
+        *renewed = Some((Instant::now(), began.elapsed()));
+        let newer = newer.ok()?;
         *self.reader.write().expect("no holder panics") = newer.clone();
         Some(newer)
     }

@@ -4,7 +4,6 @@ use super::cache::Shelf;
 use rempart_repository::{FAN_OUT, Tree};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, mpsc};
-use std::thread::JoinHandle;
 
 const THREADS: usize = 2;
 /// Orders that wait. What comes when there are more is not read ahead: everybody reads for himself then.
@@ -16,12 +15,10 @@ struct Order {
     chunks: Range<u64>,
 }
 
-/// The threads, and the way to them.
+/// The way to the threads. They end when it is dropped, once what they read is here: nobody waits for that.
 #[derive(Debug)]
 pub(super) struct ReadAhead {
-    /// Dropped first: that ends the threads.
-    orders: Option<mpsc::SyncSender<Order>>,
-    threads: Vec<JoinHandle<()>>,
+    orders: mpsc::SyncSender<Order>,
     most: u64,
 }
 
@@ -30,7 +27,7 @@ impl ReadAhead {
     pub fn start(shelf: Arc<Shelf>, most: u64) -> ReadAhead {
         let (sender, receiver) = mpsc::sync_channel(ORDERS);
         let receiver = Arc::new(Mutex::new(receiver));
-        let thread = |_| {
+        let thread = |_: &usize| {
             let (shelf, receiver) = (shelf.clone(), receiver.clone());
             let spawned = std::thread::Builder::new().name("read-ahead".into()).spawn(move || {
                 loop {
@@ -39,11 +36,10 @@ impl ReadAhead {
                     read(&shelf, tree, chunks);
                 }
             });
-            spawned.ok()
+            spawned.is_ok()
         };
-        let threads: Vec<JoinHandle<()>> = (0..THREADS).filter(|_| most > 0).filter_map(thread).collect();
-        let most = if threads.is_empty() { 0 } else { most };
-        ReadAhead { orders: Some(sender), threads, most }
+        let started = (0..THREADS).filter(|_| most > 0).filter(thread).count();
+        ReadAhead { orders: sender, most: if started == 0 { 0 } else { most } }
     }
 
     pub fn most(&self) -> u64 {
@@ -51,9 +47,7 @@ impl ReadAhead {
     }
 
     pub fn order(&self, tree: Tree, chunks: Range<u64>) {
-        if let Some(orders) = &self.orders {
-            let _ = orders.try_send(Order { tree, chunks });
-        }
+        let _ = self.orders.try_send(Order { tree, chunks });
     }
 }
 
@@ -68,14 +62,5 @@ fn read(shelf: &Shelf, tree: Tree, chunks: Range<u64>) {
             shelf.fetch(&ids[first..first + (end - at) as usize], |_, _| {});
         }
         at = end;
-    }
-}
-
-impl Drop for ReadAhead {
-    fn drop(&mut self) {
-        self.orders.take();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
     }
 }

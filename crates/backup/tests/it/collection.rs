@@ -2,7 +2,9 @@
 
 use crate::lab::{CHUNK, Lab};
 use rand::Rng;
-use rempart_backup::{BackupError, ChunkSet, Content as DiskContent, Progress, check_disk};
+use rempart_backup::{
+    BackupError, ChunkCache, ChunkSet, Content as DiskContent, DiskReader, Progress, check_disk,
+};
 use rempart_objects::{Memory, Objects};
 use rempart_repository::collect::{Collected, Collection, Follow, Kept, Reach, collect, look};
 use rempart_repository::log::{Content, Session, Status};
@@ -350,4 +352,28 @@ fn firmware_variables_stay() {
     assert!(read.concat() == nvram);
     let live = state.objects().filter(|object| object.status == Status::Live);
     assert!(live.filter(|object| matches!(object.content, Content::Pack(_))).count() > 0);
+}
+
+/// Packs are written anew, and the old ones removed, while somebody reads a point here and there.
+#[test]
+fn a_point_that_is_served_is_read_on_while_its_packs_are_written_anew() {
+    let mut lab = in_memory();
+    lab.make_disk(8 * MIB);
+    lab.fill(0, 8 * MIB);
+    let mut points: Vec<Taken> = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    let changed = lab.change(60);
+    back_up(&mut lab, &mut points, Some(changed));
+    let cache = ChunkCache::new(lab.repository.clone(), 1 << 20).expect("opens");
+    let (_, disk, content) = &points[1];
+    let chunk_size = lab.repository.chunk_size();
+    let whole = DiskContent { tree: disk.tree(chunk_size), chunk_size, size: disk.size };
+    let reader = DiskReader::new(&cache, &disk.name, whole);
+    let mut bytes = vec![0; content.len()];
+    reader.read_into(0, &mut bytes[..4096]).expect("reads");
+    forget(&lab, &[points[0].0]);
+    let done = gc(&lab, Collection { repack: Some(100), ..HOW });
+    assert!(done.unreadable.is_empty(), "{done:?}");
+    reader.read_into(0, &mut bytes).expect("it is found where it is now");
+    assert!(bytes == *content);
 }

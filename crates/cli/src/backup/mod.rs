@@ -8,6 +8,7 @@ mod machine;
 mod mount;
 mod points;
 mod qemu;
+mod recover;
 mod restore;
 mod serve;
 mod stop;
@@ -31,6 +32,8 @@ pub enum BackupCommand {
     Restore(restore::Restore),
     /// Write one disk of a restore point as an image file.
     Export(restore::Export),
+    /// Run a virtual machine from the repository at once, and move its disks here while it runs.
+    Recover(recover::Recover),
     /// Serve a restore point's disks over NBD.
     Serve(serve::Serve),
     /// Show restore points' disks as files.
@@ -66,6 +69,7 @@ pub fn run_backup(
         BackupCommand::Points(command) => points::run(&command, output),
         BackupCommand::Restore(command) => restore::run(&command, output),
         BackupCommand::Export(command) => restore::export(&command, output),
+        BackupCommand::Recover(command) => recover::run(&command, output),
         BackupCommand::Serve(command) => serve::run(&command, output),
         BackupCommand::Mount(command) => mount::run(&command, output),
         BackupCommand::Verify(command) => check::run(&command, output),

@@ -9,5 +9,5 @@ pub mod client;
 pub mod commands;
 pub mod message;
 
-pub use client::{Client, EventStream};
+pub use client::{Client, EventStream, Heard};
 pub use message::{CommandError, Event, Message, ParseError};

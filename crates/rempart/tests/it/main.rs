@@ -13,6 +13,7 @@ mod mount;
 mod protection;
 mod qemu;
 mod rack;
+mod recover;
 mod running;
 mod serve;
 mod service;

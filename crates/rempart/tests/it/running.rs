@@ -23,8 +23,9 @@ impl Running {
         let mut running = Running { child, log };
         running.until("it is ready", |running| {
             let ended = running.child.try_wait().unwrap();
-            assert!(ended.is_none(), "{arguments:?} ended: {}", running.log());
-            running.log().contains(ready)
+            let is_ready = running.log().contains(ready);
+            assert!(is_ready || ended.is_none(), "{arguments:?} ended: {}", running.log());
+            is_ready
         });
         running
     }

@@ -1,0 +1,257 @@
+//! `rempart recover --instant`.
+
+mod attend;
+mod folder;
+mod machine;
+
+use super::access::{Access, chain, describe};
+use super::points::{find, open_log};
+use super::serve::{Memory, SocketFile, disk_reader, tell_unreadable};
+use crate::Output;
+use attend::{Ended, attend, job};
+use clap::Args;
+use folder::{Folder, Record};
+use machine::{Hardware, running};
+use rempart_api::{Error, ErrorKind};
+use rempart_backup::{ChunkCache, DiskReader, DiskServer, Listener};
+use rempart_repository::Point;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+/// Between two looks at somebody else's work.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Runs a virtual machine from a restore point within seconds, while its disks are moved to a folder.
+///
+/// All that the machine writes goes into that folder. When the disks are there, the command ends and the machine runs on.
+/// Whatever ends it before, the same command goes on where it was.
+#[derive(Debug, Args)]
+pub struct Recover {
+    #[command(flatten)]
+    access: Access,
+    /// Run it at once.
+    #[arg(long, required_unless_present_any = ["status", "finish"], requires = "point")]
+    instant: bool,
+    /// `VM` for its newest point, or `VM@POINT`.
+    point: Option<String>,
+    /// The folder that the disks are moved to, empty at first.
+    #[arg(long)]
+    to: PathBuf,
+    /// Tell how far it is.
+    #[arg(long, conflicts_with_all = ["instant", "finish"])]
+    status: bool,
+    /// Wait until the disks are moved; of a machine that is switched off, move them.
+    #[arg(long, conflicts_with = "instant")]
+    finish: bool,
+    /// Connect it to the bridges that its definition names. Without this its network cards lead nowhere: the machine that
+    /// it was may still be there.
+    #[arg(long)]
+    network: bool,
+    /// The program that runs it.
+    #[arg(long, default_value = "qemu-system-x86_64")]
+    qemu: String,
+    #[command(flatten)]
+    memory: Memory,
+    /// QEMU's arguments, where the point has no definition: `{disk0}` in them is the block node of the disk of that name.
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+/// The point, served in the folder for as long as this is there.
+struct Served {
+    _server: DiskServer,
+    _socket: SocketFile,
+    // A lock that goes with its descriptor.
+    _lock: std::fs::File,
+}
+
+impl Served {
+    fn start(
+        folder: &Folder,
+        cache: &Arc<ChunkCache>,
+        point: &Point,
+        lock: std::fs::File,
+        output: Output,
+    ) -> Result<Served, Error> {
+        let (socket, listener) = SocketFile::listen(&folder.nbd())?;
+        let disks: Vec<DiskReader> = point.disks.iter().map(|disk| disk_reader(cache, disk)).collect();
+        let server = DiskServer::start(disks, Listener::Unix(listener), Box::new(tell_unreadable(output)));
+        let server = server.map_err(|e| Error::failed(folder.what()).cause(chain(&e)))?;
+        Ok(Served { _server: server, _socket: socket, _lock: lock })
+    }
+}
+
+pub fn run(command: &Recover, output: Output) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Error::failed("cannot start the runtime").cause(e))?;
+    match (command.status, command.finish) {
+        (true, _) => status(command, &runtime, output),
+        (_, true) => finish(command, &runtime, output),
+        _ => instant(command, &runtime, output),
+    }
+}
+
+fn instant(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), Error> {
+    let began = Instant::now();
+    let repository = command.access.open()?;
+    let log = open_log(&repository)?;
+    let wanted = command.point.as_deref().expect("it is asked for with --instant");
+    let folder = Folder::create(&command.to)?;
+    // Whoever goes on means the point that he began with, and not one that is newer now.
+    let begun = folder.record()?.filter(|record| record.vm == wanted).map(|record| record.point);
+    let wanted = begun.map_or_else(|| wanted.to_owned(), |point| format!("{wanted}@{point}"));
+    let (root, point) = find(&repository, &log, &wanted)?;
+    drop(log);
+    let lock = folder.lock_soon()?.ok_or_else(|| busy(&folder))?;
+    let mut record = folder.begin(Record::new(&repository, root, &point))?;
+    let hardware =
+        match (&point.definition, command.arguments.is_empty()) {
+            (_, false) => Hardware::Arguments(command.arguments.clone()),
+            (Some(definition), true) if definition.kind == "rempart" => runtime.block_on(
+                Hardware::defined(&definition.content, &command.qemu, command.network, folder.what()),
+            )?,
+            _ => {
+                return Err(Error::invalid(folder.what())
+                    .cause("the restore point has no definition of a machine that could be run here")
+                    .hint("give QEMU's arguments after `--`, with `{disk0}` for the block node of `disk0`"));
+            }
+        };
+    let cache = command.memory.cache(&repository)?;
+    let served = Served::start(&folder, &cache, &point, lock, output)?;
+    folder.make_overlays(&record)?;
+    let nvram = point.nvram.as_ref().map(|(chunks, len)| cache.content(chunks, *len)).transpose();
+    let nvram = nvram.map_err(|e| describe(folder.what(), &e))?;
+    let ended = runtime.block_on(async {
+        let client = match running(&folder.monitor()).await {
+            Some(client) => {
+                output.tell(&format!("`{}` runs already; it is attended to again", record.vm));
+                client
+            }
+            None => {
+                // Before the machine can write anything.
+                record.has_run = true;
+                folder.write_record(&record)?;
+                hardware.start(&folder, &record, &command.qemu, nvram.as_deref()).await?
+            }
+        };
+        let after = began.elapsed().as_secs_f64();
+        output.tell(&format!("`{}` runs, after {after:.1} s; its disks are moved meanwhile", record.vm));
+        attend(&client, &folder, &record, &hardware, output).await
+    })?;
+    drop(served);
+    let text = match ended {
+        Ended::Moved => "its disks are moved; it runs on, and needs the repository no more",
+        Ended::Off => "it is off; what it wrote is kept, and the same command goes on",
+        Ended::Stopped => "it is stopped; what it wrote is kept, and the same command goes on",
+    };
+    output.tell(&format!("`{}`: {text}", record.vm));
+    if output.json {
+        return output.print_json(&json!({
+            "vm": record.vm, "point": record.point, "folder": folder.path(),
+            "is_moved": is_moved(&folder, &record)?, "runs": ended == Ended::Moved,
+        }));
+    }
+    Ok(())
+}
+
+fn busy(folder: &Folder) -> Error {
+    Error::new(ErrorKind::Conflict, folder.what())
+        .cause("another command recovers there just now")
+        .hint("`rempart recover --status` tells how far it is")
+}
+
+fn begun(folder: &Folder) -> Result<Record, Error> {
+    folder.record()?.ok_or_else(|| Error::not_found(folder.what()).cause("nothing is recovered there"))
+}
+
+fn is_moved(folder: &Folder, record: &Record) -> Result<bool, Error> {
+    for disk in &record.disks {
+        if folder.needs_point(disk)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn status(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), Error> {
+    let folder = Folder::open(&command.to)?;
+    let record = begun(&folder)?;
+    let is_attended = folder.lock()?.is_none();
+    let (state, jobs) = runtime.block_on(async {
+        let Some(client) = running(&folder.second_monitor()).await else {
+            return ("off".to_owned(), Value::Null);
+        };
+        let state = client.query_status().await.map_or_else(|e| e.to_string(), |status| status.status);
+        let jobs = client.execute("query-block-jobs", Value::Null, Duration::from_secs(10)).await;
+        (state, jobs.unwrap_or_default())
+    });
+    let mut disks = Vec::new();
+    for (place, disk) in record.disks.iter().enumerate() {
+        let under_way =
+            jobs.as_array().and_then(|jobs| jobs.iter().find(|found| found["device"] == job(place).as_str()));
+        disks.push(json!({
+            "disk": disk.name, "file": folder.file(&disk.overlay), "is_moved": !folder.needs_point(disk)?,
+            "done_bytes": under_way.map(|job| &job["offset"]), "total_bytes": under_way.map(|job| &job["len"]),
+        }));
+    }
+    if output.json {
+        return output.print_json(&json!({
+            "vm": record.vm, "point": record.point, "state": state, "is_attended": is_attended, "disks": disks,
+        }));
+    }
+    output.print(&format!(
+        "`{}@{}`: {state}{}",
+        record.vm,
+        record.point,
+        if is_attended { "" } else { ", nobody moves its disks" }
+    ))?;
+    let rows = disks.iter().map(|disk| {
+        let percent = match (disk["done_bytes"].as_u64(), disk["total_bytes"].as_u64()) {
+            _ if disk["is_moved"] == true => "moved".to_owned(),
+            (Some(done), Some(total)) if total > 0 => format!("{} %", done.saturating_mul(100) / total),
+            _ => "not moved".to_owned(),
+        };
+        vec![disk["disk"].as_str().unwrap_or_default().to_owned(), percent]
+    });
+    output.table(&["disk", "moved"], rows.collect())
+}
+
+fn finish(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), Error> {
+    let folder = Folder::open(&command.to)?;
+    let record = begun(&folder)?;
+    while !is_moved(&folder, &record)? {
+        let Some(lock) = folder.lock()? else {
+            std::thread::sleep(LOOK);
+            continue;
+        };
+        if runtime.block_on(running(&folder.second_monitor())).is_some() {
+            return Err(Error::refused(folder.what())
+                .cause("the machine runs, and nobody serves it the repository")
+                .hint("begin `rempart recover --instant` again: it goes on with that machine"));
+        }
+        let repository = command.access.open()?;
+        let log = open_log(&repository)?;
+        let (_, point) = find(&repository, &log, &format!("{}@{}", record.vm, record.point))?;
+        drop(log);
+        let cache = command.memory.cache(&repository)?;
+        let _served = Served::start(&folder, &cache, &point, lock, output)?;
+        for disk in &record.disks {
+            if folder.needs_point(disk)? {
+                output.tell(&format!("move {}", disk.name));
+                folder.complete(disk)?;
+            }
+        }
+    }
+    output.tell(&format!("`{}@{}`: its disks are in `{}`", record.vm, record.point, folder.path().display()));
+    if output.json {
+        let disks =
+            record.disks.iter().map(|disk| json!({ "disk": disk.name, "file": folder.file(&disk.overlay) }));
+        return output.print_json(&json!({
+            "vm": record.vm, "point": record.point, "is_moved": true, "disks": disks.collect::<Vec<_>>(),
+        }));
+    }
+    Ok(())
+}
