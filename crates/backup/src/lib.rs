@@ -8,6 +8,7 @@ mod mount;
 mod pipeline;
 mod point;
 mod restore;
+mod retention;
 mod server;
 mod source;
 
@@ -20,5 +21,6 @@ pub use pipeline::Progress;
 pub use point::{ChunkCache, DiskReader, ReadError, Run};
 pub use rempart_nbd::server::Listener;
 pub use restore::{Checked, Content, DamagedRange, FileTarget, Target, check_disk, restore_disk};
+pub use retention::{Reason, Retention, UnknownZone, Zone};
 pub use server::DiskServer;
 pub use source::{FileSource, NbdEndpoint, NbdSource, QemuImage, Reader, Source, SourceError};

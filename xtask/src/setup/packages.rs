@@ -33,6 +33,7 @@ const FROM_STABLE: &[&str] = &[
     "mtools",
     "nftables",
     "ovmf",
+    "python3-venv",
     "syslinux",
     "systemd",
 ];

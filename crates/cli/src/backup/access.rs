@@ -3,7 +3,7 @@
 use crate::{Output, parse};
 use clap::Args;
 use rempart_api::Error;
-use rempart_objects::{Directory, Objects};
+use rempart_objects::Objects;
 use rempart_repository::{
     ChunkSize, ErrorKind, KeyFile, NewRepository, PassphraseCost, Repository, RepositoryId, Unlock,
     WRAPPED_KEYS, WrappedBy, WrappedKey,
@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The repository that a command works on.
 #[derive(Debug, Args)]
 pub struct Access {
-    /// The repository: a directory.
+    /// The repository: a directory, `s3://BUCKET/PREFIX` or `az://ACCOUNT/CONTAINER/PREFIX`.
     #[arg(long = "repo", env = "REMPART_REPOSITORY")]
     repo: String,
     #[command(flatten)]
@@ -37,11 +37,18 @@ pub struct KeyArgs {
     /// Where this machine keeps what it can make again of repositories.
     #[arg(long, env = "REMPART_CACHE_DIR", default_value = "/var/cache/rempart")]
     cache_dir: PathBuf,
+    /// A file of lines such as `AWS_ACCESS_KEY_ID=…`, for a repository in a bucket; without it the environment tells.
+    #[arg(long, env = "REMPART_CREDENTIALS_FILE", value_name = "FILE")]
+    credentials: Option<PathBuf>,
 }
 
+/// Makes a repository in an empty directory, bucket or container, or under a prefix of one.
+///
+/// A bucket is `s3://BUCKET/PREFIX`, a container of Azure `az://ACCOUNT/CONTAINER/PREFIX`; `?endpoint=https://HOST` and
+/// `?region=REGION` say where, if not at Amazon's or Azure's.
 #[derive(Debug, Args)]
 pub struct Create {
-    /// A directory that does not exist yet, or is empty.
+    /// Where: a directory that does not exist yet, or is empty; or the URL of a bucket or container, which must exist.
     url: String,
     #[command(flatten)]
     key: KeyArgs,
@@ -146,25 +153,40 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn place(url: &str, create: bool) -> Result<Arc<dyn Objects>, Error> {
-    let path = Path::new(url.strip_prefix("file://").unwrap_or(url));
-    let opened = if create { Directory::create(path) } else { Directory::open(path) };
-    let place =
-        opened.map_err(|e| Error::not_found(format!("cannot open the place `{url}`")).cause(chain(&e)))?;
-    Ok(Arc::new(place))
+/// Opens a place. A new repository's is made, if it is a directory, and tried out.
+fn place(url: &str, key: &KeyArgs, create: bool) -> Result<Arc<dyn Objects>, Error> {
+    use rempart_objects::ErrorKind as Place;
+    let credentials = key.credentials.as_deref();
+    let opened = if create {
+        rempart_objects::create(url, credentials)
+    } else {
+        rempart_objects::open(url, credentials)
+    };
+    opened.map_err(|e| {
+        // A URL may hold what nobody should see; the place itself shows what may be shown.
+        let what = if e.place.is_empty() { url.to_owned() } else { e.place.clone() };
+        let what = format!("cannot open the place `{what}`");
+        let error = match e.kind {
+            Place::Missing => Error::not_found(what),
+            Place::Denied => Error::new(rempart_api::ErrorKind::Forbidden, what),
+            Place::Unavailable | Place::Unknown => Error::unreachable(what),
+            _ => Error::failed(what),
+        };
+        error.cause(chain(&e))
+    })
 }
 
 impl Access {
     pub fn open(&self) -> Result<Arc<Repository>, Error> {
         let secret = self.key.secret(false)?;
-        let place = place(&self.repo, false)?;
+        let place = self.place()?;
         let opened = Repository::open(place, &self.key.cache_dir, secret.unlock());
         opened.map(Arc::new).map_err(|e| describe(&format!("cannot open the repository `{}`", self.repo), &e))
     }
 
     /// The place alone.
     pub fn place(&self) -> Result<Arc<dyn Objects>, Error> {
-        place(&self.repo, false)
+        place(&self.repo, &self.key, false)
     }
 
     pub fn name(&self) -> &str {
@@ -190,7 +212,7 @@ pub fn create(command: Create, output: Output) -> Result<(), Error> {
         label: &label,
         now: now(),
     };
-    let place = place(&command.url, true)?;
+    let place = place(&command.url, &command.key, true)?;
     if let (Some(path), Secret::KeyFile(file)) = (&command.new_key_file, &secret) {
         // Before anything that only it opens.
         file.create(path, &id).map_err(|e| describe("cannot write the key file", &e))?;

@@ -4,12 +4,14 @@ mod access;
 mod check;
 mod consistency;
 mod create;
+mod gc;
 mod machine;
 mod mount;
 mod points;
 mod qemu;
 mod recover;
 mod restore;
+mod retain;
 mod serve;
 mod stop;
 
@@ -40,11 +42,17 @@ pub enum BackupCommand {
     Mount(mount::Mount),
     /// Read all that restore points hold, and compare it with what was backed up.
     Verify(check::Verify),
+    /// Forget restore points by a rule.
+    Retain(retain::Retain),
+    /// Forget single restore points.
+    Forget(retain::Forget),
+    /// Remove what no restore point has any more.
+    Gc(gc::Gc),
 }
 
 #[derive(Debug, Subcommand)]
 pub enum RepoCommand {
-    /// Make a repository in an empty directory.
+    /// Make a repository.
     Create(access::Create),
     /// What a repository is, and how much is in it.
     Show(Access),
@@ -73,5 +81,8 @@ pub fn run_backup(
         BackupCommand::Serve(command) => serve::run(&command, output),
         BackupCommand::Mount(command) => mount::run(&command, output),
         BackupCommand::Verify(command) => check::run(&command, output),
+        BackupCommand::Retain(command) => retain::run(&command, output),
+        BackupCommand::Forget(command) => retain::forget(&command, output),
+        BackupCommand::Gc(command) => gc::run(&command, output),
     }
 }

@@ -1,35 +1,8 @@
-//! A few lines of HTTP: what a test asks, and what a faulty server answers.
+//! A few lines of HTTP: what a faulty server answers.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-
-pub struct Request<'a> {
-    pub method: &'a str,
-    pub path: &'a str,
-    pub headers: &'a [(&'a str, &'a str)],
-    pub body: &'a str,
-}
-
-/// Asks a server of this machine; its status.
-pub fn ask(port: u16, request: Request) -> u16 {
-    let Request { method, path, headers, body } = request;
-    let mut socket = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-    let mut text = format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n");
-    for (name, value) in headers {
-        text += &format!("{name}: {value}\r\n");
-    }
-    text += &format!("Content-Length: {}\r\n\r\n{body}", body.len());
-    socket.write_all(text.as_bytes()).expect("sent");
-    let mut answer = Vec::new();
-    socket.read_to_end(&mut answer).expect("answered");
-    let answer = String::from_utf8_lossy(&answer);
-    answer
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .unwrap_or_else(|| panic!("no status: {answer}"))
-}
 
 /// What a server does with a request.
 #[derive(Debug, Clone)]

@@ -3,5 +3,6 @@
 mod atomic;
 mod bad_days;
 mod http;
+mod lab;
 mod places;
 mod servers;

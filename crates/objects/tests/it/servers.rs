@@ -1,100 +1,14 @@
-//! Buckets of real servers, on this machine: moto speaks S3, azurite speaks Azure. Both look and then write, so that
-//! they say nothing about races.
-//!
-//! `cargo xtask setup` installs them beside the build.
+//! Buckets of real servers keep their promises.
 
-use crate::http::{Request, ask};
-use object_store::azure::{AzureAccessKey, AzureAuthorizer, AzureCredential};
-use object_store::client::{HttpConnector, HttpRequestBody, ReqwestConnector};
+use crate::lab::{ACCOUNT, KEY, Server, azurite, make_container, moto, moto_ask};
 use rempart_objects::bucket::{Credentials, Location, Patience};
 use rempart_objects::testing::conformance;
 use rempart_objects::{Bucket, Created, ErrorKind, Name, Objects};
 use rempart_types::WallTime;
 use std::fs;
-use std::io::Write;
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
-
-/// For a server to answer; it may be started on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Azurite's account, and its key, which everybody knows.
-const ACCOUNT: &str = "devstoreaccount1";
-const KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
-
-/// A process that is killed with the test.
-struct Server {
-    child: Child,
-    port: u16,
-    _work: tempfile::TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn lab() -> PathBuf {
-    match std::env::var_os("REMPART_LAB_DIR") {
-        Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("lab"),
-    }
-}
-
-/// Starts a server of the lab; `None`, and a line that nobody captures, if it is not installed as a whole.
-fn start(home: &str, program: &str, arguments: impl Fn(u16) -> Vec<String>) -> Option<Server> {
-    let home = lab().join(home);
-    if !home.join("whole").exists() {
-        let _ = writeln!(
-            std::io::stderr(),
-            "NOT TESTED: no {} (`cargo xtask setup` installs it)",
-            home.display()
-        );
-        return None;
-    }
-    let work = tempfile::tempdir().expect("a directory");
-    let port =
-        TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
-    let mut command = Command::new(home.join(program));
-    command.args(arguments(port)).current_dir(work.path());
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let mut server = Server { child: child.expect("it starts"), port, _work: work };
-    let started = Instant::now();
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(server.child.try_wait().expect("it can be asked").is_none(), "the server died");
-        assert!(started.elapsed() < PATIENCE, "the server does not answer");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Some(server)
-}
-
-fn moto() -> Option<Server> {
-    let arguments = |port: u16| {
-        ["-H", "127.0.0.1", "-p"].map(str::to_owned).into_iter().chain([port.to_string()]).collect()
-    };
-    start("moto", "bin/moto_server", arguments)
-}
-
-fn azurite() -> Option<Server> {
-    let arguments = |port: u16| {
-        let fixed = [
-            "--silent",
-            "--skipApiVersionCheck",
-            "--disableTelemetry",
-            "--blobHost",
-            "127.0.0.1",
-            "--blobPort",
-        ];
-        fixed.map(str::to_owned).into_iter().chain([port.to_string()]).collect()
-    };
-    start("azurite", "node_modules/.bin/azurite-blob", arguments)
-}
 
 /// Credentials of a file, as a user's.
 fn credentials(lines: &str) -> Credentials {
@@ -103,14 +17,6 @@ fn credentials(lines: &str) -> Credentials {
     fs::write(&path, lines).expect("written");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("set");
     Credentials::from_file(&path).expect("they are ours")
-}
-
-/// A request to moto, which believes any signature.
-fn moto_ask(server: &Server, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> u16 {
-    let authorization =
-        "AWS4-HMAC-SHA256 Credential=id/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
-    let headers: Vec<_> = headers.iter().copied().chain([("Authorization", authorization)]).collect();
-    ask(server.port, Request { method, path, headers: &headers, body })
 }
 
 fn s3(server: &Server, bucket: &str, prefix: &str) -> Bucket {
@@ -250,21 +156,4 @@ fn a_container_of_azure_keeps_its_promises() {
         let location = Location::parse(&url).expect("a location");
         Bucket::open(location, &credentials, Patience::default()).expect("it opens")
     });
-}
-
-fn make_container(endpoint: &str, container: &str) {
-    let key = AzureAccessKey::try_new(KEY).expect("a key");
-    let credential = AzureCredential::AccessKey(key);
-    let mut request = http::Request::builder()
-        .method("PUT")
-        .uri(format!("{endpoint}/{container}?restype=container"))
-        .header("content-length", "0")
-        .body(HttpRequestBody::empty())
-        .expect("a request");
-    AzureAuthorizer::new(&credential, ACCOUNT).try_authorize(&mut request).expect("signed");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let options = object_store::ClientOptions::new().with_allow_http(true);
-    let client = ReqwestConnector::default().connect(&options).expect("a client");
-    let answer = runtime.block_on(client.execute(request)).expect("answered");
-    assert_eq!(answer.status().as_u16(), 201);
 }

@@ -4,16 +4,20 @@
 
 mod backup;
 mod bad_input;
+mod buckets;
 mod changes;
 mod command_line;
 mod export;
 mod golden;
 mod images;
+#[path = "../../../objects/tests/it/lab.rs"]
+mod lab;
 mod mount;
 mod protection;
 mod qemu;
 mod rack;
 mod recover;
+mod retention;
 mod running;
 mod serve;
 mod service;

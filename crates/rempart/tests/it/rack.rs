@@ -12,6 +12,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rempart");
 
+/// Bytes that nothing compresses; others for another seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let word = |at: u64| {
+        let mixed = (seed << 32 | at).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31).to_le_bytes()
+    };
+    (0..len.div_ceil(8) as u64).flat_map(word).take(len).collect()
+}
+
 /// What a command answered.
 #[derive(Debug, Clone)]
 pub struct Answer {

@@ -1,0 +1,138 @@
+//! Repositories in buckets of real servers.
+
+use crate::lab::{ACCOUNT, KEY, Server, azurite, make_container, moto, moto_ask};
+use crate::rack::{Answer, PROGRAM, Rack, noise};
+use serde_json::Value;
+use std::process::{Command, Stdio};
+
+const MIB: usize = 1 << 20;
+
+/// A repository that is not made yet.
+struct Remote {
+    rack: Rack,
+    url: String,
+    environment: Vec<(&'static str, String)>,
+}
+
+impl Remote {
+    fn s3(server: &Server, bucket: &str) -> Remote {
+        let url = format!("s3://{bucket}/some/where?endpoint=http://127.0.0.1:{}", server.port);
+        let environment = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "hidden")]
+            .map(|(k, v)| (k, v.to_owned()));
+        Remote::new(url, environment.to_vec())
+    }
+
+    fn new(url: String, environment: Vec<(&'static str, String)>) -> Remote {
+        let rack = Rack::new();
+        std::fs::write(rack.path("passphrase"), "correct horse\n").unwrap();
+        Remote { rack, url, environment }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Answer {
+        let output = Command::new(PROGRAM)
+            .args(arguments)
+            .env("REMPART_REPOSITORY", &self.url)
+            .env("REMPART_PASSPHRASE_FILE", self.rack.path("passphrase"))
+            .env("REMPART_CACHE_DIR", self.rack.path("cache"))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let answer = Answer::of(output);
+        let secret = self.environment.iter().find(|(_, value)| answer.err.contains(value.as_str()));
+        assert!(secret.is_none_or(|(name, _)| *name == "AWS_ACCESS_KEY_ID"), "{}", answer.err);
+        answer
+    }
+
+    fn ok(&self, arguments: &[&str]) -> Answer {
+        let answer = self.run(arguments);
+        assert_eq!(answer.code, 0, "{arguments:?}: {}", answer.err);
+        answer
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let answer = self.ok(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&answer.out).expect("one JSON value")
+    }
+
+    /// Makes it. These servers look and then write: an honest refusal, of which there is none when nobody gets in between.
+    fn create(&self, more: &[&str]) -> Answer {
+        let answers = (0..50).map(|_| self.run(&[&["repo", "create", &self.url], more].concat()));
+        let is_told = |answer: &Answer| !answer.err.contains("gave one name to two writers at once");
+        answers.into_iter().find(is_told).expect("the server was caught each time")
+    }
+
+    /// A point of a disk with these bytes.
+    fn back_up(&self, seed: u64) -> (String, Vec<u8>) {
+        let content = noise(seed, 3 * MIB);
+        let disk = self.rack.path("disk.raw");
+        std::fs::write(&disk, &content).unwrap();
+        let backup = self.json(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
+        (format!("shop@{}", backup["point"]), content)
+    }
+
+    fn restores(&self, (point, content): &(String, Vec<u8>)) {
+        let to = self.rack.path(&format!("to-{point}"));
+        self.ok(&["restore", point, "--to", to.to_str().unwrap()]);
+        assert!(std::fs::read(to.join("disk0.raw")).unwrap() == *content, "{point}");
+        std::fs::remove_dir_all(&to).unwrap();
+    }
+
+    /// All of a repository's life.
+    fn lives(&self) {
+        let missing = self.run(&["points"]);
+        assert!(missing.code != 0 && missing.err.contains("there is no repository"), "{}", missing.err);
+        let made = self.create(&[]);
+        assert_eq!(made.code, 0, "{}", made.err);
+        let again = self.create(&[]);
+        assert!(again.code != 0 && again.err.contains("there is one already"), "{}", again.err);
+        let (first, second) = (self.back_up(1), self.back_up(2));
+        self.restores(&first);
+        self.restores(&second);
+        self.ok(&["verify", &first.0, &second.0]);
+        self.ok(&["forget", &first.0]);
+        let done = self.json(&["gc"]);
+        assert!(done["freed_bytes"].as_u64().unwrap() > 2 * MIB as u64, "{done}");
+        // Whatever this machine keeps can be made again.
+        std::fs::remove_dir_all(self.rack.path("cache")).unwrap();
+        self.ok(&["repo", "check"]);
+        self.restores(&second);
+    }
+}
+
+#[test]
+fn a_repository_lives_in_a_bucket_of_s3() {
+    let Some(server) = moto() else { return };
+    assert_eq!(moto_ask(&server, "PUT", "/plain", &[], ""), 200);
+    let remote = Remote::s3(&server, "plain");
+    remote.lives();
+    // Credentials of a file; of the environment, none.
+    let path = remote.rack.path("credentials");
+    std::fs::write(&path, "AWS_ACCESS_KEY_ID=id\nAWS_SECRET_ACCESS_KEY=hidden\n").unwrap();
+    let file = path.to_str().unwrap().to_owned();
+    let exposed = remote.run(&["points", "--credentials", &file]);
+    assert!(exposed.code != 0 && exposed.err.contains("chmod 600"), "{}", exposed.err);
+    assert!(Command::new("chmod").args(["600", &file]).status().unwrap().success());
+    let remote = Remote { environment: Vec::new(), ..remote };
+    assert_eq!(remote.json(&["points", "--credentials", &file]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_repository_lives_in_a_container_of_azure() {
+    let Some(server) = azurite() else { return };
+    let endpoint = format!("http://127.0.0.1:{}/{ACCOUNT}", server.port);
+    make_container(&endpoint, "backups");
+    let url = format!("az://{ACCOUNT}/backups/some/where?endpoint={endpoint}");
+    Remote::new(url, vec![("AZURE_STORAGE_ACCOUNT_KEY", KEY.to_owned())]).lives();
+}
+
+#[test]
+fn a_bucket_that_is_not_there_or_does_not_answer_is_told() {
+    let Some(server) = moto() else { return };
+    let remote = Remote::s3(&server, "none");
+    let missing = remote.create(&[]);
+    assert!(missing.code != 0 && missing.err.contains("NoSuchBucket"), "{}", missing.err);
+    let secret = Remote::new("s3://id:hidden@bucket".to_owned(), Vec::new());
+    let refused = secret.run(&["points"]);
+    assert!(refused.code != 0 && !refused.err.contains("hidden"), "{}", refused.err);
+}

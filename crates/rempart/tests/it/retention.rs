@@ -1,0 +1,89 @@
+//! Forgetting restore points, and removing what only they had.
+
+use crate::backup::Vault;
+use crate::rack::noise;
+use std::path::Path;
+
+const MIB: usize = 1 << 20;
+
+/// Three points of a disk whose bytes are others each time; their names, and what the last one held.
+fn three_points(vault: &Vault, vm: &str) -> (Vec<String>, Vec<u8>) {
+    let disk = vault.rack.path(&format!("{vm}.raw"));
+    let mut content = Vec::new();
+    for round in 1..=3 {
+        content = noise(round << 8 | u64::from(vm.as_bytes()[0]), 2 * MIB);
+        std::fs::write(&disk, &content).unwrap();
+        vault.ok(&["backup", vm, "--disk", disk.to_str().unwrap()]);
+    }
+    (points(vault, vm), content)
+}
+
+fn points(vault: &Vault, vm: &str) -> Vec<String> {
+    let points = vault.json(&["points", vm]);
+    points.as_array().unwrap().iter().map(|point| format!("{vm}@{}", point["point"])).collect()
+}
+
+fn bytes_below(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|entry| match entry.metadata().unwrap() {
+            metadata if metadata.is_dir() => bytes_below(&entry.path()),
+            metadata => metadata.len(),
+        })
+        .sum()
+}
+
+#[test]
+fn points_are_forgotten_by_a_rule_and_what_only_they_had_is_removed() {
+    let vault = Vault::new();
+    let (all, content) = three_points(&vault, "shop");
+    let (others, _) = three_points(&vault, "till");
+    let before = bytes_below(&vault.repo());
+
+    let rule = ["retain", "shop", "--keep-last", "1"];
+    let dry = vault.json(&[&rule[..], &["--dry-run"]].concat());
+    let judged = |kept: bool| dry.as_array().unwrap().iter().filter(|point| point["kept"] == kept).count();
+    assert_eq!((judged(true), judged(false)), (1, 2), "{dry}");
+    assert_eq!(dry[2]["why"], serde_json::json!(["newest", "last"]));
+    assert_eq!(points(&vault, "shop"), all, "only said");
+    vault.ok(&rule);
+    assert_eq!(points(&vault, "shop"), all[2..]);
+    assert_eq!(points(&vault, "till"), others, "of another machine");
+    vault.ok(&["forget", &others[1]]);
+
+    let outlook = vault.json(&["gc", "--dry-run"]);
+    let removable = outlook["removable_bytes"].as_u64().unwrap();
+    assert!(removable > 5 * MIB as u64, "{outlook}");
+    assert!(bytes_below(&vault.repo()) > before, "only said");
+    let done = vault.json(&["gc"]);
+    assert!(done["freed_bytes"].as_u64().unwrap() >= removable, "{done}");
+    assert!(bytes_below(&vault.repo()) < before - removable, "{done}");
+    let to = vault.rack.path("back");
+    vault.ok(&["restore", &all[2], "--to", to.to_str().unwrap()]);
+    assert!(std::fs::read(to.join("disk0.raw")).unwrap() == content);
+    vault.ok(&["verify", &others[0], &others[2]]);
+
+    vault.ok(&["retain", "--all", "--keep-none"]);
+    vault.ok(&["gc"]);
+    assert_eq!(vault.json(&["points"]), serde_json::json!([]));
+    assert_eq!(bytes_below(&vault.repo().join("packs")), 0);
+}
+
+#[test]
+fn what_would_forget_too_much_is_refused() {
+    let vault = Vault::new();
+    let (all, _) = three_points(&vault, "shop");
+    for (arguments, why) in [
+        (&["retain", "shop"][..], "nothing says which"),
+        (&["retain", "shop", "nobody", "--keep-last", "1"], "`nobody` has no restore points"),
+        (&["retain", "shop", "--keep-last", "1", "--time-zone", "Europe/Nowhere"], "no time zone"),
+        (&["retain", "shop", "--keep-last", "1", "--keep-none"], "cannot be used with"),
+        (&["forget", "shop"], "does not say which point"),
+        (&["forget", &all[0], "shop@99"], "there is no restore point"),
+        (&["gc", "--repack", "101"], "101"),
+    ] {
+        let refused = vault.refused(arguments);
+        assert!(refused.err.contains(why), "{arguments:?}: {}", refused.err);
+    }
+    assert_eq!(points(&vault, "shop"), all);
+}
