@@ -21,7 +21,10 @@ pub use status::{
     Condition, NodeStatus, PeerStatus, ReplicaRole, ResyncStatus, Severity, Status, UnopenedVm, VmState,
     VmStatus,
 };
-pub use view::{Changes, DiskThen, OpenView, View, ViewDisk, ViewMessage, ViewPosition, ViewRequest};
+pub use view::{
+    Changes, Consistency, ConsistencyLevel, DiskThen, Freeze, OpenView, View, ViewDisk, ViewMessage,
+    ViewPosition, ViewRequest,
+};
 pub use vm::{
     Comparison, DiskAdd, DiskResize, DiskSource, FailoverMode, FailoverRequest, Firmware, ForcedLoss,
     ImportRequest, Nic, ProtectRequest, RejoinRequest, StopRequest, VmDetail, VmDisk,

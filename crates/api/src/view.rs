@@ -22,6 +22,47 @@ pub struct ViewRequest {
     /// Where an earlier view of the same machine was, wherever it ran then: to learn what changed since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<ViewPosition>,
+    #[serde(default)]
+    pub freeze: Freeze,
+}
+
+/// Whether the guest's file systems stand still while the view is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Freeze {
+    /// The guest is not asked.
+    #[default]
+    No,
+    IfPossible,
+    /// There is no view otherwise.
+    OrRefuse,
+}
+
+/// What the disks are good for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Consistency {
+    pub level: ConsistencyLevel,
+    /// What made it so good, or why it is no better. For people.
+    pub why: String,
+    /// How long the guest's file systems stood still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_ms: Option<u64>,
+    /// What the guest could not undo afterwards. For people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsistencyLevel {
+    /// As after a power cut.
+    Crash,
+    /// File systems were frozen.
+    FileSystem,
+    /// Applications had prepared themselves, too.
+    Application,
+    /// The machine did not run.
+    Stopped,
 }
 
 /// A moment in the life of a machine's disks.
@@ -52,6 +93,7 @@ pub struct View {
     /// Its UEFI variables, as hexadecimal text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nvram_hex: Option<String>,
+    pub consistency: Consistency,
     pub disks: Vec<ViewDisk>,
 }
 

@@ -340,6 +340,11 @@ impl Machine for FakeMachine {
         ready(Ok(self.state().nvram.clone()))
     }
 
+    fn guest_agent(&self) -> Pending<'_, Result<PathBuf>> {
+        let action = format!("ask the guest of `{}`", self.name());
+        ready(Err(Error::new(ErrorKind::NotRunning, action, "there is none")))
+    }
+
     fn keep_listener(&self, name: String, listener: OwnedFd) -> Pending<'_, Result<()>> {
         ready(self.alive("leave a socket with").map(|mut state| {
             state.kept.retain(|(kept, _)| *kept != name);

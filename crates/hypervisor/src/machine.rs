@@ -88,6 +88,9 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// The UEFI variables as they are now; None for a BIOS machine.
     fn nvram(&self) -> Pending<'_, Result<Option<Vec<u8>>>>;
 
+    /// The host's end of the guest agent's channel. Refused while nothing in the guest has opened the other.
+    fn guest_agent(&self) -> Pending<'_, Result<PathBuf>>;
+
     /// Has the guard hold a listening socket for the daemon's next life. QEMU then reconnects to it at once,
     /// and waits in its backlog while no daemon is there.
     fn keep_listener(&self, name: String, listener: OwnedFd) -> Pending<'_, Result<()>>;

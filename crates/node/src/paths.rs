@@ -100,6 +100,11 @@ impl VmPaths {
         self.run.join("nbd.sock")
     }
 
+    /// Exists while the guest's file systems are frozen for a view.
+    pub fn frozen_mark(&self) -> PathBuf {
+        self.run.join("frozen")
+    }
+
     /// The exports of one view.
     pub fn view_socket(&self, view: u64) -> PathBuf {
         self.run.join(format!("view-{:x}.sock", view & 0xffff_ffff))

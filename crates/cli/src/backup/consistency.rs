@@ -6,10 +6,10 @@ use clap::{Args, ValueEnum};
 pub struct ConsistencyArgs {
     /// How consistent the disks are to be with what the guest is doing. `application` where its agent can be asked, else
     /// `crash`.
-    #[arg(long, value_enum, requires = "qmp", conflicts_with = "disks")]
+    #[arg(long, value_enum, conflicts_with = "disks")]
     consistency: Option<Wanted>,
     /// What is good enough where the guest's agent does not freeze its file systems.
-    #[arg(long = "else", value_enum, default_value = "crash", requires = "qmp", conflicts_with = "disks")]
+    #[arg(long = "else", value_enum, default_value = "crash", conflicts_with = "disks")]
     otherwise: Enough,
 }
 

@@ -23,13 +23,20 @@ use std::time::Duration;
 /// What was removed by a collection in between, this many times in a row, is not bad luck.
 const TRIES: u32 = 3;
 
-/// Backs up a virtual machine of this node while it runs, or disks that nobody writes to.
+/// Backs up virtual machines of this node, running or not, those of other QEMUs, or disks that nobody writes to.
 #[derive(Debug, Args)]
 pub struct Backup {
     #[command(flatten)]
     access: Access,
-    /// The virtual machine: its restore points go by this name.
-    vm: String,
+    /// The virtual machines: their restore points go by these names.
+    #[arg(value_name = "VM", required_unless_present = "all")]
+    vms: Vec<String>,
+    /// Every virtual machine that this node leads; its peers have the others.
+    #[arg(long, conflicts_with_all = ["vms", "disks", "qmp"])]
+    all: bool,
+    /// But for this one.
+    #[arg(long, value_name = "VM", requires = "all")]
+    exclude: Vec<String>,
     /// An image file or a block device instead of the machine's own disks; once a disk, in its order. Nobody may write to
     /// it meanwhile.
     #[arg(long = "disk")]
@@ -49,18 +56,77 @@ pub fn run(
     output: Output,
 ) -> Result<(), Error> {
     let repository = command.access.open()?;
-    let what = format!("cannot back up `{}`", command.vm);
-    let taker = match command.qemu.qemu(&command.consistency, &repository, &command.vm)? {
-        Some(qemu) => Taker::Qemu(Box::new(qemu)),
-        None if command.disks.is_empty() => Taker::Machine(Machine::new(client()?)?),
-        None => Taker::Images(open_images(command, &what)?),
-    };
+    match command.vms.as_slice() {
+        [vm] => {
+            let what = format!("cannot back up `{vm}`");
+            let taker = match command.qemu.qemu(&command.consistency, &repository, vm)? {
+                Some(qemu) => Taker::Qemu(Box::new(qemu)),
+                None if command.disks.is_empty() => {
+                    Taker::Machine(Machine::new(client()?, &command.consistency)?)
+                }
+                None => Taker::Images(open_images(command, &what)?),
+            };
+            let (written, point) = back_up_named(&repository, vm, &taker, output)?;
+            if output.json {
+                return output.print_json(&shape(&repository, &written, &point));
+            }
+            tell(&written, &point, output);
+            Ok(())
+        }
+        vms if command.qemu.is_wanted() || !command.disks.is_empty() => {
+            Err(Error::invalid(format!("these disks are of one machine, and {} are named", vms.len())))
+        }
+        _ => back_up_many(command, &repository, Machine::new(client()?, &command.consistency)?, output),
+    }
+}
+
+/// Each machine is a point of its own, and one that cannot be backed up does not keep the others from it.
+fn back_up_many(
+    command: &Backup,
+    repository: &Arc<Repository>,
+    machine: Machine,
+    output: Output,
+) -> Result<(), Error> {
+    let vms = if command.all { machine.led_here(&command.exclude)? } else { command.vms.clone() };
+    let taker = Taker::Machine(machine);
+    let (mut told, mut failed) = (Vec::new(), Vec::new());
+    for vm in &vms {
+        match back_up_named(repository, vm, &taker, output) {
+            Ok((written, point)) => {
+                tell(&written, &point, output);
+                told.push(shape(repository, &written, &point));
+            }
+            Err(error) => {
+                output.tell(&error.to_string());
+                told.push(json!({ "vm": vm, "error": error }));
+                failed.push(vm.as_str());
+            }
+        }
+    }
+    if output.json {
+        output.print_json(&told)?;
+    }
+    match failed.len() {
+        0 => Ok(()),
+        count => {
+            let message = format!("{count} of {} machines were not backed up", vms.len());
+            Err(Error::failed(message).cause(failed.join(", ")))
+        }
+    }
+}
+
+fn back_up_named(
+    repository: &Arc<Repository>,
+    vm: &str,
+    taker: &Taker,
+    output: Output,
+) -> Result<(Written, Point), Error> {
     for attempt in 1.. {
-        match back_up(&repository, &command.vm, &taker, output) {
+        match back_up(repository, vm, taker, output) {
             Err(Failure::Backup(error)) if error.is_stale() && attempt < TRIES => {
                 output.tell("what it built on was removed meanwhile; once more");
             }
-            ended => return tell(command, &repository, ended.map_err(|e| e.tell(&what))?, output),
+            ended => return ended.map_err(|e| e.tell(&format!("cannot back up `{vm}`"))),
         }
     }
     unreachable!("the last attempt returns")
@@ -250,37 +316,32 @@ pub fn shown<T>(
     })
 }
 
-fn tell(
-    command: &Backup,
-    repository: &Repository,
-    (written, point): (Written, Point),
-    output: Output,
-) -> Result<(), Error> {
-    let read: u64 = point.disks.iter().map(|disk| disk.how.read).sum();
-    if output.json {
-        return output.print_json(&json!({
-            "repository": repository.id().to_string(),
-            "vm": command.vm,
-            "point": written.root,
-            "read_bytes": read,
-            "new_bytes": written.new_bytes,
-            "stored_bytes": written.stored_bytes,
-            "seconds": point.ended.0.saturating_sub(point.taken.0) as f64 / 1000.0,
-            "consistency": point.consistency,
-            "notes": point.notes,
-            "disks": point.disks.iter().map(|disk| json!({
-                "disk": disk.name, "size_bytes": disk.size, "read_bytes": disk.how.read,
-                "new_bytes": disk.how.new, "full_because": disk.how.full_because,
-            })).collect::<Vec<_>>(),
-        }));
-    }
+fn shape(repository: &Repository, written: &Written, point: &Point) -> serde_json::Value {
+    json!({
+        "repository": repository.id().to_string(),
+        "vm": point.vm,
+        "point": written.root,
+        "read_bytes": point.disks.iter().map(|disk| disk.how.read).sum::<u64>(),
+        "new_bytes": written.new_bytes,
+        "stored_bytes": written.stored_bytes,
+        "seconds": point.ended.0.saturating_sub(point.taken.0) as f64 / 1000.0,
+        "consistency": point.consistency,
+        "notes": point.notes,
+        "disks": point.disks.iter().map(|disk| json!({
+            "disk": disk.name, "size_bytes": disk.size, "read_bytes": disk.how.read,
+            "new_bytes": disk.how.new, "full_because": disk.how.full_because,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn tell(written: &Written, point: &Point, output: Output) {
     output.tell(&format!(
         "`{vm}@{}`: read {}, of it new {}, stored {}",
         written.root,
-        bytes(read),
+        bytes(point.disks.iter().map(|disk| disk.how.read).sum()),
         bytes(written.new_bytes),
         bytes(written.stored_bytes),
-        vm = command.vm
+        vm = point.vm
     ));
     for disk in &point.disks {
         if let Some(why) = &disk.how.full_because {
@@ -294,7 +355,6 @@ fn tell(
     for note in &point.notes {
         output.tell(&format!("note: {note}"));
     }
-    Ok(())
 }
 
 /// As in JSON.

@@ -1,7 +1,11 @@
 //! A machine of this node, as the daemon shows it at one moment while it runs.
 
+use super::consistency::{ConsistencyArgs, Enough, Wanted};
 use super::create::{Taken, TakenDisk};
-use rempart_api::{Changes as Told, Client, Error, View, ViewPosition, ViewRequest};
+use rempart_api::{
+    Changes as Told, Client, ConsistencyLevel as Level, Error, Freeze, ReplicaRole, Status, View,
+    ViewPosition, ViewRequest,
+};
 use rempart_backup::{BackupError, Changes, NbdEndpoint, NbdSource, Source};
 use rempart_repository::{Consistency, ConsistencyLevel, Definition, Point};
 use rempart_types::WallTime;
@@ -14,6 +18,7 @@ const CHANGED: u64 = 1;
 /// The daemon, asked from threads that block.
 pub struct Machine {
     client: Client,
+    freeze: Freeze,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -38,14 +43,36 @@ pub fn position_of(point: &Point) -> Option<ViewPosition> {
 }
 
 impl Machine {
-    pub fn new(client: Client) -> Result<Machine, Error> {
+    pub fn new(client: Client, consistency: &ConsistencyArgs) -> Result<Machine, Error> {
+        let freeze = match (consistency.wanted(true), consistency.otherwise()) {
+            (Wanted::Crash, _) => Freeze::No,
+            (Wanted::Application, Enough::Crash) => Freeze::IfPossible,
+            (Wanted::Application, Enough::Nothing) => Freeze::OrRefuse,
+            (Wanted::SavedState, _) | (_, Enough::SavedState) => {
+                return Err(Error::invalid("`saved-state` is for machines of other QEMUs, by --qmp"));
+            }
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(|e| Error::failed("cannot start the runtime").cause(e))?;
-        Ok(Machine { client, runtime })
+        Ok(Machine { client, freeze, runtime })
+    }
+
+    /// The names of all machines that this node leads, but for some.
+    pub fn led_here(&self, but: &[String]) -> Result<Vec<String>, Error> {
+        let status: Status = self.runtime.block_on(self.client.get("/v1/status"))?;
+        let unopened = status.unopened.iter().map(|vm| &vm.name);
+        let known = status.vms.iter().map(|vm| &vm.name).chain(unopened.clone());
+        if let Some(wrong) = but.iter().find(|name| !known.clone().any(|known| known == *name)) {
+            return Err(Error::not_found(format!("there is no machine `{wrong}` to leave out")));
+        }
+        // One that nobody knows the leader of is tried, and told.
+        let led = status.vms.iter().filter(|vm| vm.role != ReplicaRole::Secondary).map(|vm| &vm.name);
+        Ok(led.chain(unopened).filter(|name| !but.contains(name)).cloned().collect())
     }
 
     pub fn view(&self, vm: &str, since: Option<ViewPosition>) -> Result<MachineView, Error> {
-        let mut open = self.runtime.block_on(self.client.open_view(vm, &ViewRequest { since }))?;
+        let mut open =
+            self.runtime.block_on(self.client.open_view(vm, &ViewRequest { since, freeze: self.freeze }))?;
         let view = open.view.clone();
         let lost = Arc::new(Mutex::new(None));
         let watch = self.runtime.spawn({
@@ -95,10 +122,16 @@ impl MachineView {
             .as_deref()
             .and_then(|hex| data_encoding::HEXLOWER_PERMISSIVE.decode(hex.as_bytes()).ok());
         let content = serde_json::to_vec(&self.view.definition).expect("it was JSON");
+        let told = &self.view.consistency;
         let consistency = Consistency {
-            level: ConsistencyLevel::Crash,
-            why: Some("the guest was not asked to take part".to_owned()),
-            pause_ms: None,
+            level: match told.level {
+                Level::Crash => ConsistencyLevel::Crash,
+                Level::FileSystem => ConsistencyLevel::FileSystem,
+                Level::Application => ConsistencyLevel::Application,
+                Level::Stopped => ConsistencyLevel::Stopped,
+            },
+            why: Some(told.why.clone()),
+            pause_ms: told.frozen_ms,
         };
         Ok(Taken {
             at: WallTime(self.view.opened_unix_ms),
@@ -106,7 +139,7 @@ impl MachineView {
             definition: Some(Definition { kind: "rempart".to_owned(), content }),
             nvram,
             consistency,
-            notes: Vec::new(),
+            notes: told.notes.clone(),
             lost: Box::new(|| self.lost.lock().expect("no holder panics").clone()),
         })
     }

@@ -104,6 +104,10 @@ fn told(error: &rempart_hypervisor::Error) -> Error {
 }
 
 impl QemuArgs {
+    pub fn is_wanted(&self) -> bool {
+        self.qmp.is_some()
+    }
+
     pub fn qemu(
         &self,
         consistency: &ConsistencyArgs,

@@ -15,7 +15,7 @@ use crate::run_dir::{RunDir, State};
 use rempart_types::DiskIndex;
 use rustix::process::Signal;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -530,6 +530,17 @@ impl Machine for QemuMachine {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(Error::io(self.shared.action("read the firmware variables of"), error)),
             }
+        })
+    }
+
+    fn guest_agent(&self) -> Pending<'_, Result<PathBuf>> {
+        Box::pin(async move {
+            let monitor = self.shared.monitor("ask the guest of").await?;
+            if monitor.is_open_in_guest("agent").await? {
+                return Ok(self.shared.run_dir.file("agent.sock"));
+            }
+            let detail = "nothing in it has opened the guest agent's channel: the agent is not installed, or does not run";
+            Err(Error::new(ErrorKind::NotRunning, self.shared.action("ask the guest of"), detail))
         })
     }
 

@@ -62,6 +62,13 @@ pub struct Image {
     pub format_specific: Value,
 }
 
+#[derive(Debug, Deserialize)]
+struct Chardev {
+    label: String,
+    #[serde(rename = "frontend-open")]
+    open_in_guest: bool,
+}
+
 /// A block node of QEMU's own graph.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct NamedNode {
@@ -149,6 +156,12 @@ impl Client {
 
     pub async fn block_resize(&self, node_name: &str, size_bytes: u64) -> Result<()> {
         self.tell("block_resize", json!({ "node-name": node_name, "size": size_bytes }), THOROUGH).await
+    }
+
+    /// Whether a program in the guest has opened its end of a channel.
+    pub async fn is_open_in_guest(&self, chardev: &str) -> Result<bool> {
+        let chardevs: Vec<Chardev> = self.ask("query-chardev", Value::Null, QUICK).await?;
+        Ok(chardevs.iter().any(|found| found.label == chardev && found.open_in_guest))
     }
 
     pub async fn blockdev_add(&self, options: Value) -> Result<()> {

@@ -90,13 +90,18 @@ impl Guest {
     /// QEMU's options that boot it with Debian's guest agent, which listens on `socket`. Its first disk is an ext4 file
     /// system, its second one tells the hook what to do.
     pub fn options_with_agent(socket: &Path) -> Vec<String> {
-        static GUEST: OnceLock<Guest> = OnceLock::new();
-        let mut options = GUEST.get_or_init(|| Guest::make(true)).boot("/agent");
+        let mut options = Self::options_for_agent();
         let channel = format!("socket,id=agent,path={},server=on,wait=off", socket.display());
         let devices = ["virtio-serial-pci", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"];
         options.extend(["-chardev".into(), channel]);
         options.extend(devices.into_iter().flat_map(|device| ["-device".to_owned(), device.to_owned()]));
         options
+    }
+
+    /// The same where the machine has the agent's channel.
+    pub fn options_for_agent() -> Vec<String> {
+        static GUEST: OnceLock<Guest> = OnceLock::new();
+        GUEST.get_or_init(|| Guest::make(true)).boot("/agent")
     }
 
     fn boot(&self, run: &str) -> Vec<String> {

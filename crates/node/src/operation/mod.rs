@@ -5,6 +5,7 @@ mod create;
 mod disk;
 mod failover;
 mod protect;
+mod quiesce;
 mod register;
 mod rejoin;
 mod replica;

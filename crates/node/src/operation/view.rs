@@ -1,12 +1,15 @@
 //! A view of a machine's disks, for whoever backs them up: opened, told, and closed when nobody holds it any more.
 
+use super::quiesce::{self, Quiesced};
 use super::replica::free_bytes;
 use crate::group::{ServedView, Since, ToGroup, ViewServer, ViewedDisk, export_name, view_channel};
 use crate::node::Node;
 use crate::vm::Vm;
 use crate::vm::record::{VmConfig, hex_bytes};
 use crate::vm::unix_ms;
-use rempart_api::{Changes, DiskThen, Error, View, ViewDisk, ViewPosition, ViewRequest};
+use rempart_api::{
+    Changes, ConsistencyLevel, DiskThen, Error, Freeze, View, ViewDisk, ViewPosition, ViewRequest,
+};
 use rempart_engine::{ChangesSince, Command, CommandOutput, OpenedView, ViewId};
 use rempart_hypervisor::definition::Disk;
 use rempart_types::{Epoch, GroupId, LogPosition, Lsn, Term};
@@ -52,8 +55,11 @@ pub async fn open_view(node: &Node, vm: Arc<Vm>, request: ViewRequest) -> Result
     let since = of_this_log
         .map(|since| LogPosition { term: Term::new(since.epoch, since.incarnation), lsn: Lsn(since.lsn) });
     let order = Command::OpenView { since, keep_bytes: free_bytes(node)? / KEEP_PART };
-    let opening = vm.command("open a view of", order);
-    let opened = match tokio::time::timeout(OPEN_DEADLINE, opening).await {
+    let quiesced = Quiesced::start(&vm, request.freeze).await?;
+    let opening = tokio::time::timeout(OPEN_DEADLINE, vm.command("open a view of", order)).await;
+    // Before anything else, also if there is no view.
+    let consistency = quiesced.end(&vm).await;
+    let opened = match opening {
         Ok(Ok(CommandOutput::ViewOpened(opened))) => opened,
         Ok(Ok(other)) => {
             return Err(Error::failed(format!("no view of `{name}` was opened")).cause(format!("{other:?}")));
@@ -67,6 +73,9 @@ pub async fn open_view(node: &Node, vm: Arc<Vm>, request: ViewRequest) -> Result
         }
     };
     let guard = ViewGuard { vm: vm.clone(), view: opened.view };
+    if request.freeze == Freeze::OrRefuse && consistency.level < ConsistencyLevel::FileSystem {
+        return Err(quiesce::not_frozen(&name, consistency.why));
+    }
     let config = match &opened.config {
         Some(bytes) => VmConfig::decode(bytes)
             .map_err(|e| Error::failed(format!("cannot read the definition of `{name}`")).cause(e))?,
@@ -96,6 +105,7 @@ pub async fn open_view(node: &Node, vm: Arc<Vm>, request: ViewRequest) -> Result
         opened_unix_ms: unix_ms(),
         definition,
         nvram_hex: nvram.map(|bytes| hex_bytes::to_text(&bytes)),
+        consistency,
         disks: disks.into_iter().map(|(_, told, _)| told).collect(),
         vm: name,
     };
@@ -216,7 +226,7 @@ mod tests {
 
     fn request(named: bool) -> ViewRequest {
         let since = ViewPosition { group: "g".into(), epoch: 1, incarnation: 0, lsn: 7, disks: Vec::new() };
-        ViewRequest { since: named.then_some(since) }
+        ViewRequest { since: named.then_some(since), freeze: Freeze::No }
     }
 
     #[test]

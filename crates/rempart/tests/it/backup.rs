@@ -142,6 +142,79 @@ fn a_qcow2_image_is_read_as_the_disk_it_is() {
     assert!(restored.iter().enumerate().all(|(at, byte)| *byte == if written.contains(&at) { 7 } else { 0 }));
 }
 
+/// A loop device, for as long as this is there.
+struct Loop(String);
+
+impl Loop {
+    fn new(file: &Path) -> Loop {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Loop(String::from_utf8(made.stdout).unwrap().trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_backed_up_and_brought_back_onto_another() {
+    let vault = Vault::new();
+    let (_, content) = vault.filled();
+    let source = Loop::new(&vault.rack.path("disk.raw"));
+    let backup = vault.json(&["backup", "device", "--disk", &source.0]);
+    assert_eq!((&backup["read_bytes"], &backup["new_bytes"]), (&(3 * MIB).into(), &0.into()));
+    let target = vault.rack.image("target.raw", 4 * MIB, 9);
+    let device = Loop::new(&target);
+    vault.ok(&["restore", "device", "--device", &device.0, "--yes"]);
+    drop(device);
+    let restored = std::fs::read(target).unwrap();
+    assert!(restored[..3 * MIB] == content && restored[3 * MIB..].iter().all(|byte| *byte == 9));
+}
+
+#[test]
+fn all_machines_of_a_node_are_backed_up_and_one_that_fails_keeps_no_other_from_it() {
+    let vault = Vault::new();
+    let (a, b) = vault.rack.pair();
+    for (vm, fill) in [("mail", 1), ("shop", 2), ("test", 3)] {
+        a.import(vm, &[&vault.rack.image(&format!("{vm}.raw"), MIB, fill)]);
+    }
+    let config = |node: &Server| node.config().to_str().unwrap().to_owned();
+    let config_a = config(&a);
+    let all = ["backup", "--all", "--exclude", "test", "--config", &config_a];
+    let told = vault.json(&all);
+    let told: Vec<_> =
+        told.as_array().unwrap().iter().map(|vm| (&vm["vm"], &vm["consistency"]["level"])).collect();
+    assert_eq!(told, [(&"mail".into(), &"stopped".into()), (&"shop".into(), &"stopped".into())]);
+    assert!(vault.restored("mail", "mail") == [vec![1; MIB]]);
+
+    let some = vault.run(&["backup", "nobody", "shop", "--config", &config_a, "--json"]);
+    assert_eq!(some.code, 1, "{}", some.err);
+    let told: Value = serde_json::from_str(&some.out).unwrap();
+    assert_eq!((&told[0]["vm"], &told[0]["error"]["kind"]), (&"nobody".into(), &"not-found".into()));
+    assert_eq!(told[1]["disks"][0]["full_because"], Value::Null, "{told}");
+    assert!(some.err.contains("1 of 2 machines were not backed up"), "{}", some.err);
+
+    // It has no guest that could take part.
+    a.ok(&["vm", "start", "shop"]);
+    let running = vault.back_up(&a);
+    let why = running["consistency"]["why"].as_str().unwrap();
+    assert!(
+        running["consistency"]["level"] == "crash" && why.contains("nothing in it has opened"),
+        "{running}"
+    );
+    let refused = vault.refused(&["backup", "shop", "--else", "nothing", "--config", &config_a]);
+    assert!(refused.code == 4 && refused.err.contains("nothing in it has opened"), "{}", refused.err);
+
+    assert_eq!(vault.json(&["backup", "--all", "--config", &config(&b)]), serde_json::json!([]));
+    let wrong = vault.refused(&["backup", "--all", "--exclude", "tset", "--config", &config_a]);
+    assert!(wrong.err.contains("no machine `tset`"), "{}", wrong.err);
+    let disk = vault.rack.path("mail.raw");
+    vault.refused(&["backup", "mail", "shop", "--disk", disk.to_str().unwrap()]);
+}
+
 #[test]
 fn one_flipped_bit_is_found_named_and_mended_by_the_next_backup() {
     let vault = Vault::new();

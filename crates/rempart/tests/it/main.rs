@@ -9,6 +9,11 @@ mod changes;
 mod command_line;
 mod export;
 mod golden;
+// A part of the hypervisor's tests; not all of it is wanted here.
+#[allow(dead_code)]
+#[path = "../../../hypervisor/tests/qemu/guest.rs"]
+mod guest;
+mod guests;
 mod images;
 #[path = "../../../objects/tests/it/lab.rs"]
 mod lab;

@@ -20,7 +20,8 @@ struct Held {
 fn try_view(node: &Server, since: Option<ViewPosition>) -> Result<Held, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let client = Client::new(node.home.join("run/api.sock"));
-    let open = runtime.block_on(client.open_view("shop", &ViewRequest { since }))?;
+    let open =
+        runtime.block_on(client.open_view("shop", &ViewRequest { since, ..ViewRequest::default() }))?;
     Ok(Held { open, runtime })
 }
 

@@ -1,0 +1,157 @@
+//! Backups of a machine with a guest in it, which writes through its file system all the time: frozen by Debian's guest
+//! agent with the hook we ship, as after a power cut, on the peer after its node died, and stopped.
+
+use crate::backup::Vault;
+use crate::guest::Guest;
+use crate::rack::Server;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+const MIB: usize = 1 << 20;
+
+fn run(program: &str, arguments: &[&str]) -> (i32, String) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The last number that the guest told to be on its disk, in this life on this node.
+fn synced(node: &Server) -> u64 {
+    let console = std::fs::read_to_string(node.home.join("run/vms/shop/console.log")).unwrap_or_default();
+    // Whole lines only.
+    let lines = console.rsplit_once('\n').map_or("", |(lines, _)| lines).lines();
+    lines.filter_map(|line| line.trim().strip_prefix("wrote ")?.parse().ok()).next_back().unwrap_or(0)
+}
+
+/// The highest number in the guest's files.
+fn highest(image: &Path) -> u64 {
+    let image = image.to_str().unwrap();
+    let numbers = (0..50).filter_map(|file| {
+        let (_, text) = run("debugfs", &["-R", &format!("cat /file-{file}"), image]);
+        text.trim().parse::<u64>().ok()
+    });
+    numbers.max().unwrap_or(0)
+}
+
+/// A QEMU that boots a kernel from outside: the guest's disk has no boot loader.
+fn qemu(script: &Path) -> String {
+    let quoted = Guest::options_for_agent().into_iter().map(|option| format!(" '{option}'"));
+    let boots = quoted.collect::<String>();
+    let text = format!(
+        "#!/bin/sh\ncase \"$*\" in *guest=shop*) exec qemu-system-x86_64 \"$@\"{boots};; esac\n\
+         exec qemu-system-x86_64 \"$@\"\n"
+    );
+    std::fs::write(script, text).unwrap();
+    std::fs::set_permissions(script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    script.to_str().unwrap().to_owned()
+}
+
+fn level(backup: &Value) -> &str {
+    backup["consistency"]["level"].as_str().unwrap()
+}
+
+#[test]
+fn a_guest_that_writes_is_backed_up_wherever_it_runs() {
+    let vault = Vault::new();
+    let program = qemu(&vault.rack.path("qemu"));
+    let own = format!("[vm]\nqemu = \"{program}\"\n");
+    let mut a = vault.rack.node_with("node-a", "[vm]\n", &own);
+    let b = vault.rack.node_with("node-b", "[vm]\n", &own);
+    a.ok(&["cluster", "create", "lab"]);
+    vault.rack.join(&b, &a);
+    let _witness = vault.rack.witness("witness", &a);
+    let disk = vault.rack.image("ext4.raw", 24 * MIB, 0);
+    assert_eq!(run("mkfs.ext4", &["-q", disk.to_str().unwrap()]).0, 0);
+    let orders = vault.rack.image("orders.raw", MIB, 0);
+    let (disk, orders) = (disk.to_str().unwrap(), orders.to_str().unwrap());
+    a.ok(&[
+        "vm",
+        "import",
+        "shop",
+        "--memory",
+        "192M",
+        "--cpu-model",
+        "max",
+        "--disk",
+        disk,
+        "--disk",
+        orders,
+    ]);
+    a.ok(&["protect", "shop", "--peer", "node-b"]);
+    a.until_mirrored("shop");
+
+    let back_up = |node: &Server, more: &[&str]| -> (Value, u64) {
+        let config = node.config();
+        let before = synced(node);
+        let backup = vault.json(&[&["backup", "shop", "--config", config.to_str().unwrap()], more].concat());
+        (backup, before)
+    };
+    let first = back_up(&a, &[]).0;
+    assert_eq!(level(&first), "stopped", "{first}");
+    a.ok(&["vm", "start", "shop"]);
+
+    let mut points: BTreeMap<u64, (&str, u64)> = BTreeMap::new();
+    let mut keep = |name: &'static str, (backup, before): (Value, u64)| {
+        for disk in backup["disks"].as_array().unwrap() {
+            assert_eq!(disk["full_because"], Value::Null, "{name}: {backup}");
+        }
+        points.insert(backup["point"].as_u64().unwrap(), (name, before));
+        backup
+    };
+    a.until("it writes", || synced(&a) > 0);
+    let frozen = keep("frozen", back_up(&a, &["--else", "nothing"]));
+    assert_eq!(level(&frozen), "application", "{frozen}");
+    println!("frozen for {} ms", frozen["consistency"]["pause_ms"]);
+    let now = synced(&a);
+    a.until("it writes on", || synced(&a) > now);
+    let cut = keep("cut", back_up(&a, &["--consistency", "crash"]));
+    assert_eq!(level(&cut), "crash", "{cut}");
+
+    a.kill();
+    b.until("it runs on the peer", || synced(&b) > 0);
+    let moved = keep("frozen", back_up(&b, &[]));
+    assert_eq!(level(&moved), "application", "{moved}");
+    b.ok(&["vm", "stop", "--force", "shop"]);
+    let stopped = keep("stopped", back_up(&b, &[]));
+    assert_eq!(level(&stopped), "stopped", "{stopped}");
+
+    for (point, (name, before)) in &points {
+        let to = vault.rack.path(&format!("to-{point}"));
+        vault.ok(&["restore", &format!("shop@{point}"), "--to", to.to_str().unwrap()]);
+        let image = to.join("disk0.raw");
+        let path = image.to_str().unwrap();
+        if *name == "stopped" {
+            // The increments of all of them add up to what is there.
+            for disk in [0, 1] {
+                let restored = to.join(format!("disk{disk}.raw"));
+                let same = run(
+                    "qemu-img",
+                    &[
+                        "compare",
+                        "-f",
+                        "raw",
+                        "-F",
+                        "raw",
+                        restored.to_str().unwrap(),
+                        &b.export("shop", disk),
+                    ],
+                );
+                assert_eq!(same.0, 0, "disk {disk}: {}", same.1);
+            }
+        }
+        let needs_recovery = run("dumpe2fs", &["-h", path]).1.contains("needs_recovery");
+        assert_eq!(needs_recovery, *name != "frozen", "{name}");
+        if *name == "frozen" {
+            // The hook had been there before the moment, and was undone after it.
+            assert_eq!(run("debugfs", &["-R", "cat /marker", path]).1, "prepared\n");
+        } else {
+            let (code, said) = run("e2fsck", &["-fy", path]);
+            assert!(code <= 1, "{name}: {said}");
+        }
+        let (code, said) = run("e2fsck", &["-fn", path]);
+        assert_eq!(code, 0, "{name}: {said}");
+        assert!(highest(&image) >= *before, "{name}: {} was on the disk", before);
+    }
+}
