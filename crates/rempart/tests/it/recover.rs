@@ -8,11 +8,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 64 << 10;
 
 struct Lab {
+    // Dropped after what runs in it, and before the folder that it is mounted in.
+    small: Option<Small>,
     vault: Vault,
     /// What the disk should be.
     expected: Vec<u8>,
@@ -37,14 +40,20 @@ impl Lab {
         file.write_all_at(&noise(3 * MIB as usize, 1), 5 * MIB).unwrap();
         vault.ok(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
         let folder = vault.rack.path("vm");
-        Lab { expected: std::fs::read(&disk).unwrap(), vault, folder }
+        Lab { small: None, expected: std::fs::read(&disk).unwrap(), vault, folder }
     }
 
     fn recover(&self, ready: &str) -> Running {
+        self.recover_with(&[], ready)
+    }
+
+    fn recover_with(&self, more: &[&str], ready: &str) -> Running {
         let pid_file = self.folder.join("qemu.pid");
         let to = self.folder.to_str().unwrap();
         let arguments = [
-            &["recover", "--instant", "shop", "--to", to, "--"][..],
+            &["recover", "--instant", "shop", "--to", to][..],
+            more,
+            &["--"],
             &["-machine", "q35,accel=tcg", "-m", "64M", "-nodefaults", "-display", "none"],
             &["-pidfile", pid_file.to_str().unwrap(), "-device", "virtio-blk-pci,id=disk-0,drive={disk0}"],
         ];
@@ -201,12 +210,57 @@ fn a_machine_that_is_stopped_goes_on_later_or_is_finished_without_running() {
 }
 
 #[test]
+fn a_kill_of_qemu_in_the_middle_of_the_move_loses_nothing() {
+    let mut lab = Lab::new();
+    let recovering = lab.recover_with(&["--limit", "1M"], RUNS);
+    lab.write(20 * MIB, 9);
+    let start = Instant::now();
+    // What there is lies between 5 and 8 MiB.
+    while lab.status()["disks"][0]["done_bytes"].as_u64().is_none_or(|done| done <= 5 * MIB) {
+        assert!(start.elapsed() < Duration::from_secs(60), "{}", recovering.log());
+    }
+    lab.kill_qemu();
+    assert_eq!(recovering.ended(), 0);
+    assert_eq!(lab.status()["disks"][0]["is_moved"], false);
+    assert_eq!(lab.recover(RUNS).ended(), 0);
+    lab.command("quit", json!({}));
+    lab.check_image();
+}
+
+#[test]
 fn a_move_that_failed_goes_on_when_the_repository_is_there_again() {
     let lab = Lab::new();
     lab.take_packs_away();
     let mut recovering = lab.recover(RUNS);
     recovering.until("the move fails", |running| running.log().contains("tries again"));
     lab.bring_packs_back();
+    assert_eq!(recovering.ended(), 0);
+    lab.command("quit", json!({}));
+    lab.check_image();
+}
+
+/// Unmounts it in the end.
+struct Small(PathBuf);
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_waited_for() {
+    let mut lab = Lab::new();
+    let small = lab.vault.rack.path("small");
+    std::fs::create_dir(&small).unwrap();
+    let folder = small.to_str().unwrap();
+    tool(&["mount", "-t", "tmpfs", "-o", "size=2M", "none", folder]);
+    lab.folder = small.join("vm");
+    lab.small = Some(Small(small.clone()));
+    let mut recovering = lab.recover(RUNS);
+    recovering.until("the move fails", |running| running.log().contains("No space left on device"));
+    assert_eq!(lab.status()["state"], "running");
+    tool(&["mount", "-o", "remount,size=32M", folder]);
     assert_eq!(recovering.ended(), 0);
     lab.command("quit", json!({}));
     lab.check_image();
@@ -249,4 +303,62 @@ fn a_machine_of_ours_runs_by_its_definition() {
     lab.write(2 * MIB, 1);
     lab.command("quit", json!({}));
     lab.check_image();
+}
+
+#[test]
+fn a_machine_with_uefi_has_its_own_variables() {
+    // Other ones than a new machine would get.
+    const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.ms.fd";
+    let lab = Lab::new();
+    let node = lab.vault.rack.node("node-a");
+    let image = lab.vault.rack.image("one.raw", 4 << 20, 7);
+    let import = ["vm", "import", "store", "--memory", "128M", "--disk", image.to_str().unwrap()];
+    node.ok(&[&import[..], &["--firmware", "uefi", "--nvram", VARIABLES]].concat());
+    let config = node.config();
+    let point =
+        lab.vault.json(&["backup", "store", "--config", config.to_str().unwrap()])["point"].to_string();
+    let mount = lab.vault.rack.path("mnt");
+    std::fs::create_dir(&mount).unwrap();
+    let (mounted, _) = Running::start_json(&lab.vault, &["mount", mount.to_str().unwrap(), "store"]);
+    let variables = std::fs::read(mount.join("store").join(point).join("nvram")).unwrap();
+    mounted.terminate();
+    assert_eq!(mounted.ended(), 0);
+    assert!(variables == std::fs::read(VARIABLES).unwrap());
+
+    lab.vault.ok(&["recover", "--instant", "store", "--to", lab.folder.to_str().unwrap()]);
+    assert_eq!(lab.command("query-status", json!({}))["status"], "running");
+    lab.command("quit", json!({}));
+    let own = std::fs::read(lab.folder.join("nvram.fd")).unwrap();
+    let word: Vec<u8> = "Microsoft".bytes().collect();
+    assert!(own.windows(word.len()).any(|window| window == word), "its keys are in there");
+}
+
+/// In a network namespace with a bridge of its own: the TAP is QEMU's, as long as that lives.
+#[test]
+fn a_network_is_joined_only_when_it_is_wanted() {
+    const WITH_BRIDGE: &str =
+        "ip link add br-shop type bridge && ip link set br-shop up && exec \"$0\" \"$@\"";
+    let mut lab = Lab::new();
+    let node = lab.vault.rack.node("node-a");
+    let image = lab.vault.rack.image("one.raw", 1 << 20, 7);
+    let import = ["vm", "import", "store", "--memory", "64M", "--disk", image.to_str().unwrap()];
+    node.ok(&[&import[..], &["--bridge", "br-shop"]].concat());
+    let config = node.config();
+    lab.vault.json(&["backup", "store", "--config", config.to_str().unwrap()]);
+    for (folder, more, taps) in [("apart", None, 0), ("joined", Some("--network"), 1)] {
+        lab.folder = lab.vault.rack.path(folder);
+        let mut recover = vec!["recover", "--instant", "store", "--to", lab.folder.to_str().unwrap()];
+        recover.extend(more);
+        let command = lab.vault.command(&recover);
+        let mut inside = std::process::Command::new("unshare");
+        inside.args(["--net", "sh", "-c", WITH_BRIDGE]).arg(command.get_program()).args(command.get_args());
+        inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let ended = inside.output().unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        let pid = std::fs::read_to_string(lab.folder.join("qemu.pid")).unwrap();
+        let devices = std::fs::read_to_string(format!("/proc/{}/net/dev", pid.trim())).unwrap();
+        let found = devices.lines().filter(|line| line.trim_start().starts_with("rp")).count();
+        assert!(devices.contains("br-shop") && found == taps, "{devices}");
+        lab.command("quit", json!({}));
+    }
 }

@@ -39,6 +39,7 @@ pub async fn attend(
     folder: &Folder,
     record: &Record,
     hardware: &Hardware,
+    limit: Option<u64>,
     output: Output,
 ) -> Result<Ended, Error> {
     let failed = |e: &dyn std::fmt::Display| Error::failed(folder.what()).cause(e);
@@ -58,8 +59,11 @@ pub async fn attend(
             continue;
         }
         left.insert(place);
-        if !is_of(&under_way, place) {
-            begin(client, &hardware.node(&disk.name, place), place).await.map_err(|e| failed(&e))?;
+        if is_of(&under_way, place) {
+            let speed = json!({ "device": job(place), "speed": limit.unwrap_or(0) });
+            client.execute("block-job-set-speed", speed, QUICK).await.map_err(|e| failed(&e))?;
+        } else {
+            begin(client, &hardware.node(&disk.name, place), place, limit).await.map_err(|e| failed(&e))?;
         }
     }
     let mut begun = vec![Instant::now(); record.disks.len()];
@@ -103,7 +107,7 @@ pub async fn attend(
                     } else if begun[place].elapsed() > AGAIN {
                         begun[place] = Instant::now();
                         let node = hardware.node(&disk.name, place);
-                        begin(client, &node, place).await.map_err(|e| failed(&e))?;
+                        begin(client, &node, place, limit).await.map_err(|e| failed(&e))?;
                     }
                 }
             }
@@ -123,9 +127,15 @@ fn is_of(jobs: &[Value], place: usize) -> bool {
     jobs.iter().any(|found| found["device"] == job(place).as_str())
 }
 
-async fn begin(client: &Client, node: &str, place: usize) -> rempart_hypervisor::Result<()> {
+async fn begin(
+    client: &Client,
+    node: &str,
+    place: usize,
+    limit: Option<u64>,
+) -> rempart_hypervisor::Result<()> {
     let arguments = json!({
         "job-id": job(place), "device": node, "on-error": "report", "auto-finalize": false,
+        "speed": limit.unwrap_or(0),
     });
     client.execute("block-stream", arguments, QUICK).await.map(drop)
 }

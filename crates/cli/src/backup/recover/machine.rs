@@ -229,3 +229,54 @@ async fn wait_for_monitor(folder: &Folder, child: &mut Child) -> Result<qmp::Cli
 pub async fn running(socket: &Path) -> Option<qmp::Client> {
     qmp::Client::connect(socket, CONNECT).await.ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rempart_hypervisor::VmUuid;
+    use rempart_hypervisor::definition::{Disk, Nic, NicModel};
+    use serde_json::json;
+
+    fn record() -> Record {
+        serde_json::from_value(json!({
+            "version": 1, "repository": "", "vm": "shop", "point": 1, "has_run": false,
+            "disks": [{ "name": "disk0", "size_bytes": 512, "overlay": "disk0.qcow2" }],
+        }))
+        .expect("a record")
+    }
+
+    async fn defined(network: bool) -> Vec<String> {
+        let mut definition = Definition::new("shop", VmUuid(1), 64 << 20, 1);
+        definition.disks = vec![Disk::new(DiskIndex(0), 512)];
+        let mac = "52:54:00:00:00:01".parse().expect("an address");
+        definition.nics = vec![Nic { bridge: "br0".to_owned(), mac, model: NicModel::Virtio }];
+        definition.extra_options = vec!["-trace".to_owned()];
+        let content = serde_json::to_vec(&definition).expect("plain data");
+        let hardware = Hardware::defined(&content, "/no/such/qemu", network, "").await.expect("makes sense");
+        let folder = Folder::open(Path::new("/f")).expect("a short path");
+        let nodes = [(hardware.node("disk0", 0), json!({ "node-name": "disk-node-0" }))];
+        hardware.arguments(&folder, &nodes, "qemu", None, &record())
+    }
+
+    #[tokio::test]
+    async fn network_cards_lead_nowhere_unless_wanted_and_options_of_another_host_are_left_out() {
+        let apart = defined(false).await;
+        assert!(apart.contains(&"hubport,id=nic-net-0,hubid=0".to_owned()), "{apart:?}");
+        assert!(apart.contains(&r#"{"node-name":"disk-node-0"}"#.to_owned()), "{apart:?}");
+        assert!(!apart.contains(&"-trace".to_owned()), "{apart:?}");
+        let connected = defined(true).await;
+        assert!(!connected.iter().any(|argument| argument.contains("hubport")), "{connected:?}");
+        Hardware::defined(b"{}", "qemu", false, "cannot").await.expect_err("no definition");
+    }
+
+    #[test]
+    fn a_disks_name_in_braces_is_its_block_node() {
+        let hardware =
+            Hardware::Arguments(vec!["-device".to_owned(), "x,drive={disk0},y={disk1}".to_owned()]);
+        let folder = Folder::open(Path::new("/f")).expect("a short path");
+        let nodes = [(hardware.node("disk0", 0), json!({ "node-name": "disk-node-0" }))];
+        let arguments = hardware.arguments(&folder, &nodes, "qemu", None, &record());
+        assert_eq!(arguments[..3], ["qemu", "-blockdev", r#"{"node-name":"disk-node-0"}"#]);
+        assert!(arguments.contains(&"x,drive=disk-node-0,y={disk1}".to_owned()), "{arguments:?}");
+    }
+}

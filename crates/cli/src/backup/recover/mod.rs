@@ -7,7 +7,7 @@ mod machine;
 use super::access::{Access, chain, describe};
 use super::points::{find, open_log};
 use super::serve::{Memory, SocketFile, disk_reader, tell_unreadable};
-use crate::Output;
+use crate::{Output, parse};
 use attend::{Ended, attend, job};
 use clap::Args;
 use folder::{Folder, Record};
@@ -50,6 +50,9 @@ pub struct Recover {
     /// it was may still be there.
     #[arg(long)]
     network: bool,
+    /// Bytes a second at which each disk is moved; as fast as it goes without this.
+    #[arg(long, value_parser = parse::byte_count)]
+    limit: Option<u64>,
     /// The program that runs it.
     #[arg(long, default_value = "qemu-system-x86_64")]
     qemu: String,
@@ -139,7 +142,7 @@ fn instant(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), E
         };
         let after = began.elapsed().as_secs_f64();
         output.tell(&format!("`{}` runs, after {after:.1} s; its disks are moved meanwhile", record.vm));
-        attend(&client, &folder, &record, &hardware, output).await
+        attend(&client, &folder, &record, &hardware, command.limit, output).await
     })?;
     drop(served);
     let text = match ended {
