@@ -3,6 +3,7 @@
 //! All servers speak NBD on a unix socket to the same client, and send to their second copies over the same link. Loads
 //! are interleaved, so that a machine that slows down slows everybody; what counts are ratios of medians.
 
+mod backed_up;
 mod client;
 mod disk;
 mod load;
@@ -29,10 +30,21 @@ use server::Server;
 pub enum Bench {
     /// Synchronous mirror and single copy, against QEMU's
     Mirror(Options),
+    /// A guest's flushed writes while it is backed up into a repository that is slow, or dead, against none
+    BackedUp(Run),
 }
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
+    #[command(flatten)]
+    run: Run,
+    /// Only loads whose name contains this; `idle` and `resynchronisation` are names, too
+    #[arg(long)]
+    only: Option<String>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Run {
     /// One JSON object a line: figure, unit, ours, peer, theirs, ratio
     #[arg(long)]
     json: bool,
@@ -42,9 +54,6 @@ pub struct Options {
     /// Seconds a load runs at least
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// Only loads whose name contains this; `idle` and `resynchronisation` are names, too
-    #[arg(long)]
-    only: Option<String>,
     /// Measure this build of the program instead of building it
     #[arg(long)]
     program: Option<PathBuf>,
@@ -61,13 +70,22 @@ struct Contestant {
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
-    let Bench::Mirror(options) = bench;
+    match bench {
+        Bench::Mirror(options) => mirror(options),
+        Bench::BackedUp(run) => backed_up::run(run),
+    }
+}
+
+fn program(run: &Run) -> Result<PathBuf> {
+    match &run.program {
+        Some(program) => Ok(std::path::absolute(program)?),
+        None => workspace::build_rempart(Profile::Release),
+    }
+}
+
+fn mirror(options: &Options) -> Result<()> {
     setup::ensure()?;
-    let program = match &options.program {
-        Some(program) => std::path::absolute(program)?,
-        None => workspace::build_rempart(Profile::Release)?,
-    };
-    let ours = Ours::start(Lab::build(false)?, &program)?;
+    let ours = Ours::start(Lab::build(false)?, &program(&options.run)?)?;
     let peers = Peers::start(ours.lab())?;
     let wanted = |name: &str| options.only.as_ref().is_none_or(|only| name.contains(only));
     let loads: Vec<Load> = Load::ALL.into_iter().filter(|load| wanted(load.name)).collect();
@@ -82,7 +100,7 @@ pub fn run(bench: &Bench) -> Result<()> {
     if loads.contains(&Load::SEQUENTIAL) {
         disk::preallocate(&scratch)?;
     }
-    for round in 1..=options.rounds {
+    for round in 1..=options.run.rounds {
         for (index, load) in loads.iter().enumerate() {
             // In turns: a machine that grows slower within a round is not always slower for the same one.
             let mut order: Vec<&mut Contestant> = contestants.iter_mut().collect();
@@ -91,16 +109,16 @@ pub fn run(bench: &Bench) -> Result<()> {
             }
             for contestant in order {
                 interrupt::check()?;
-                contestant.measured[index].push(load.run(&contestant.server, options.seconds)?);
+                contestant.measured[index].push(load.run(&contestant.server, options.run.seconds)?);
             }
             if *load == Load::SEQUENTIAL {
-                disk_alone.push(disk::sequential_writes(&scratch, options.seconds)?);
+                disk_alone.push(disk::sequential_writes(&scratch, options.run.seconds)?);
             }
             ours.must_be_mirrored()?;
-            eprintln!("round {round} of {}: {}", options.rounds, load.name);
+            eprintln!("round {round} of {}: {}", options.run.rounds, load.name);
         }
     }
-    let mut report = Report { json: options.json };
+    let mut report = Report { json: options.run.json };
     let [two_copies, quorum, one_copy, single] = &contestants;
     report.loads(&loads, two_copies, quorum);
     report.loads(&loads, one_copy, single);

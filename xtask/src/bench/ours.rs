@@ -4,6 +4,7 @@
 //! what is measured.
 
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,38 @@ const POLL: Duration = Duration::from_millis(50);
 /// For the checkpoints after a load: then the groups have nothing left to do.
 const SETTLE: Duration = Duration::from_secs(8);
 const IDLE: Duration = Duration::from_secs(10);
+
+/// A backup that is under way; killed at the end.
+#[derive(Debug)]
+pub struct Backup {
+    child: Child,
+}
+
+impl Backup {
+    /// Fails if it is over: then nothing was measured of it.
+    pub fn must_be_under_way(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("the backup ended ({status}) before it was measured"),
+        }
+    }
+}
+
+impl Drop for Backup {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn is_viewed(folder: &Path) -> Result<bool> {
+    for entry in folder.read_dir()? {
+        if entry?.file_name().to_string_lossy().starts_with("view-") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
 
 #[derive(Debug)]
 pub struct Ours {
@@ -98,6 +131,31 @@ impl Ours {
 
     fn protect(&self) -> Result<()> {
         self.rack.user(Host::A, &["protect", MIRRORED, "--peer", Host::B.name(), "--wait"]).map(drop)
+    }
+
+    /// A command of the first node that works on a repository in a bucket.
+    pub fn on_repository(&self, arguments: &[&str]) -> Command {
+        let mut command = self.rack.command(Host::A, arguments);
+        command.env("REMPART_CACHE_DIR", self.lab().folder().join("cache"));
+        command.env("AWS_ACCESS_KEY_ID", "id").env("AWS_SECRET_ACCESS_KEY", "secret");
+        command
+    }
+
+    /// Starts a backup of the mirrored machine, and returns when its view is open.
+    pub fn start_backup(&self, repository: &str, key: &Path) -> Result<Backup> {
+        let mut command = self.on_repository(&["backup", MIRRORED, "--repo", repository]);
+        command.arg("--key-file").arg(key).stdout(Stdio::null()).stderr(Stdio::null());
+        let backup = Backup { child: command.spawn()? };
+        let folder = self.rack.run_folder(Side::A).join("vms").join(MIRRORED);
+        let end = Instant::now() + COPY_DEADLINE;
+        while !is_viewed(&folder)? {
+            interrupt::check()?;
+            if Instant::now() > end {
+                bail!("there is no view");
+            }
+            thread::sleep(POLL);
+        }
+        Ok(backup)
     }
 
     /// Fails if a write would be acknowledged by one copy only: a figure taken then is of something else.

@@ -229,12 +229,18 @@ impl Rack {
         }
     }
 
-    /// Types a command on a server that may be refused.
-    pub fn try_user(&self, host: Host, arguments: &[&str]) -> Result<Result<String, Refusal>> {
+    /// A command as a user types it on a server.
+    pub fn command(&self, host: Host, arguments: &[&str]) -> Command {
         let mut command: Command = self.lab.host(host).command(&self.program);
         command.arg("--config").arg(&self.server(host).config).args(arguments);
-        command.env_remove("REMPART_CONFIG").env_remove("REMPART_SOCKET");
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        command.env_remove("REMPART_CONFIG").env_remove("REMPART_SOCKET").stdin(Stdio::null());
+        command
+    }
+
+    /// Types a command on a server that may be refused.
+    pub fn try_user(&self, host: Host, arguments: &[&str]) -> Result<Result<String, Refusal>> {
+        let mut command = self.command(host, arguments);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let (mut stdout, mut stderr) =
             (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let out = thread::spawn(move || read_all(&mut stdout));
