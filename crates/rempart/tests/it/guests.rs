@@ -8,9 +8,12 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
+/// Far above what a guest takes to boot.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn run(program: &str, arguments: &[&str]) -> (i32, String) {
     let output = Command::new(program).args(arguments).output().unwrap();
@@ -154,4 +157,55 @@ fn a_guest_that_writes_is_backed_up_wherever_it_runs() {
         assert_eq!(code, 0, "{name}: {said}");
         assert!(highest(&image) >= *before, "{name}: {} was on the disk", before);
     }
+}
+
+/// A QEMU of somebody else's, killed at the end.
+struct Foreign(Child);
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_guest_of_another_qemu_takes_part() {
+    let vault = Vault::new();
+    let path = |name: &str| vault.rack.path(name).display().to_string();
+    vault.rack.image("system", 24 * MIB, 0);
+    vault.rack.image("orders", MIB, 0);
+    assert_eq!(run("mkfs.ext4", &["-q", &path("system")]).0, 0);
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args(["-nodefaults", "-no-user-config", "-M", "q35", "-accel", "tcg,tb-size=128", "-cpu", "max"])
+        .args(["-m", "192", "-display", "none", "-serial", &format!("file:{}", path("console"))])
+        .args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp"))])
+        .args(Guest::options_with_agent(&vault.rack.path("agent")));
+    for disk in ["system", "orders"] {
+        let node = format!("driver=raw,node-name={disk}-node,file.driver=file,file.filename={}", path(disk));
+        command.args(["-blockdev", &node, "-device", &format!("virtio-blk-pci,drive={disk}-node,id={disk}")]);
+    }
+    let _qemu = Foreign(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+    let writes = || std::fs::read_to_string(path("console")).unwrap_or_default().contains("wrote ");
+    let end = Instant::now() + PATIENCE;
+    while !writes() {
+        assert!(Instant::now() < end, "the guest does not write");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (monitor, agent, views) = (path("qmp"), path("agent"), path("views"));
+    let asked = ["backup", "shop", "--qmp", &monitor, "--agent", &agent, "--scratch-dir", &views];
+    let frozen = vault.json(&[&asked[..], &["--else", "nothing"]].concat());
+    assert_eq!(level(&frozen), "application", "{frozen}");
+    let to = path("to");
+    vault.ok(&["restore", "shop", "--to", &to]);
+    let image = format!("{to}/system.raw");
+    assert!(!run("dumpe2fs", &["-h", &image]).1.contains("needs_recovery"));
+    assert_eq!(run("e2fsck", &["-fn", &image]).0, 0);
+    assert_eq!(run("debugfs", &["-R", "cat /marker", &image]).1, "prepared\n");
+
+    let stopped = vault.json(&[&asked[..], &["--consistency", "saved-state"]].concat());
+    assert_eq!(level(&stopped), "saved-state", "{stopped}");
+    assert!(stopped["consistency"]["pause_ms"].as_u64().is_some(), "{stopped}");
+    assert_eq!(stopped["disks"][0]["full_because"], Value::Null, "{stopped}");
 }
