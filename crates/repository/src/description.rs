@@ -11,7 +11,7 @@ use rempart_types::WallTime;
 const MAGIC: &[u8; 8] = b"RMPREPOS";
 const VERSION: u16 = 1;
 /// What is signed.
-const SIGNED: usize = 8 + 2 + 2 + 4 + 16 + 8 + 32 + 32;
+const SIGNED: usize = 8 + 2 + 2 + 4 + 16 + 8 + 8 + 32 + 32;
 /// Bytes of the object.
 const WHOLE: usize = SIGNED + SIGNATURE;
 
@@ -22,6 +22,8 @@ pub struct Description {
     pub chunk_size: ChunkSize,
     /// When it was made, by the clock of who made it.
     pub created: WallTime,
+    /// How long the place keeps every object against everybody, in milliseconds; 0: not at all.
+    pub kept_ms: u64,
     signature: [u8; SIGNATURE],
 }
 
@@ -29,9 +31,9 @@ impl Description {
     /// Bytes of the object.
     pub const LEN: u64 = WHOLE as u64;
 
-    pub fn new(ring: &KeyRing, chunk_size: ChunkSize, created: WallTime) -> Description {
+    pub fn new(ring: &KeyRing, chunk_size: ChunkSize, created: WallTime, kept_ms: u64) -> Description {
         let mut description =
-            Description { keys: *ring.public(), chunk_size, created, signature: [0; SIGNATURE] };
+            Description { keys: *ring.public(), chunk_size, created, kept_ms, signature: [0; SIGNATURE] };
         description.signature = ring.maintenance().sign(&description.signed());
         description
     }
@@ -49,6 +51,7 @@ impl Description {
         out.u32(self.chunk_size.bytes());
         out.bytes(&self.keys.repository.0);
         out.u64(self.created.0);
+        out.u64(self.kept_ms);
         out.bytes(&self.keys.recipient.0);
         out.bytes(&self.keys.maintenance.0);
         out.into_bytes()
@@ -76,6 +79,7 @@ impl Description {
             ChunkSize::new(input.u32()?).map_err(|_| Fault::damaged("its chunk size is none"))?;
         let repository = RepositoryId(input.array()?);
         let created = WallTime(input.u64()?);
+        let kept_ms = input.u64()?;
         let keys = PublicKeys {
             repository,
             recipient: Recipient(input.array()?),
@@ -85,7 +89,7 @@ impl Description {
         if !input.is_empty() || !keys.maintenance.verify(&bytes[..SIGNED], &signature) {
             return Err(Fault::damaged("its signature does not fit"));
         }
-        Ok(Description { keys, chunk_size, created, signature })
+        Ok(Description { keys, chunk_size, created, kept_ms, signature })
     }
 
     /// The keys of this repository. [`ErrorKind::Foreign`] if `master` is that of another.
@@ -106,7 +110,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_is_seen() {
         let ring = KeyRing::new(RepositoryId([1; 16]), MasterKey::new([2; 32]));
-        let description = Description::new(&ring, ChunkSize::DEFAULT, WallTime(3));
+        let description = Description::new(&ring, ChunkSize::DEFAULT, WallTime(3), 4);
         let bytes = description.encode();
         assert_eq!(bytes.len() as u64, Description::LEN);
         assert_eq!(Description::decode(&bytes).expect("whole"), description);
@@ -125,7 +129,7 @@ mod tests {
     #[test]
     fn a_key_of_another_repository_is_told() {
         let ring = KeyRing::new(RepositoryId([1; 16]), MasterKey::new([2; 32]));
-        let description = Description::new(&ring, ChunkSize::DEFAULT, WallTime(3));
+        let description = Description::new(&ring, ChunkSize::DEFAULT, WallTime(3), 4);
         assert_eq!(description.unlock(MasterKey::new([2; 32])).expect("its own").public(), &description.keys);
         let error = description.unlock(MasterKey::new([3; 32])).expect_err("another's");
         assert_eq!(error.kind, ErrorKind::Foreign);

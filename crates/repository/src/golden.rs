@@ -136,7 +136,7 @@ fn keys() {
 
 #[test]
 fn description() {
-    let description = Description::new(&ring(), ChunkSize::DEFAULT, CREATED);
+    let description = Description::new(&ring(), ChunkSize::DEFAULT, CREATED, 30 * 24 * 3_600_000);
     example("description", &dump(&description.encode()));
 }
 

@@ -12,6 +12,7 @@ pub mod fuzz;
 #[cfg(test)]
 mod golden;
 mod id;
+mod immutable;
 mod index;
 mod key;
 pub mod log;
@@ -43,7 +44,7 @@ pub use key::{
     PublicKeys, Recipient, SIGNATURE, Signer, Unlock, Verifier, WRAPPED_KEYS, WrappedBy, WrappedKey,
     WriterKey,
 };
-pub use names::{PACKS, PackName, SEGMENTS, SegmentName};
+pub use names::{CHECKPOINTS, PACKS, PackName, SEGMENTS, SegmentName};
 pub use pack::{
     Blob, MAX_BLOBS, MAX_PACK, MIN_PACK, PACK_HEADER, Pack, PackBuilder, PackHeader, PackOpener, verify_pack,
 };

@@ -8,6 +8,9 @@ pub const PACKS: &str = "packs/";
 /// Names of index segments start with it.
 pub const SEGMENTS: &str = "segments/";
 
+/// Names of pointers to checkpoints of the log start with it.
+pub const CHECKPOINTS: &str = "checkpoints/";
+
 /// A pack: who wrote it, and the hash of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackName {

@@ -1,6 +1,7 @@
 //! A repository in its place: making one, opening one, and this machine's index of it.
 
 use crate::error::{Error, ErrorKind};
+use crate::immutable::Keeping;
 use crate::index::{Covers, IndexUpdate, LocalIndex, Segment, SegmentBuilder};
 use crate::key::{BoxPurpose, KeyRing, MasterKey, PassphraseCost, Unlock, WRAPPED_KEYS, WrappedKey};
 use crate::log::{
@@ -16,9 +17,13 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Wrapped copies of the master key that are tried, at most.
 const MAX_KEYS: usize = 100;
+/// How long objects may be kept against everybody: a slip of the hand should not cost a bucket for life.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 /// Damaged chunks of one log entry.
 pub(crate) const MAX_DAMAGED: usize = 16 * 1024;
 
@@ -42,6 +47,8 @@ pub struct NewRepository<'a> {
     pub cost: PassphraseCost,
     /// Of that key, for people.
     pub label: &'a str,
+    /// Every object is kept against everybody for so long: the place must have object lock. Nobody can take it back.
+    pub kept: Option<Duration>,
     pub now: WallTime,
 }
 
@@ -53,11 +60,13 @@ impl Repository {
         new: NewRepository<'_>,
     ) -> Result<Repository, Error> {
         probe(&*objects)?;
+        let kept_ms = kept_ms(&*objects, new.kept)?;
+        let objects = keeping(objects, kept_ms);
         let ring = KeyRing::new(new.id, MasterKey::random());
         let public = *ring.public();
         let key =
             WrappedKey::wrap(public.repository, ring.master(), new.unlock, new.cost, new.label, new.now)?;
-        let description = Description::new(&ring, new.chunk_size, new.now);
+        let description = Description::new(&ring, new.chunk_size, new.now, kept_ms);
         // The key first: what has a description can be opened.
         create_new(&*objects, &key.name(), &key.encode())?;
         if let Err(error) = create_new(&*objects, &Description::name(), &description.encode()) {
@@ -73,6 +82,7 @@ impl Repository {
     pub fn open(objects: Arc<dyn Objects>, cache: &Path, unlock: Unlock<'_>) -> Result<Repository, Error> {
         let description = read_description(&*objects)?;
         let ring = description.unlock(open_key(&*objects, &description, unlock)?)?;
+        let objects = keeping(objects, description.kept_ms);
         Ok(Repository { objects, description, ring: Arc::new(ring), cache: cache.to_owned() })
     }
 
@@ -287,6 +297,25 @@ fn finish(update: IndexUpdate, state: &State) -> Result<LocalIndex, Error> {
 pub(crate) fn is_of_a_segment(error: &Error) -> bool {
     let nonsense = matches!(error.kind, ErrorKind::Foreign | ErrorKind::WrongKey | ErrorKind::Newer);
     nonsense || error.is_loss()
+}
+
+/// In milliseconds; 0 if nothing is kept.
+fn kept_ms(objects: &dyn Objects, kept: Option<Duration>) -> Result<u64, Error> {
+    let refused = |why: String| Err(Error::new(ErrorKind::Invalid, "retention", why));
+    match kept {
+        None => Ok(0),
+        Some(kept) if !(SHORTEST..=LONGEST).contains(&kept) => {
+            refused(format!("{} s are too short or too long: a second to ten years can be", kept.as_secs()))
+        }
+        Some(_) if !objects.abilities().retention => {
+            refused(format!("{} has no object lock: a bucket must be created with it", objects.url()))
+        }
+        Some(kept) => Ok(kept.as_millis() as u64),
+    }
+}
+
+fn keeping(place: Arc<dyn Objects>, period_ms: u64) -> Arc<dyn Objects> {
+    if period_ms == 0 { place } else { Arc::new(Keeping { place, period_ms }) }
 }
 
 fn create_new(objects: &dyn Objects, name: &Name, content: &[u8]) -> Result<(), Error> {

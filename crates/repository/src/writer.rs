@@ -2,6 +2,7 @@
 
 use crate::blob::{BlobKind, Compressor};
 use crate::error::{Error, ErrorKind};
+use crate::immutable::Keeper;
 use crate::index::SegmentBuilder;
 use crate::is_zero;
 use crate::key::{BoxPurpose, Domain};
@@ -9,7 +10,7 @@ use crate::log::{Commit, Damaged, Number, Numbers, Segment as LogSegment, Sessio
 use crate::pack::{Pack, PackBuilder};
 use crate::repository;
 use crate::tree::NodeSink;
-use crate::{BlobReader, ChainId, ChunkId, PackId, Point, Repository, SessionId};
+use crate::{BlobReader, ChainId, ChunkId, PackId, PackName, Point, Repository, SessionId};
 use rempart_objects::{Created, Name, Objects};
 use rempart_types::WallTime;
 use std::collections::{BTreeSet, HashSet};
@@ -218,6 +219,10 @@ impl BackupWriter {
         let published = std::mem::take(&mut self.stored.acknowledged().published);
         let required = std::mem::take(&mut *self.stored.required());
         let domain = writer.domain().id();
+        let brought: Vec<PackName> =
+            segment.packs.iter().map(|pack| PackName { session: session.id(), pack: *pack }).collect();
+        let mut keeper = Keeper::new(&self.repository);
+        let retain_until = retain_until.max(keeper.as_ref().map(Keeper::until));
         let appended = session.commit(now, |state| {
             let stale = |why: &'static str| Error::new(ErrorKind::Stale, "log", why);
             if base.is_some_and(|base| !state.roots().contains_key(&base)) {
@@ -232,6 +237,11 @@ impl BackupWriter {
             let own = published.iter().map(|pack| state.live_pack(*pack, domain).ok_or_else(condemned));
             let own: Numbers = own.collect::<Result<Vec<_>, _>>()?.into_iter().collect();
             let packs = own.union(&required.iter().copied().collect());
+            if let Some(keeper) = &mut keeper {
+                let base = base.and_then(|base| state.roots().get(&base));
+                let inherited = base.map(|base| base.required.clone()).unwrap_or_default();
+                keeper.keep(state, &inherited.union(&packs), &brought)?;
+            }
             Ok(Commit {
                 chain,
                 parent: state.latest(chain).map(|(root, _)| root),

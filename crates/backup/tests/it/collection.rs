@@ -377,3 +377,69 @@ fn a_point_that_is_served_is_read_on_while_its_packs_are_written_anew() {
     reader.read_into(0, &mut bytes).expect("it is found where it is now");
     assert!(bytes == *content);
 }
+
+/// Object lock: nothing of a point goes before its time, whoever wants it to; what is shared is kept for the newest point.
+#[test]
+fn what_is_kept_against_everybody_is_removed_when_that_is_over() {
+    const DAY: u64 = 24 * 3_600_000;
+    let place = Arc::new(Memory::default());
+    let now = || WallTime(std::time::UNIX_EPOCH.elapsed().expect("later than 1970").as_millis() as u64);
+    place.set_time(now());
+    let kept = Some(Duration::from_millis(8 * DAY));
+    let mut lab = Lab::keeping(tempfile::tempdir().expect("a folder"), place.clone(), kept);
+    lab.make_disk(4 * MIB);
+    let mut points = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    let changed = lab.change(3);
+    back_up(&mut lab, &mut points, Some(changed));
+    let log = lab.repository.log().expect("opens");
+    let promised = log.state().roots()[&points[1].0].retain_until.expect("it is kept");
+    let soon = WallTime(now().0 + 8 * DAY);
+    assert!(promised >= soon && promised.0 <= soon.0 + DAY, "{promised:?}");
+    // At the promise's last moment nothing that there is can be removed.
+    place.set_time(WallTime(promised.0 - 1));
+    let listed = place.list("", None).expect("lists");
+    assert!(listed.len() > 8, "{listed:?}");
+    for object in &listed {
+        // The sessions of who read, later, are of no need to the points.
+        if object.name.as_str().starts_with("probe/") {
+            continue;
+        }
+        place.remove(&object.name).expect_err("it is kept");
+    }
+    forget(&lab, &[points[0].0, points[1].0]);
+    let before = packs(&lab);
+    let early = gc(&lab, Collection { now: WallTime(promised.0 - 1), ..HOW });
+    assert_eq!((packs(&lab), early.removed.bytes), (before, 0));
+    assert_eq!((early.condemned.retained.len(), early.retained_bytes), (before.0 as u64, before.1));
+    let later = WallTime(promised.0 + DAY);
+    place.set_time(later);
+    gc(&lab, Collection { now: later, ..HOW });
+    assert_eq!(packs(&lab), (0, 0));
+}
+
+/// A pack that an old point brought is kept for as long as the new point that shares it.
+#[test]
+fn what_is_shared_is_kept_for_the_newest() {
+    let place = Arc::new(Memory::default());
+    let kept = Some(Duration::from_millis(1500));
+    let mut lab = Lab::keeping(tempfile::tempdir().expect("a folder"), place.clone(), kept);
+    lab.make_disk(4 * MIB);
+    let mut points = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    std::thread::sleep(Duration::from_millis(1100));
+    back_up(&mut lab, &mut points, None);
+    let log = lab.repository.log().expect("opens");
+    let until = |at: usize| log.state().roots()[&points[at].0].retain_until.expect("it is kept");
+    assert!(until(1) > until(0));
+    // The second brought nothing of its own: all that there is, but for what came before it and is of no need, is kept.
+    place.set_time(WallTime(until(1).0 - 1));
+    let needed = |name: &str| {
+        ["packs/", "segments/", "keys/", "repository", "log/"].iter().any(|p| name.starts_with(p))
+    };
+    for object in place.list("", None).expect("lists") {
+        if needed(object.name.as_str()) {
+            place.remove(&object.name).expect_err("it is kept");
+        }
+    }
+}

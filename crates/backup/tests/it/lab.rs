@@ -16,6 +16,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub const CHUNK: u64 = 64 << 10;
 pub const PASSPHRASE: Unlock<'static> = Unlock::Passphrase("correct horse");
@@ -37,12 +38,17 @@ impl Lab {
     }
 
     pub fn on(folder: tempfile::TempDir, place: Arc<dyn Objects>) -> Lab {
+        Lab::keeping(folder, place, None)
+    }
+
+    pub fn keeping(folder: tempfile::TempDir, place: Arc<dyn Objects>, kept: Option<Duration>) -> Lab {
         let new = NewRepository {
             id: RepositoryId::random(),
             chunk_size: ChunkSize::new(CHUNK as u32).expect("a size"),
             unlock: PASSPHRASE,
             cost: PassphraseCost { memory_kib: 64, passes: 1, lanes: 1 },
             label: "test",
+            kept,
             now: WallTime(1),
         };
         let cache = folder.path().join("cache");

@@ -210,6 +210,7 @@ pub fn create(command: Create, output: Output) -> Result<(), Error> {
         unlock: secret.unlock(),
         cost: PassphraseCost::DEFAULT,
         label: &label,
+        kept: None,
         now: now(),
     };
     let place = place(&command.url, &command.key, true)?;

@@ -8,7 +8,7 @@ use super::refusal::Remark;
 use super::sign::{Sign, Verify};
 use super::state::{Followed, State};
 use crate::bug::{Bug, planted};
-use crate::{EntryHash, RepositoryId, SIGNATURE, Verifier};
+use crate::{CHECKPOINTS, EntryHash, RepositoryId, SIGNATURE, Verifier};
 use rempart_objects::{Created, ErrorKind, Name, Objects};
 use std::sync::Arc;
 
@@ -214,7 +214,7 @@ impl Pointer {
 }
 
 fn pointer_name(ordinal: u64) -> Name {
-    Name::new(format!("checkpoints/{ordinal:016x}")).expect("hexadecimal digits fit a name")
+    Name::new(format!("{CHECKPOINTS}{ordinal:016x}")).expect("hexadecimal digits fit a name")
 }
 
 fn read_pointer(
@@ -242,10 +242,10 @@ fn newest_listed(
     let mut listed = Vec::new();
     let mut after = None;
     loop {
-        let page = objects.list("checkpoints/", after.as_ref())?;
+        let page = objects.list(CHECKPOINTS, after.as_ref())?;
         let Some(last) = page.last() else { break };
         after = Some(last.name.clone());
-        let digits = page.iter().filter_map(|object| object.name.as_str().strip_prefix("checkpoints/"));
+        let digits = page.iter().filter_map(|object| object.name.as_str().strip_prefix(CHECKPOINTS));
         listed.extend(digits.filter_map(|digits| u64::from_str_radix(digits, 16).ok()));
     }
     for ordinal in listed.into_iter().rev() {

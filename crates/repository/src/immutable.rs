@@ -1,0 +1,182 @@
+//! Object lock: what a backup needs is kept by the place, against everybody, for a time.
+
+use crate::error::Error;
+use crate::log::{self, Content, Numbers, State, Status};
+use crate::{CHECKPOINTS, Description, PackName, Repository, WRAPPED_KEYS};
+use rempart_objects::{Abilities, Created, Error as PlaceError, ErrorKind, Listed, Name, Objects};
+use rempart_types::WallTime;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Ends of periods are rounded up to this part of them: what many backups share is kept for longer once in an eighth of a
+/// period, not by each of them.
+const STEPS: u64 = 8;
+/// Attempts to have one object kept, and the pause before the second, which doubles each time.
+const TRIES: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+fn wall_time() -> WallTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallTime(since.as_millis() as u64)
+}
+
+/// Until when what is made now is kept. S3 counts whole seconds.
+fn until(now: WallTime, period_ms: u64) -> WallTime {
+    let step = (period_ms / STEPS).max(1000);
+    let end = now.0.saturating_add(period_ms);
+    WallTime(end.checked_next_multiple_of(step).unwrap_or(u64::MAX))
+}
+
+/// A place each of whose new objects is kept for a period.
+#[derive(Debug)]
+pub(crate) struct Keeping {
+    pub place: Arc<dyn Objects>,
+    pub period_ms: u64,
+}
+
+impl Objects for Keeping {
+    fn create(
+        &self,
+        name: &Name,
+        parts: &[&[u8]],
+        retain_until: Option<WallTime>,
+    ) -> Result<Created, PlaceError> {
+        self.place.create(name, parts, retain_until.max(Some(until(wall_time(), self.period_ms))))
+    }
+
+    fn get(&self, name: &Name, limit: u64) -> Result<Vec<u8>, PlaceError> {
+        self.place.get(name, limit)
+    }
+
+    fn get_range(&self, name: &Name, range: Range<u64>) -> Result<Vec<u8>, PlaceError> {
+        self.place.get_range(name, range)
+    }
+
+    fn len(&self, name: &Name) -> Result<u64, PlaceError> {
+        self.place.len(name)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&Name>) -> Result<Vec<Listed>, PlaceError> {
+        self.place.list(prefix, after)
+    }
+
+    fn remove(&self, name: &Name) -> Result<(), PlaceError> {
+        self.place.remove(name)
+    }
+
+    fn retain(&self, name: &Name, until: WallTime) -> Result<(), PlaceError> {
+        self.place.retain(name, until)
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.place.abilities()
+    }
+
+    fn url(&self) -> String {
+        self.place.url()
+    }
+}
+
+/// Has a backup's needs kept before it is committed.
+#[derive(Debug)]
+pub(crate) struct Keeper<'r> {
+    repository: &'r Repository,
+    until: WallTime,
+    done: BTreeSet<Name>,
+}
+
+impl<'r> Keeper<'r> {
+    /// `None` where nothing is kept.
+    pub fn new(repository: &'r Repository) -> Option<Keeper<'r>> {
+        let period_ms = Some(repository.description().kept_ms).filter(|period| *period > 0)?;
+        let until = until(wall_time(), period_ms);
+        Some(Keeper { repository, until, done: BTreeSet::new() })
+    }
+
+    /// Until when.
+    pub fn until(&self) -> WallTime {
+        self.until
+    }
+
+    /// Has kept what it takes to restore a backup that is committed behind `state`: the packs it requires, those that it
+    /// brings, and what leads to them.
+    pub fn keep(&mut self, state: &State, required: &Numbers, own: &[PackName]) -> Result<(), Error> {
+        for object in required.iter().filter_map(|number| state.object(number)) {
+            if object.retain_until < self.until {
+                self.keep_object(object.content.object(state.owner(object).id))?;
+            }
+        }
+        own.iter().try_for_each(|pack| self.keep_object(pack.object()))?;
+        // The last backup that is kept as long has seen to what is older than it.
+        let sufficient = |root: &log::Root| root.retain_until >= Some(self.until);
+        let seen_to =
+            state.roots().iter().rev().find(|(_, root)| sufficient(root)).map(|(number, _)| *number);
+        let floor = state.floor().map_or(0, |(number, _)| number);
+        for number in seen_to.map_or(floor, |number| floor.max(number + 1))..state.next() {
+            self.keep_object(log::name(number))?;
+        }
+        if seen_to.is_some() {
+            return Ok(());
+        }
+        self.keep_object(Description::name())?;
+        for prefix in [WRAPPED_KEYS, CHECKPOINTS] {
+            let mut after = None;
+            loop {
+                let page = self.repository.objects().list(prefix, after.as_ref())?;
+                let Some(last) = page.last() else { break };
+                after = Some(last.name.clone());
+                page.into_iter().try_for_each(|listed| self.keep_object(listed.name))?;
+            }
+        }
+        let segments = state
+            .objects()
+            .filter(|object| object.status == Status::Live && matches!(object.content, Content::Index(_)));
+        segments.map(|object| object.content.object(state.owner(object).id)).try_for_each(|name| {
+            match self.keep_object(name) {
+                // It can be made again.
+                Err(error) if error.is_loss() => Ok(()),
+                kept => kept,
+            }
+        })
+    }
+
+    fn keep_object(&mut self, name: Name) -> Result<(), Error> {
+        if self.done.contains(&name) {
+            return Ok(());
+        }
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            match self.repository.objects().retain(&name, self.until) {
+                Ok(()) => break,
+                Err(error) if error.is_transient() && attempt < TRIES => {
+                    std::thread::sleep(pause);
+                    pause *= 2;
+                }
+                // An entry of the log, freed since.
+                Err(error) if error.kind == ErrorKind::Missing && log::number_of(&name).is_some() => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.done.insert(name);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_shared_and_never_early() {
+        let period = 8000;
+        for now in 0..3000 {
+            let end = until(WallTime(now), period).0;
+            assert!((now + period..now + period + period / STEPS).contains(&end), "{now}");
+            assert!(end.is_multiple_of(1000), "{now}");
+        }
+        assert_eq!(until(WallTime(u64::MAX - 1), period).0, u64::MAX);
+        assert_eq!(until(WallTime(5), 10).0, 1000);
+    }
+}
