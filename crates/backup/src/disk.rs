@@ -1,11 +1,11 @@
 //! One disk's way into the repository.
 
 use crate::pipeline::{ChunkSink, PipelineError, Progress, store_chunks};
-use crate::{BackupError, ChunkSet, Source};
+use crate::{BackupError, ChunkSet, Source, leave_out};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rempart_repository::{
-    BackupWriter, BlobReader, BlobWriter, ChunkId, ChunkSize, Error, HowRead, NodeSink, NodeSource,
+    BackupWriter, BlobReader, BlobWriter, ChunkId, ChunkSize, Error, Excluded, HowRead, NodeSink, NodeSource,
     PointDisk, Step, Tree, TreeUpdate, Walk, is_zero, resize,
 };
 use std::collections::HashMap;
@@ -19,6 +19,8 @@ pub struct DiskJob<'a> {
     pub changes: Changes<'a>,
     /// What the source calls this instant.
     pub position: Option<String>,
+    /// Whole chunks that are not read, and are restored as zeroes.
+    pub left_out: &'a [Excluded],
 }
 
 /// What is known of the time since the backup before.
@@ -85,7 +87,9 @@ fn store_disk(
     let chunk_len = u64::from(chunk_size.bytes());
     let size = job.source.size();
     let chunks = chunk_size.count(size);
-    let data = job.source.data(chunk_len)?;
+    let left_out = leave_out::chunks(job.left_out, size, chunk_len);
+    let mut data = job.source.data(chunk_len)?;
+    data.subtract(&left_out);
     let new_before = writer.new_bytes();
     let mut how = HowRead { full_because: None, read: 0, new: 0, audited: 0, missed: 0 };
     let mut nodes = writer.blobs();
@@ -101,6 +105,14 @@ fn store_disk(
                 // The last chunk of the smaller of both has another length now.
                 changed.insert_bytes(before.size.min(size).saturating_sub(1)..before.size.min(size));
                 changed.insert_bytes(before.size..size);
+            }
+            // What was left out and is not any more is read, whatever is said of changes; what is left out from now on
+            // becomes zeroes.
+            let left_out_before = leave_out::chunks(&before.excluded, size, chunk_len);
+            for (one, other) in [(&left_out_before, &left_out), (&left_out, &left_out_before)] {
+                let mut only = one.clone();
+                only.subtract(other);
+                changed.unite(&only);
             }
             let old = before.tree(chunk_size);
             let mut sink = Remembering { remembered: HashMap::new(), sink: &mut nodes };
@@ -118,7 +130,9 @@ fn store_disk(
                 }
             }
             let audit = Audit { writer, source: job.source, chunk_len, tree: resized, nodes: &resized_nodes };
-            audit.read(&changed, pace.audit, &mut how)?;
+            let mut not_audited = changed.clone();
+            not_audited.unite(&left_out);
+            audit.read(&not_audited, pace.audit, &mut how)?;
             if how.missed == 0 {
                 tree = resized;
                 wanted.intersect(&changed);
@@ -162,7 +176,7 @@ fn store_disk(
         root: tree.root,
         position: job.position.clone(),
         how,
-        excluded: Vec::new(),
+        excluded: job.left_out.to_vec(),
     })
 }
 
@@ -202,8 +216,9 @@ struct Audit<'a> {
 }
 
 impl Audit<'_> {
-    fn read(&self, changed: &ChunkSet, chunks: usize, how: &mut HowRead) -> Result<(), BackupError> {
-        let unchanged = changed.chunks() - changed.count();
+    /// Chunks in `not_these` are not among them.
+    fn read(&self, not_these: &ChunkSet, chunks: usize, how: &mut HowRead) -> Result<(), BackupError> {
+        let unchanged = not_these.chunks() - not_these.count();
         if unchanged == 0 || chunks == 0 {
             return Ok(());
         }
@@ -217,8 +232,8 @@ impl Audit<'_> {
             if how.audited == chunks as u64 {
                 break;
             }
-            let chunk = random.random_range(0..changed.chunks());
-            if changed.contains(chunk) {
+            let chunk = random.random_range(0..not_these.chunks());
+            if not_these.contains(chunk) {
                 continue;
             }
             let start = chunk * self.chunk_len;

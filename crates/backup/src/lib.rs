@@ -4,6 +4,7 @@ mod chunk_set;
 mod disk;
 mod error;
 mod image;
+pub mod leave_out;
 mod mount;
 mod pipeline;
 mod point;

@@ -1,21 +1,25 @@
 //! A disk's way back out of the repository.
 
 use crate::{BackupError, Progress};
+use rempart_buffer::{BufferMut, PAGE_SIZE};
 use rempart_repository::{BlobReader, ChunkId, ChunkSize, Decompressor, Error, Step, Tree, Walk};
-use rustix::fs::{FallocateFlags, FileType, SeekFrom, fallocate, fstat, seek};
+use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, fallocate, fstat, seek};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, mpsc};
 
 /// Bytes of the disk that a thread reads and writes at a time.
-const BATCH: u64 = 8 << 20;
+const BATCH: u64 = 4 << 20;
+/// Threads for each that was asked for: writes go past the page cache, and whoever waits for one computes nothing.
+const THREADS: usize = 2;
 /// Zeroes written at once, where nothing better works.
 const ZEROES: u64 = 1 << 20;
 
 /// Where a disk is restored to. Written from several threads.
 pub trait Target: Sync {
+    /// `content` begins a page of memory, and is a whole number of pages unless it ends the disk.
     fn write(&self, offset: u64, content: &[u8]) -> Result<(), BackupError>;
 
     /// Makes a range read as zeroes.
@@ -42,10 +46,17 @@ pub fn restore_disk(
     threads: usize,
     progress: &Progress,
 ) -> Result<(), BackupError> {
-    for_batches(reader, content, target, threads, progress, |batch, decompressor| {
-        write_batch(reader, content, target, batch, decompressor)
+    for_batches(reader, content, target, threads * THREADS, progress, |batch, worker| {
+        write_batch(reader, content, target, batch, worker)
     })?;
     target.finish()
+}
+
+/// What a thread uses again and again.
+struct Worker {
+    decompressor: Decompressor,
+    /// A batch's chunks.
+    plain: BufferMut,
 }
 
 /// Gives all chunks to `each`, on several threads; makes zeroes.
@@ -55,7 +66,7 @@ fn for_batches(
     target: &dyn Target,
     threads: usize,
     progress: &Progress,
-    each: impl Fn(&[(u64, ChunkId)], &mut Decompressor) -> Result<(), BackupError> + Sync,
+    each: impl Fn(&[(u64, ChunkId)], &mut Worker) -> Result<(), BackupError> + Sync,
 ) -> Result<(), BackupError> {
     let chunk_len = u64::from(content.chunk_size.bytes());
     let (batches, queue) = mpsc::sync_channel::<Vec<(u64, ChunkId)>>(threads);
@@ -67,14 +78,15 @@ fn for_batches(
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                let mut decompressor = Decompressor::new();
+                let plain = BufferMut::for_overwrite(BATCH.max(chunk_len) as usize);
+                let mut worker = Worker { decompressor: Decompressor::new(), plain };
                 loop {
                     let next = queue.lock().expect("no holder panics").recv();
                     let Ok(batch) = next else { return };
                     if failed.lock().expect("no holder panics").is_some() {
                         continue;
                     }
-                    match each(&batch, &mut decompressor) {
+                    match each(&batch, &mut worker) {
                         Ok(()) => progress.add(batch.len() as u64 * chunk_len),
                         Err(error) => fail(error),
                     }
@@ -128,30 +140,43 @@ fn write_batch(
     content: Content,
     target: &dyn Target,
     batch: &[(u64, ChunkId)],
-    decompressor: &mut Decompressor,
+    worker: &mut Worker,
 ) -> Result<(), BackupError> {
-    let chunk_len = u64::from(content.chunk_size.bytes());
+    let chunk_len = content.chunk_size.bytes() as usize;
     let ids: Vec<ChunkId> = batch.iter().map(|(_, id)| *id).collect();
-    let mut refused = None;
-    let read = reader.read_many(&ids, decompressor, |place, plain| {
+    let bytes_of = |index: u64| (content.size - index * chunk_len as u64).min(chunk_len as u64) as usize;
+    let Worker { decompressor, plain } = worker;
+    reader.read_many(&ids, decompressor, |place, chunk| {
         let (index, id) = batch[place];
-        let expected = chunk_len.min(content.size - index * chunk_len);
-        if plain.len() as u64 != expected {
-            let why = format!("it has {} bytes, and chunk {index} of the disk has {expected}", plain.len());
+        if chunk.len() != bytes_of(index) {
+            let why = format!(
+                "it has {} bytes, and chunk {index} of the disk has {}",
+                chunk.len(),
+                bytes_of(index)
+            );
             return Err(Error::new(rempart_repository::ErrorKind::Damaged, id, why));
         }
-        if refused.is_none() {
-            refused = target.write(index * chunk_len, plain).err();
-        }
+        plain[place * chunk_len..][..chunk.len()].copy_from_slice(chunk);
         Ok(())
-    });
-    refused.map_or(Ok(read?), Err)
+    })?;
+    // Neighbours on the disk are neighbours here, and are written at once.
+    let mut at = 0;
+    for run in batch.chunk_by(|one, next| one.0 + 1 == next.0) {
+        let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else { continue };
+        let len = (run.len() - 1) * chunk_len + bytes_of(*last);
+        target.write(first * chunk_len as u64, &plain[at..at + len])?;
+        at += run.len() * chunk_len;
+    }
+    Ok(())
 }
 
 /// A raw file, made new, or a block device.
 #[derive(Debug)]
 pub struct FileTarget {
     file: File,
+    /// Past the page cache, where the file system can: what is restored is not read again at once, and the memory is
+    /// the machines'.
+    direct: Option<File>,
     path: PathBuf,
     /// What was never written reads as zeroes.
     is_fresh: bool,
@@ -163,7 +188,7 @@ impl FileTarget {
         let fail = |source| BackupError::Target { disk: path.display().to_string(), offset: 0, source };
         let file = File::options().write(true).create_new(true).open(path).map_err(fail)?;
         file.set_len(size).map_err(fail)?;
-        Ok(FileTarget { file, path: path.to_owned(), is_fresh: true })
+        Ok(FileTarget { file, direct: open_direct(path), path: path.to_owned(), is_fresh: true })
     }
 
     /// A block device with room for `size` bytes. All it holds is lost.
@@ -179,7 +204,7 @@ impl FileTarget {
             let why = format!("it has {room} bytes, and the disk needs {size}");
             return Err(fail(io::Error::new(io::ErrorKind::StorageFull, why)));
         }
-        Ok(FileTarget { file, path: path.to_owned(), is_fresh: false })
+        Ok(FileTarget { file, direct: open_direct(path), path: path.to_owned(), is_fresh: false })
     }
 
     fn fail(&self, offset: u64) -> impl Fn(io::Error) -> BackupError {
@@ -188,9 +213,24 @@ impl FileTarget {
     }
 }
 
+fn open_direct(path: &Path) -> Option<File> {
+    File::options().write(true).custom_flags(OFlags::DIRECT.bits().cast_signed()).open(path).ok()
+}
+
 impl Target for FileTarget {
     fn write(&self, offset: u64, content: &[u8]) -> Result<(), BackupError> {
-        self.file.write_all_at(content, offset).map_err(self.fail(offset))
+        let is_aligned =
+            offset.is_multiple_of(PAGE_SIZE as u64) && content.as_ptr().addr().is_multiple_of(PAGE_SIZE);
+        let pages = content.len() - content.len() % PAGE_SIZE;
+        let (whole, rest) = match &self.direct {
+            Some(direct) if is_aligned => {
+                direct.write_all_at(&content[..pages], offset).map_err(self.fail(offset))?;
+                (pages, &content[pages..])
+            }
+            _ => (0, content),
+        };
+        let at = offset + whole as u64;
+        self.file.write_all_at(rest, at).map_err(self.fail(at))
     }
 
     fn zero(&self, offset: u64, len: u64) -> Result<(), BackupError> {
@@ -254,13 +294,13 @@ pub fn check_disk(
         }
     }
     let damaged = Mutex::new(Vec::new());
-    for_batches(reader, content, &Nowhere, threads, progress, |batch, decompressor| {
-        if write_batch(reader, content, &Nowhere, batch, decompressor).is_ok() {
+    for_batches(reader, content, &Nowhere, threads, progress, |batch, worker| {
+        if write_batch(reader, content, &Nowhere, batch, worker).is_ok() {
             return Ok(());
         }
         // One of them: each by itself.
         for chunk in batch {
-            match write_batch(reader, content, &Nowhere, std::slice::from_ref(chunk), decompressor) {
+            match write_batch(reader, content, &Nowhere, std::slice::from_ref(chunk), worker) {
                 Err(BackupError::Repository(error)) if !is_of_the_place(&error) => {
                     let start = chunk.0 * u64::from(content.chunk_size.bytes());
                     let end = (start + u64::from(content.chunk_size.bytes())).min(content.size);

@@ -18,7 +18,18 @@ pub use kernel::Kernel;
 /// Installs what is missing. Without the rights to, lists the commands and fails.
 pub fn ensure() -> Result<Kernel> {
     packages::check_machine()?;
-    let missing = packages::missing()?;
+    install(packages::missing)?;
+    servers::ensure();
+    kernel::ensure()
+}
+
+/// Installs what only one task needs.
+pub fn ensure_packages(names: &[&str]) -> Result<()> {
+    install(|| packages::missing_of(names))
+}
+
+fn install(missing_now: impl Fn() -> Result<Vec<String>>) -> Result<()> {
+    let missing = missing_now()?;
     if !missing.is_empty() {
         let plan = plan(&missing)?;
         if !is_root() {
@@ -32,13 +43,12 @@ pub fn ensure() -> Result<Kernel> {
         for step in plan {
             step.apply()?;
         }
-        let still_missing = packages::missing()?;
+        let still_missing = missing_now()?;
         if !still_missing.is_empty() {
             bail!("apt-get succeeded, yet these packages are not as needed: {}", still_missing.join(" "));
         }
     }
-    servers::ensure();
-    kernel::ensure()
+    Ok(())
 }
 
 /// One change to the machine.

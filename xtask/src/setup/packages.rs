@@ -23,6 +23,7 @@ const FROM_STABLE: &[&str] = &[
     "busybox-static",
     "dosfstools",
     "e2fsprogs",
+    "fdisk",
     "fio",
     "gcc",
     "iproute2",
@@ -32,6 +33,7 @@ const FROM_STABLE: &[&str] = &[
     "libnbd-bin",
     "mtools",
     "nftables",
+    "ntfs-3g",
     "ovmf",
     "python3-venv",
     "syslinux",
@@ -67,10 +69,15 @@ pub fn missing() -> Result<Vec<String>> {
             missing.push(format!("{package}/bookworm-backports"));
         }
     }
-    missing.extend(
-        FROM_STABLE.iter().filter(|package| !installed.contains_key(**package)).map(|p| p.to_string()),
-    );
+    missing.extend(missing_of(FROM_STABLE)?);
     Ok(missing)
+}
+
+/// Those of `names` that are not installed.
+pub fn missing_of(names: &[&str]) -> Result<Vec<String>> {
+    let installed = installed_versions()?;
+    let missing = names.iter().filter(|package| !installed.contains_key(**package));
+    Ok(missing.map(|package| (*package).to_owned()).collect())
 }
 
 fn installed_versions() -> Result<HashMap<String, String>> {

@@ -8,8 +8,8 @@ use rempart_backup::{
 };
 use rempart_objects::{Directory, Objects};
 use rempart_repository::{
-    BackupWriter, BlobReader, ChunkSize, Consistency, ConsistencyLevel, NewRepository, PassphraseCost, Point,
-    PointDisk, Repository, RepositoryId, Unlock,
+    BackupWriter, BlobReader, ChunkSize, Consistency, ConsistencyLevel, Excluded, NewRepository,
+    PassphraseCost, Point, PointDisk, Repository, RepositoryId, Unlock,
 };
 use rempart_types::WallTime;
 use std::fs::File;
@@ -110,6 +110,16 @@ impl Lab {
         before: Option<&(u64, PointDisk)>,
         changed: Option<ChunkSet>,
     ) -> Result<(u64, PointDisk), BackupError> {
+        self.back_up_without(before, changed, &[])
+    }
+
+    /// A backup that leaves something out.
+    pub fn back_up_without(
+        &self,
+        before: Option<&(u64, PointDisk)>,
+        changed: Option<ChunkSet>,
+        left_out: &[Excluded],
+    ) -> Result<(u64, PointDisk), BackupError> {
         let source = FileSource::open(&self.disk())?;
         let writer = BackupWriter::open(self.repository.clone())?;
         let changes = match (before, changed) {
@@ -117,7 +127,7 @@ impl Lab {
             _ => Changes::Unknown("the test wants it".to_owned()),
         };
         let base = matches!(changes, Changes::Known { .. }).then(|| before.expect("it is known").0);
-        let job = DiskJob { name: "vda", source: &source, changes, position: None };
+        let job = DiskJob { name: "vda", source: &source, changes, position: None, left_out };
         let disk = back_up_disk(&writer, self.repository.chunk_size(), &job, PACE, &Progress::default())?;
         let point = self.point(vec![disk.clone()]);
         let chain = self.repository.chain("shop");

@@ -2,6 +2,7 @@
 
 mod collection;
 mod lab;
+mod left_out;
 mod qemu_image;
 mod random_access;
 mod round_trip;

@@ -2,6 +2,7 @@
 
 use super::access::{Access, chain, now};
 use super::consistency::ConsistencyArgs;
+use super::leave_out::LeaveOutArgs;
 use super::machine::{self, Machine};
 use super::qemu::{Qemu, QemuArgs};
 use crate::{Output, output::bytes};
@@ -15,6 +16,7 @@ use rempart_repository::{
 };
 use rempart_types::WallTime;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +50,8 @@ pub struct Backup {
     qemu: QemuArgs,
     #[command(flatten)]
     consistency: ConsistencyArgs,
+    #[command(flatten)]
+    leave_out: LeaveOutArgs,
 }
 
 pub fn run(
@@ -66,7 +70,7 @@ pub fn run(
                 }
                 None => Taker::Images(open_images(command, &what)?),
             };
-            let (written, point) = back_up_named(&repository, vm, &taker, output)?;
+            let (written, point) = back_up_named(&repository, vm, &taker, &command.leave_out, output)?;
             if output.json {
                 return output.print_json(&shape(&repository, &written, &point));
             }
@@ -91,7 +95,7 @@ fn back_up_many(
     let taker = Taker::Machine(machine);
     let (mut told, mut failed) = (Vec::new(), Vec::new());
     for vm in &vms {
-        match back_up_named(repository, vm, &taker, output) {
+        match back_up_named(repository, vm, &taker, &command.leave_out, output) {
             Ok((written, point)) => {
                 tell(&written, &point, output);
                 told.push(shape(repository, &written, &point));
@@ -119,10 +123,11 @@ fn back_up_named(
     repository: &Arc<Repository>,
     vm: &str,
     taker: &Taker,
+    leave_out: &LeaveOutArgs,
     output: Output,
 ) -> Result<(Written, Point), Error> {
     for attempt in 1.. {
-        match back_up(repository, vm, taker, output) {
+        match back_up(repository, vm, taker, leave_out, output) {
             Err(Failure::Backup(error)) if error.is_stale() && attempt < TRIES => {
                 output.tell("what it built on was removed meanwhile; once more");
             }
@@ -203,6 +208,7 @@ fn back_up(
     repository: &Arc<Repository>,
     vm: &str,
     taker: &Taker,
+    leave_out: &LeaveOutArgs,
     output: Output,
 ) -> Result<(Written, Point), Failure> {
     let writer = BackupWriter::open(repository.clone())?;
@@ -231,16 +237,17 @@ fn back_up(
                 notes: Vec::new(),
                 lost: Box::new(|| None),
             };
-            store(repository, writer, vm, None, taken, output)
+            store(repository, writer, vm, None, taken, leave_out, output)
         }
         Taker::Machine(machine) => {
             let view = machine.view(vm, before.and_then(machine::position_of)).map_err(Failure::Machine)?;
-            store(repository, writer, vm, base, view.take(before, chunk_len)?, output)
+            store(repository, writer, vm, base, view.take(before, chunk_len)?, leave_out, output)
         }
         Taker::Qemu(qemu) => {
             let view = qemu.view(before).map_err(Failure::Machine)?;
             let taken = view.take(before, chunk_len).map_err(Failure::Backup);
-            let stored = taken.and_then(|taken| store(repository, writer, vm, base, taken, output));
+            let stored =
+                taken.and_then(|taken| store(repository, writer, vm, base, taken, leave_out, output));
             // Where it is not known whether the point is there, nothing is forgotten.
             qemu.end(stored.is_ok(), output);
             stored.map_err(|error| match error {
@@ -257,15 +264,20 @@ fn store(
     vm: &str,
     before: Option<u64>,
     taken: Taken<'_>,
+    leave_out: &LeaveOutArgs,
     output: Output,
 ) -> Result<(Written, Point), Failure> {
     let builds_on = taken.disks.iter().any(|disk| matches!(disk.changes, Changes::Known { .. }));
     let total = taken.disks.iter().map(|disk| disk.source.size()).sum();
     let progress = Progress::default();
     let mut disks: Vec<PointDisk> = Vec::new();
+    let mut notes = taken.notes;
     let stored = shown(output, "read", total, &progress, || {
         for TakenDisk { name, source, position, changes } in taken.disks {
-            let job = DiskJob { name: &name, source, changes, position };
+            let (left_out, remarks) =
+                leave_out.look(&name, source, taken.consistency.level, repository.chunk_size())?;
+            notes.extend(remarks);
+            let job = DiskJob { name: &name, source, changes, position, left_out: &left_out };
             disks.push(back_up_disk(&writer, repository.chunk_size(), &job, Pace::default(), &progress)?);
         }
         Ok(())
@@ -284,7 +296,7 @@ fn store(
         disks,
         definition: taken.definition,
         nvram,
-        notes: taken.notes,
+        notes,
     };
     let written = writer.commit(repository.chain(vm), before.filter(|_| builds_on), &point, None)?;
     Ok((written, point))
@@ -330,6 +342,7 @@ fn shape(repository: &Repository, written: &Written, point: &Point) -> serde_jso
         "disks": point.disks.iter().map(|disk| json!({
             "disk": disk.name, "size_bytes": disk.size, "read_bytes": disk.how.read,
             "new_bytes": disk.how.new, "full_because": disk.how.full_because,
+            "left_out_bytes": disk.excluded.iter().map(|one| one.len).sum::<u64>(),
         })).collect::<Vec<_>>(),
     })
 }
@@ -346,6 +359,12 @@ fn tell(written: &Written, point: &Point, output: Output) {
     for disk in &point.disks {
         if let Some(why) = &disk.how.full_because {
             output.tell(&format!("`{}` was read in full: {why}", disk.name));
+        }
+        let left_out: u64 = disk.excluded.iter().map(|one| one.len).sum();
+        if left_out > 0 {
+            let reasons: BTreeSet<&str> = disk.excluded.iter().map(|one| one.reason.as_str()).collect();
+            let reasons = Vec::from_iter(reasons).join(", ");
+            output.tell(&format!("`{}`: {} were left out ({reasons})", disk.name, bytes(left_out)));
         }
     }
     let Consistency { level, why, pause_ms } = &point.consistency;

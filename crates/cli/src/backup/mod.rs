@@ -5,6 +5,7 @@ mod check;
 mod consistency;
 mod create;
 mod gc;
+mod leave_out;
 mod machine;
 mod mount;
 mod points;
@@ -40,6 +41,9 @@ pub enum BackupCommand {
     Serve(serve::Serve),
     /// Show restore points' disks as files.
     Mount(mount::Mount),
+    /// Looks at the disk behind its standard input and output; started by a backup.
+    #[command(name = leave_out::LOOK, hide = true)]
+    LookAtDisk,
     /// Read all that restore points hold, and compare it with what was backed up.
     Verify(check::Verify),
     /// Forget restore points by a rule.
@@ -80,6 +84,7 @@ pub fn run_backup(
         BackupCommand::Recover(command) => recover::run(&command, output),
         BackupCommand::Serve(command) => serve::run(&command, output),
         BackupCommand::Mount(command) => mount::run(&command, output),
+        BackupCommand::LookAtDisk => leave_out::run(),
         BackupCommand::Verify(command) => check::run(&command, output),
         BackupCommand::Retain(command) => retain::run(&command, output),
         BackupCommand::Forget(command) => retain::forget(&command, output),

@@ -74,7 +74,7 @@ impl Vault {
         self.json(&["backup", "shop", "--config", config.to_str().unwrap()])
     }
 
-    fn restored(&self, point: &str, folder: &str) -> Vec<Vec<u8>> {
+    pub fn restored(&self, point: &str, folder: &str) -> Vec<Vec<u8>> {
         let to = self.rack.path(folder);
         self.ok(&["restore", point, "--to", to.to_str().unwrap()]);
         let disks = (0..).map_while(|disk| std::fs::read(to.join(format!("disk{disk}.raw"))).ok());

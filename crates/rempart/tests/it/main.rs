@@ -17,6 +17,7 @@ mod guests;
 mod images;
 #[path = "../../../objects/tests/it/lab.rs"]
 mod lab;
+mod left_out;
 mod mount;
 mod protection;
 mod qemu;

@@ -1,0 +1,39 @@
+//! What is said between the two processes, in native byte order: both are one program on one machine.
+//!
+//! | from | what |
+//! |---|---|
+//! | parent | first: what is wanted, as JSON, its length before it; the disk's size |
+//! | child | offset and length of bytes it wants; or `u64::MAX` and the length of its answer, then that, as JSON |
+//! | parent | 1 and the bytes; or 0: they cannot be read |
+
+use std::io::{self, Read, Write};
+
+/// In place of an offset: what follows is the answer.
+pub const ANSWER: u64 = u64::MAX;
+/// Bytes asked for at once, and of an answer, at most.
+pub const LONGEST: u64 = 128 << 20;
+
+pub fn read_number(from: &mut impl Read) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    from.read_exact(&mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+pub fn write_number(to: &mut impl Write, number: u64) -> io::Result<()> {
+    to.write_all(&number.to_ne_bytes())
+}
+
+pub fn read_text(from: &mut impl Read) -> io::Result<Vec<u8>> {
+    let len = read_number(from)?;
+    if len > LONGEST {
+        return Err(io::Error::other("it is too long"));
+    }
+    let mut text = vec![0; len as usize];
+    from.read_exact(&mut text)?;
+    Ok(text)
+}
+
+pub fn write_text(to: &mut impl Write, text: &[u8]) -> io::Result<()> {
+    write_number(to, text.len() as u64)?;
+    to.write_all(text)
+}

@@ -1,0 +1,78 @@
+//! Disks in memory and the programs that make file systems.
+
+use rempart_guest_fs::{Disk, Reason, Survey, Wanted, survey};
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::process::Command;
+
+pub const MIB: u64 = 1 << 20;
+pub const ALL: Wanted = Wanted { swap: true, free_space: true, is_quiet: false };
+
+/// Bytes, of which one may have some bits flipped.
+struct Memory<'a> {
+    bytes: &'a [u8],
+    flipped: Option<(usize, u8)>,
+}
+
+impl Disk for Memory<'_> {
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let at = usize::try_from(offset).expect("an offset in memory");
+        buffer.copy_from_slice(&self.bytes[at..at + buffer.len()]);
+        if let Some((flipped, bits)) = self.flipped
+            && let Some(byte) = flipped.checked_sub(at).and_then(|place| buffer.get_mut(place))
+        {
+            *byte ^= bits;
+        }
+        Ok(())
+    }
+}
+
+pub fn look(bytes: &[u8], wanted: Wanted) -> Survey {
+    survey(&Memory { bytes, flipped: None }, wanted).expect("memory can be read")
+}
+
+/// With some bits of byte `at` flipped.
+pub fn look_flipped(bytes: &[u8], at: usize, bits: u8) -> Survey {
+    survey(&Memory { bytes, flipped: Some((at, bits)) }, ALL).expect("memory can be read")
+}
+
+pub fn bytes_of(survey: &Survey, reason: Reason) -> Vec<Range<u64>> {
+    survey.left_out.iter().filter(|one| one.reason == reason).map(|one| one.range.clone()).collect()
+}
+
+pub fn sum(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
+/// What it printed.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    run_with_input(program, arguments, "")
+}
+
+pub fn run_with_input(program: &str, arguments: &[&str], input: &str) -> String {
+    use std::io::Write;
+    use std::process::Stdio;
+    let path = format!("/usr/sbin:/sbin:{}", std::env::var("PATH").unwrap_or_default());
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("PATH", path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("plain text")
+}
