@@ -1,243 +1,39 @@
-//! `cargo xtask bench mirror`: our mirror against QEMU's, the same loads, in one run.
-//!
-//! All servers speak NBD on a unix socket to the same client, and send to their second copies over the same link. Loads
-//! are interleaved, so that a machine that slows down slows everybody; what counts are ratios of medians.
+//! `cargo xtask bench`: what we do against what the peers do, in one run on one machine.
 
-mod backed_up;
+mod backup;
 mod client;
-mod disk;
-mod load;
-mod ours;
-mod peers;
-mod server;
+mod mirror;
+mod random;
+mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde_json::json;
 
-use crate::interrupt;
-use crate::lab::Lab;
-use crate::setup;
 use crate::workspace::{self, Profile};
-
-use load::{Load, Measured};
-use ours::Ours;
-use peers::Peers;
-use server::Server;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Bench {
     /// Synchronous mirror and single copy, against QEMU's
-    Mirror(Options),
+    Mirror(mirror::Options),
     /// A guest's flushed writes while it is backed up into a repository that is slow, or dead, against none
-    BackedUp(Run),
-}
-
-#[derive(Debug, Clone, clap::Args)]
-pub struct Options {
-    #[command(flatten)]
-    run: Run,
-    /// Only loads whose name contains this; `idle` and `resynchronisation` are names, too
-    #[arg(long)]
-    only: Option<String>,
-}
-
-#[derive(Debug, Clone, clap::Args)]
-pub struct Run {
-    /// One JSON object a line: figure, unit, ours, peer, theirs, ratio
-    #[arg(long)]
-    json: bool,
-    /// Rounds; each figure is the median over them
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-    /// Seconds a load runs at least
-    #[arg(long, default_value_t = 5)]
-    seconds: u64,
-    /// Measure this build of the program instead of building it
-    #[arg(long)]
-    program: Option<PathBuf>,
-}
-
-/// Megabits per second of the line that a resynchronisation has to fill.
-const LINE: u64 = 1000;
-
-/// Everything one server did in all rounds, by load.
-#[derive(Debug)]
-struct Contestant {
-    server: Server,
-    measured: Vec<Vec<Measured>>,
+    BackedUp(mirror::Run),
+    /// Backups, restores and checks of a disk, against restic, borg and rustic
+    Backup(backup::Options),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
-        Bench::Mirror(options) => mirror(options),
-        Bench::BackedUp(run) => backed_up::run(run),
+        Bench::Mirror(options) => mirror::run(options),
+        Bench::BackedUp(run) => mirror::backed_up(run),
+        Bench::Backup(options) => backup::run(options),
     }
 }
 
-fn program(run: &Run) -> Result<PathBuf> {
-    match &run.program {
+/// The one that is to be measured: a release build, or one that the user names.
+fn program(named: Option<&Path>) -> Result<PathBuf> {
+    match named {
         Some(program) => Ok(std::path::absolute(program)?),
         None => workspace::build_rempart(Profile::Release),
     }
-}
-
-fn mirror(options: &Options) -> Result<()> {
-    setup::ensure()?;
-    let ours = Ours::start(Lab::build(false)?, &program(&options.run)?)?;
-    let peers = Peers::start(ours.lab())?;
-    let wanted = |name: &str| options.only.as_ref().is_none_or(|only| name.contains(only));
-    let loads: Vec<Load> = Load::ALL.into_iter().filter(|load| wanted(load.name)).collect();
-    let servers = [ours.two_copies(), peers.quorum(), ours.one_copy(), peers.single()];
-    let mut contestants =
-        servers.map(|server| Contestant { server, measured: vec![Vec::new(); loads.len()] });
-    if !loads.is_empty() {
-        contestants.iter().try_for_each(|contestant| Load::warm_up(&contestant.server))?;
-    }
-    let scratch = ours.lab().folder().join("disk-alone");
-    let mut disk_alone = Vec::new();
-    if loads.contains(&Load::SEQUENTIAL) {
-        disk::preallocate(&scratch)?;
-    }
-    for round in 1..=options.run.rounds {
-        for (index, load) in loads.iter().enumerate() {
-            // In turns: a machine that grows slower within a round is not always slower for the same one.
-            let mut order: Vec<&mut Contestant> = contestants.iter_mut().collect();
-            if round.is_multiple_of(2) {
-                order.reverse();
-            }
-            for contestant in order {
-                interrupt::check()?;
-                contestant.measured[index].push(load.run(&contestant.server, options.run.seconds)?);
-            }
-            if *load == Load::SEQUENTIAL {
-                disk_alone.push(disk::sequential_writes(&scratch, options.run.seconds)?);
-            }
-            ours.must_be_mirrored()?;
-            eprintln!("round {round} of {}: {}", options.run.rounds, load.name);
-        }
-    }
-    let mut report = Report { json: options.run.json };
-    let [two_copies, quorum, one_copy, single] = &contestants;
-    report.loads(&loads, two_copies, quorum);
-    report.loads(&loads, one_copy, single);
-    if let Some(index) = loads.iter().position(|load| *load == Load::SEQUENTIAL) {
-        let disk = ("the disk alone", median(disk_alone));
-        // Each copy writes to its log and to its image.
-        let written = 4.0 * median(two_copies.column(index, |measured| measured.per_second));
-        let figure = "rempart, two copies, what sequential writes put on the disk";
-        report.figure(figure, "MiB/s", written, Some(Against::once(written, disk)));
-    }
-    drop(peers);
-    if wanted("idle") {
-        let idle = ours.idle()?;
-        let mib = idle.memory_per_group as f64 / f64::from(1 << 20);
-        report.figure("memory of an idle group", "MiB", mib, None);
-        report.figure("processor of both idle nodes", "s/s", idle.processor_share, None);
-    }
-    if wanted("resynchronisation") {
-        let resync = ours.resync(LINE)?;
-        let line = ("the line", resync.line_bytes_per_second / 1e6);
-        let rate = resync.bytes_per_second / 1e6;
-        report.figure("resynchronisation", "MB/s", rate, Some(Against::once(rate, line)));
-    }
-    Ok(())
-}
-
-impl Contestant {
-    /// One value a round.
-    fn column(&self, load: usize, pick: impl Fn(&Measured) -> f64) -> Vec<f64> {
-        self.measured[load].iter().map(pick).collect()
-    }
-}
-
-fn median(values: Vec<f64>) -> f64 {
-    quantile(values, 0.5)
-}
-
-/// The value below which the share `at` of the values is; between two of them in proportion.
-fn quantile(mut values: Vec<f64>, at: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let place = at * (values.len() - 1) as f64;
-    let (low, high) = (values[place.floor() as usize], values[place.ceil() as usize]);
-    low + (high - low) * place.fract()
-}
-
-/// What a figure is held against.
-#[derive(Debug)]
-struct Against<'a> {
-    peer: &'a str,
-    theirs: f64,
-    ratio: f64,
-    /// The ratios' quartiles, where there are several.
-    quartiles: Option<(f64, f64)>,
-}
-
-impl<'a> Against<'a> {
-    fn once(ours: f64, (peer, theirs): (&'a str, f64)) -> Against<'a> {
-        Against { peer, theirs, ratio: ours / theirs, quartiles: None }
-    }
-
-    /// Each round has a ratio of its own, and the median of those is told: what a machine does in one round it does to
-    /// both, more or less, and its speed of two rounds is not to be compared.
-    fn in_rounds(peer: &'a str, ours: &[f64], theirs: Vec<f64>) -> Against<'a> {
-        let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
-        let quartiles = (quantile(ratios.clone(), 0.25), quantile(ratios.clone(), 0.75));
-        let quartiles = (ratios.len() > 1).then_some(quartiles);
-        Against { peer, theirs: median(theirs), ratio: median(ratios), quartiles }
-    }
-}
-
-/// A figure of a load: name, unit, what to take.
-type Column = (&'static str, &'static str, fn(&Measured) -> f64);
-
-const COLUMNS: &[Column] = &[
-    ("rate", "1/s", |measured| measured.per_second),
-    ("p50", "us", |measured| measured.p50_us),
-    ("p99", "us", |measured| measured.p99_us),
-    ("processor", "s/GiB", |measured| measured.processor_s_per_gib),
-];
-
-/// One line a figure.
-#[derive(Debug)]
-struct Report {
-    json: bool,
-}
-
-impl Report {
-    fn loads(&mut self, loads: &[Load], ours: &Contestant, theirs: &Contestant) {
-        for (index, load) in loads.iter().enumerate() {
-            for (column, unit, pick) in COLUMNS {
-                let figure = format!("{}, {} {column}", ours.server.name, load.name);
-                let ours = ours.column(index, pick);
-                let against = Against::in_rounds(theirs.server.name, &ours, theirs.column(index, pick));
-                self.figure(&figure, unit, median(ours), Some(against));
-            }
-        }
-    }
-
-    fn figure(&mut self, figure: &str, unit: &str, ours: f64, against: Option<Against<'_>>) {
-        if self.json {
-            let quartiles = against.as_ref().and_then(|against| against.quartiles);
-            let line = json!({
-                "figure": figure, "unit": unit, "ours": rounded(ours),
-                "peer": against.as_ref().map(|against| against.peer),
-                "theirs": against.as_ref().map(|against| rounded(against.theirs)),
-                "ratio": against.as_ref().map(|against| rounded(against.ratio)),
-                "ratio_quartiles": quartiles.map(|(low, high)| [rounded(low), rounded(high)]),
-            });
-            println!("{line}");
-            return;
-        }
-        let compared = against.map_or(String::new(), |Against { peer, theirs, ratio, quartiles }| {
-            let spread = quartiles.map_or(String::new(), |(low, high)| format!(" ({low:.2} to {high:.2})"));
-            format!("{peer:20} {theirs:>10.2}  ratio {ratio:.2}{spread}")
-        });
-        println!("{figure:58} {ours:>10.2} {unit:6} {compared}");
-    }
-}
-
-fn rounded(value: f64) -> f64 {
-    (value * 1000.0).round() / 1000.0
 }

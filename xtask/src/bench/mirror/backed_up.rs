@@ -8,9 +8,11 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use super::Run;
 use super::load::{Load, Measured};
 use super::ours::Ours;
-use super::{Against, Report, Run, median, program};
+use crate::bench::program;
+use crate::bench::report::{Against, Report, median};
 use crate::interrupt;
 use crate::lab::{Host, Lab, Link, Side};
 use crate::setup;
@@ -65,7 +67,7 @@ impl Drop for Store {
 
 pub fn run(options: &Run) -> Result<()> {
     setup::ensure()?;
-    let ours = Ours::start(Lab::build(false)?, &program(options)?)?;
+    let ours = Ours::start(Lab::build(false)?, &program(options.program.as_deref())?)?;
     let lab = ours.lab();
     let _store = Store::start(lab)?;
     let server = ours.two_copies();

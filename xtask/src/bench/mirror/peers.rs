@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::client::Client;
 use super::disk;
 use super::server::Server;
+use crate::bench::client::Client;
 use crate::interrupt;
 use crate::lab::{Host, Lab, Process};
 

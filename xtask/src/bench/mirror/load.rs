@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::client::Client;
 use super::disk;
 use super::server::Server;
+use crate::bench::client::Client;
+use crate::bench::random::Random;
 
 /// Three times the log bytes our server holds in memory before the image must follow: a load that fits into the window
 /// would measure half the work. The same for everybody.
@@ -127,28 +128,5 @@ impl Load {
             p99_us: at(0.99),
             processor_s_per_gib: processor / written_gib,
         })
-    }
-}
-
-/// xorshift64
-#[derive(Debug)]
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(0x9E37_79B9_7F4A_7C15 ^ seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    pub fn fill(&mut self, bytes: &mut [u8]) {
-        for word in bytes.chunks_exact_mut(8) {
-            word.copy_from_slice(&self.next().to_le_bytes());
-        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::load::Random;
+use crate::bench::random::Random;
 
 pub const BYTES: u64 = 1 << 30;
 

@@ -1,0 +1,258 @@
+//! `cargo xtask bench backup`: full and incremental backups, restores and checks of one disk, against restic, borg and rustic.
+//!
+//! Everybody backs up the same image in the same run, and in turns; every repository is encrypted and on the same file
+//! system. What counts are ratios.
+
+mod image;
+mod measure;
+mod tool;
+mod tracked;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::report::{Against, Report, median};
+use crate::lab::Lab;
+use crate::setup;
+
+use image::{Change, Image};
+use measure::Taken;
+use tool::{Program, Tool};
+use tracked::Machine;
+
+const MIB: f64 = (1 << 20) as f64;
+/// Debian has them; rustic is measured where somebody installed it.
+const PACKAGES: &[&str] = &["borgbackup", "restic", "zstd"];
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// One JSON object a line: figure, unit, ours, peer, theirs, ratio
+    #[arg(long)]
+    json: bool,
+    /// Rounds, each with new repositories; each figure is the median over them
+    #[arg(long, default_value_t = 1)]
+    rounds: u32,
+    /// GiB of the disk, which holds this machine's /usr
+    #[arg(long, default_value_t = 6)]
+    size: u64,
+    /// Only against these, of restic, borg and rustic
+    #[arg(long, value_delimiter = ',')]
+    peers: Option<Vec<String>>,
+    /// The chunk size of our repository, instead of the default
+    #[arg(long)]
+    chunk_size: Option<String>,
+    /// Leave out the machine whose changes are tracked
+    #[arg(long)]
+    no_machine: bool,
+    /// Measure this build of the program instead of building it
+    #[arg(long)]
+    program: Option<PathBuf>,
+}
+
+/// What is measured of each program.
+const STEPS: [Step; 5] =
+    [Step::Full, Step::Again(Change::Scattered), Step::Again(Change::Clustered), Step::Restore, Step::Check];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Full,
+    /// After one per cent of the blocks changed.
+    Again(Change),
+    Restore,
+    Check,
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Step::Full => "full",
+            Step::Again(Change::Scattered) => "1 % changed, scattered",
+            Step::Again(Change::Clustered) => "1 % changed, clustered",
+            Step::Restore => "restore",
+            Step::Check => "check",
+        }
+    }
+
+    fn place(self) -> usize {
+        STEPS.iter().position(|step| *step == self).expect("it is one of them")
+    }
+}
+
+/// All rounds of one program, by step.
+#[derive(Debug)]
+struct Column {
+    name: &'static str,
+    taken: Vec<Vec<Taken>>,
+    /// Bytes that the repository grew by.
+    grown: Vec<Vec<f64>>,
+}
+
+impl Column {
+    fn new(name: &'static str) -> Column {
+        Column { name, taken: vec![Vec::new(); STEPS.len()], grown: vec![Vec::new(); STEPS.len()] }
+    }
+
+    fn add(&mut self, step: Step, taken: Taken, grown: u64) {
+        self.taken[step.place()].push(taken);
+        self.grown[step.place()].push(grown as f64);
+        eprintln!("{:24} {:9} {:7.2} s", step.name(), self.name, taken.seconds);
+    }
+
+    /// MiB of the disk a second.
+    fn rates(&self, step: Step, image: &Image) -> Vec<f64> {
+        self.taken[step.place()].iter().map(|taken| image.bytes as f64 / MIB / taken.seconds).collect()
+    }
+
+    fn has(&self, step: Step) -> bool {
+        !self.taken[step.place()].is_empty()
+    }
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    setup::ensure()?;
+    setup::ensure_packages(PACKAGES)?;
+    let program = super::program(options.program.as_deref())?;
+    let ours = Program::Rempart { program: program.clone(), chunk_size: options.chunk_size.clone() };
+    let mut programs = vec![ours.clone()];
+    for peer in [Program::Restic, Program::Borg, Program::Rustic] {
+        let wanted = options.peers.as_ref().is_none_or(|peers| peers.iter().any(|name| name == peer.name()));
+        if wanted && peer.is_installed() {
+            programs.push(peer);
+        } else if wanted {
+            eprintln!("{} is not installed: left out", peer.name());
+        }
+    }
+    let lab = Lab::build(false)?;
+    let folder = lab.folder().join("backup");
+    std::fs::create_dir_all(&folder)?;
+    let image = Image::make(&folder.join("disk.raw"), options.size << 30)?;
+    let machine = match options.no_machine {
+        true => None,
+        false => Some(Machine::start(lab, &program, &image)?),
+    };
+    let mut columns: Vec<Column> = programs.iter().map(|program| Column::new(program.name())).collect();
+    let mut tracked = Column::new("tracked");
+    let mut limits = Limits::default();
+    for round in 1..=options.rounds {
+        limits.measure(&image, &folder)?;
+        let folder = folder.join(format!("round{round}"));
+        let mut tools = Vec::new();
+        for program in &programs {
+            tools.push(Tool::new(program.clone(), &folder)?);
+        }
+        let repository = Tool::new(ours.clone(), &folder.join("tracked"))?;
+        for step in STEPS {
+            if let Step::Again(change) = step {
+                let changes = image.changes(change, u64::from(round));
+                image.write(&changes)?;
+                if let Some(machine) = &machine {
+                    machine.write(&changes)?;
+                }
+            }
+            let mut order: Vec<(&mut Tool, &mut Column)> = tools.iter_mut().zip(&mut columns).collect();
+            if round.is_multiple_of(2) {
+                order.reverse();
+            }
+            for (tool, column) in order {
+                let before = tool.stored()?;
+                let taken = match step {
+                    Step::Full | Step::Again(_) => tool.back_up(&image),
+                    Step::Restore => tool.restore(&image),
+                    Step::Check => tool.check(),
+                }?;
+                column.add(step, taken, tool.stored()?.saturating_sub(before));
+            }
+            if let Some(machine) = &machine
+                && matches!(step, Step::Full | Step::Again(_))
+            {
+                let before = repository.stored()?;
+                let taken = machine.back_up(&repository)?;
+                tracked.add(step, taken, repository.stored()?.saturating_sub(before));
+            }
+        }
+        std::fs::remove_dir_all(&folder)?;
+    }
+    tell(options, &image, &columns, &tracked, &limits);
+    Ok(())
+}
+
+/// What the machine can do, whatever the program.
+#[derive(Debug, Default)]
+struct Limits {
+    zstd: Vec<Taken>,
+    copy: Vec<Taken>,
+}
+
+impl Limits {
+    fn measure(&mut self, image: &Image, folder: &Path) -> Result<()> {
+        image.warm()?;
+        self.zstd.push(measure::run(Command::new("zstd").args(["-1", "-T2", "-c"]).arg(&image.path))?);
+        let copy = folder.join("copy");
+        let script = r#"cp --sparse=never "$1" "$2" && sync "$2""#;
+        let mut command = Command::new("sh");
+        self.copy.push(measure::run(command.args(["-c", script, "sh"]).args([&image.path, &copy]))?);
+        std::fs::remove_file(copy)?;
+        eprintln!("{:24} {:9} {:7.2} s", "limit", "zstd", self.zstd.last().expect("just measured").seconds);
+        eprintln!("{:24} {:9} {:7.2} s", "limit", "cp", self.copy.last().expect("just measured").seconds);
+        Ok(())
+    }
+}
+
+fn tell(options: &Options, image: &Image, columns: &[Column], tracked: &Column, limits: &Limits) {
+    let mut report = Report { json: options.json };
+    let (ours, peers) = columns.split_first().expect("ours is one");
+    let of_limit = |taken: &[Taken]| -> Vec<f64> {
+        taken.iter().map(|taken| image.bytes as f64 / MIB / taken.seconds).collect()
+    };
+    for step in STEPS {
+        for peer in peers {
+            let rates = ours.rates(step, image);
+            let against = Against::in_rounds(peer.name, &rates, peer.rates(step, image));
+            report.figure(&format!("{}, rate", step.name()), "MiB/s", median(rates), Some(against));
+        }
+        let limit = match step {
+            Step::Full => Some(("zstd -1 -T2", &limits.zstd)),
+            Step::Restore => Some(("cp", &limits.copy)),
+            _ => None,
+        };
+        if let Some((name, limit)) = limit {
+            let rates = ours.rates(step, image);
+            let against = Against::in_rounds(name, &rates, of_limit(limit));
+            report.figure(&format!("{}, rate", step.name()), "MiB/s", median(rates), Some(against));
+        }
+    }
+    for step in STEPS.into_iter().filter(|step| tracked.has(*step)) {
+        for peer in peers {
+            let rates = tracked.rates(step, image);
+            let against = Against::in_rounds(peer.name, &rates, peer.rates(step, image));
+            let figure = format!("{} on a tracked machine, rate", step.name());
+            report.figure(&figure, "MiB/s", median(rates), Some(against));
+        }
+    }
+    for step in [Step::Full, Step::Again(Change::Scattered), Step::Again(Change::Clustered)] {
+        for peer in peers {
+            let grown =
+                |column: &Column| column.grown[step.place()].iter().map(|bytes| bytes / MIB).collect();
+            let ours: Vec<f64> = grown(ours);
+            let against = Against::in_rounds(peer.name, &ours, grown(peer));
+            report.figure(&format!("{}, stored", step.name()), "MiB", median(ours), Some(against));
+        }
+    }
+    for peer in peers {
+        let most = |column: &Column| {
+            let all = column.taken.iter().flatten();
+            all.map(|taken| taken.anonymous_bytes).max().unwrap_or(0) as f64 / MIB
+        };
+        let figure = "anonymous memory of any step, at most";
+        report.figure(figure, "MiB", most(ours), Some(Against::once(most(ours), (peer.name, most(peer)))));
+    }
+    for peer in peers {
+        let used = |column: &Column| -> Vec<f64> {
+            column.taken[Step::Full.place()].iter().map(|taken| taken.processor_seconds).collect()
+        };
+        let against = Against::in_rounds(peer.name, &used(ours), used(peer));
+        report.figure("full, processor", "s", median(used(ours)), Some(against));
+    }
+}
