@@ -152,3 +152,35 @@ fn a_store_that_ignores_the_condition_is_refused_at_create() {
     let place = create(&url(&s3(Behaviour::default())), Some(&path)).expect("an honest one is not");
     assert!(place.url().starts_with("s3://bucket?endpoint="), "{}", place.url());
 }
+
+/// Versions were kept once, and `log/1` was hidden by a marker: what is created there now is not the object.
+#[test]
+fn suspended_versions_free_no_name() {
+    let server = serve(|asked| {
+        let (path, query) = asked.path.split_once('?').unwrap_or((&asked.path, ""));
+        let version = |id: &str| format!("<Version><Key>log/1</Key><VersionId>{id}</VersionId></Version>");
+        match &*asked.method {
+            "GET" if query.starts_with("versioning") => Answer::with(
+                "200 OK",
+                "<VersioningConfiguration><Status>Suspended</Status></VersioningConfiguration>",
+            ),
+            "GET" if query.contains("prefix=log%2F1") => {
+                let marker = "<DeleteMarker><Key>log/1</Key><VersionId>7</VersionId></DeleteMarker>";
+                let all = [&version("null"), marker, &version("6")].concat();
+                Answer::with("200 OK", &format!("<ListVersionsResult>{all}</ListVersionsResult>"))
+            }
+            "GET" if query.contains("versions") => {
+                let only = version("null").replace("log/1", "log/2");
+                Answer::with("200 OK", &format!("<ListVersionsResult>{only}</ListVersionsResult>"))
+            }
+            "GET" if query.contains("versionId=6") => Answer::with("200 OK", "first"),
+            "PUT" if path.starts_with("/bucket/log/") => Answer::status("200 OK"),
+            _ => Answer::status("404 Not Found"),
+        }
+    });
+    let bucket = bucket(&server);
+    let name = |text: &str| Name::new(text).expect("a name");
+    assert_eq!(bucket.create(&name("log/1"), &[b"forged"], None).expect("answered"), Created::Taken);
+    assert_eq!(bucket.get(&name("log/1"), 100).expect("read"), b"first");
+    assert_eq!(bucket.create(&name("log/2"), &[b"second"], None).expect("answered"), Created::New);
+}

@@ -113,26 +113,6 @@ fn a_delete_marker_frees_no_name() {
 }
 
 #[test]
-fn suspended_versions_free_no_name_either() {
-    let Some(server) = moto() else { return };
-    assert_eq!(moto_ask(&server, "PUT", "/suspended", &[], ""), 200);
-    let set = |status: &str| {
-        let body = format!("<VersioningConfiguration><Status>{status}</Status></VersioningConfiguration>");
-        assert_eq!(moto_ask(&server, "PUT", "/suspended?versioning", &[], &body), 200);
-    };
-    set("Enabled");
-    let bucket = s3(&server, "suspended", "");
-    assert_eq!(bucket.create(&name("log/1"), &[b"first"], None).expect("created"), Created::New);
-    assert_eq!(moto_ask(&server, "DELETE", "/suspended/log/1", &[], ""), 204);
-    set("Suspended");
-    let bucket = s3(&server, "suspended", "");
-    assert_eq!(bucket.create(&name("log/1"), &[b"forged"], None).expect("answered"), Created::Taken);
-    assert_eq!(bucket.get(&name("log/1"), 100).expect("read"), b"first");
-    assert_eq!(bucket.create(&name("log/2"), &[b"second"], None).expect("created"), Created::New);
-    assert_eq!(bucket.get(&name("log/2"), 100).expect("read"), b"second");
-}
-
-#[test]
 fn a_bucket_that_is_not_there_is_told() {
     let Some(server) = moto() else { return };
     let bucket = s3(&server, "none", "");
