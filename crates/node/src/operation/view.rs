@@ -10,7 +10,7 @@ use crate::vm::unix_ms;
 use rempart_api::{
     Changes, ConsistencyLevel, DiskThen, Error, Freeze, View, ViewDisk, ViewPosition, ViewRequest,
 };
-use rempart_engine::{ChangesSince, Command, CommandOutput, OpenedView, ViewId};
+use rempart_engine::{ChangesSince, Command, CommandOutput, OpenedView, Role, ViewId};
 use rempart_hypervisor::definition::Disk;
 use rempart_types::{Epoch, GroupId, LogPosition, Lsn, Term};
 use std::collections::BTreeMap;
@@ -23,6 +23,8 @@ use tokio::sync::oneshot;
 
 /// Everything written so far must reach the disks first, of both copies.
 const OPEN_DEADLINE: Duration = Duration::from_secs(60);
+/// A primary that has just come back leads before it serves: what the others know of its log comes first.
+const SERVE_DEADLINE: Duration = Duration::from_secs(10);
 /// Of what is free beside the copy, this part may be taken by what is overwritten while views are open.
 const KEEP_PART: u64 = 2;
 
@@ -55,6 +57,11 @@ pub async fn open_view(node: &Node, vm: Arc<Vm>, request: ViewRequest) -> Result
     let since = of_this_log
         .map(|since| LogPosition { term: Term::new(since.epoch, since.incarnation), lsn: Lsn(since.lsn) });
     let order = Command::OpenView { since, keep_bytes: free_bytes(node)? / KEEP_PART };
+    if vm.group.is_primary() {
+        let mut status = vm.group.status.clone();
+        let settled = status.wait_for(|status| status.serves() || status.engine.role != Role::Primary);
+        let _ = tokio::time::timeout(SERVE_DEADLINE, settled).await;
+    }
     let quiesced = Quiesced::start(&vm, request.freeze).await?;
     let opening = tokio::time::timeout(OPEN_DEADLINE, vm.command("open a view of", order)).await;
     // Before anything else, also if there is no view.
