@@ -39,13 +39,15 @@ pub fn run(kernel: &Kernel) -> Result<()> {
             (seen > since).then_some(())
         })
     };
+    // What is on its way when it ends is still heard; a second of silence comes sooner or later.
+    let falls_silent = |side| (0..5).any(|_| hears(side, Duration::from_secs(1)).is_err());
     hears(Side::A, SOON)?;
     hears(Side::B, SOON)?;
     say(started, "it is heard on both sides");
 
     lab.cut(Link::Guest(Side::A))?;
     hears(Side::A, SOON)?;
-    ensure!(hears(Side::B, Duration::from_secs(1)).is_err(), "side B hears the guest through a cut link");
+    ensure!(falls_silent(Side::B), "side B hears the guest through a cut link");
     lab.restore(Link::Guest(Side::A))?;
     hears(Side::B, SOON)?;
     lab.swallow_from(Host::B, Link::Guest(Side::B))?;
@@ -56,7 +58,7 @@ pub fn run(kernel: &Kernel) -> Result<()> {
     say(started, "the links between servers can be cut, blinded one way, slowed and healed");
 
     lab.host(Host::A).signal_all(libc::SIGSTOP);
-    ensure!(hears(Side::A, Duration::from_secs(1)).is_err(), "a stopped machine is heard");
+    ensure!(falls_silent(Side::A), "a stopped machine is heard");
     lab.host(Host::A).signal_all(libc::SIGCONT);
     observer.wait_for_records(50, SOON)?;
 
