@@ -71,7 +71,7 @@ impl PointFiles {
         let folder = self.folder(machine, &root.to_string(), time);
         let chunk_size = self.cache.chunk_size();
         for disk in &point.disks {
-            let content = Content { tree: disk.tree(chunk_size), chunk_size, size: disk.size };
+            let content = Content::of(disk, chunk_size);
             let reader = DiskReader::new(&self.cache, &disk.name, content);
             self.insert(folder, &format!("{}.raw", file_name(&disk.name)), time, What::Disk(reader));
         }

@@ -2,7 +2,7 @@
 
 use crate::{BackupError, Progress};
 use rempart_buffer::{BufferMut, PAGE_SIZE};
-use rempart_repository::{BlobReader, ChunkId, ChunkSize, Decompressor, Error, Step, Tree, Walk};
+use rempart_repository::{BlobReader, ChunkId, ChunkSize, Decompressor, Error, PointDisk, Step, Tree, Walk};
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, fallocate, fstat, seek};
 use std::fs::File;
 use std::io;
@@ -36,6 +36,13 @@ pub struct Content {
     pub chunk_size: ChunkSize,
     /// Bytes of the disk.
     pub size: u64,
+}
+
+impl Content {
+    /// All of a restore point's disk.
+    pub fn of(disk: &PointDisk, chunk_size: ChunkSize) -> Content {
+        Content { tree: disk.tree(chunk_size), chunk_size, size: disk.size }
+    }
 }
 
 /// Writes all of a disk.
@@ -78,7 +85,7 @@ fn for_batches(
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                let plain = BufferMut::for_overwrite(BATCH.max(chunk_len) as usize);
+                let plain = BufferMut::for_overwrite(BATCH as usize);
                 let mut worker = Worker { decompressor: Decompressor::new(), plain };
                 loop {
                     let next = queue.lock().expect("no holder panics").recv();

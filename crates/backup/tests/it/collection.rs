@@ -203,7 +203,7 @@ fn the_good_copy_of_a_chunk_stays() {
             BlobReader::new(&lab.repository, log.state(), lab.repository.index(log.state()).expect("opens"));
         let chunk_size = lab.repository.chunk_size();
         let disk = &points[0].1;
-        let content = DiskContent { tree: disk.tree(chunk_size), chunk_size, size: disk.size };
+        let content = DiskContent::of(disk, chunk_size);
         let found = check_disk(&reader, content, 2, &Progress::default());
         lab.repository.report_damaged(&found.expect("reads").chunks, NOW).expect("reports");
         lab.back_up(None, None).expect("backs up");
@@ -367,7 +367,7 @@ fn a_point_that_is_served_is_read_on_while_its_packs_are_written_anew() {
     let cache = ChunkCache::new(lab.repository.clone(), 1 << 20).expect("opens");
     let (_, disk, content) = &points[1];
     let chunk_size = lab.repository.chunk_size();
-    let whole = DiskContent { tree: disk.tree(chunk_size), chunk_size, size: disk.size };
+    let whole = DiskContent::of(disk, chunk_size);
     let reader = DiskReader::new(&cache, &disk.name, whole);
     let mut bytes = vec![0; content.len()];
     reader.read_into(0, &mut bytes[..4096]).expect("reads");

@@ -159,7 +159,7 @@ impl Lab {
         let disk = point.disk("vda").expect("it has one");
         let reader = BlobReader::new(&repository, log.state(), repository.index(log.state())?);
         let chunk_size = repository.chunk_size();
-        let content = Content { tree: disk.tree(chunk_size), chunk_size, size: disk.size };
+        let content = Content::of(disk, chunk_size);
         let path = cache.path().join("restored");
         let target = FileTarget::create(&path, disk.size)?;
         restore_disk(&reader, content, &target, 2, &Progress::default())?;

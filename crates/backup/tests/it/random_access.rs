@@ -73,12 +73,7 @@ impl Counting {
 }
 
 fn reader(lab: &Lab, cache: &Arc<ChunkCache>, disk: &PointDisk) -> DiskReader {
-    DiskReader::new(cache, &disk.name, content_of(lab, disk))
-}
-
-fn content_of(lab: &Lab, disk: &PointDisk) -> Content {
-    let chunk_size = lab.repository.chunk_size();
-    Content { tree: disk.tree(chunk_size), chunk_size, size: disk.size }
+    DiskReader::new(cache, &disk.name, Content::of(disk, lab.repository.chunk_size()))
 }
 
 fn read(disk: &DiskReader, offset: u64, len: u64) -> Vec<u8> {
@@ -249,7 +244,8 @@ fn damage_is_an_error_of_its_own_bytes_and_is_over_when_they_are_stored_anew() {
     let log = lab.repository.log().expect("opens");
     let index = lab.repository.index(log.state()).expect("opens");
     let all = BlobReader::new(&lab.repository, log.state(), index);
-    let checked = check_disk(&all, content_of(&lab, &point), 2, &Progress::default()).expect("reads");
+    let checked = check_disk(&all, Content::of(&point, lab.repository.chunk_size()), 2, &Progress::default())
+        .expect("reads");
     assert_eq!(checked.damaged.iter().map(|range| range.start).collect::<Vec<_>>(), [chunk * CHUNK]);
     lab.repository.report_damaged(&checked.chunks, WallTime(5)).expect("reports");
     lab.back_up(None, None).expect("backs up");

@@ -133,7 +133,7 @@ fn a_damaged_chunk_that_did_not_change_is_read_and_stored_again() {
     let reader =
         BlobReader::new(&lab.repository, log.state(), lab.repository.index(log.state()).expect("opens"));
     let chunk_size = lab.repository.chunk_size();
-    let content = Content { tree: first.1.tree(chunk_size), chunk_size, size: first.1.size };
+    let content = Content::of(&first.1, chunk_size);
     let check = || check_disk(&reader, content, 2, &Progress::default()).expect("reads");
     let lost = check().chunks;
     assert_eq!(lost.len(), 1);

@@ -31,7 +31,7 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
         let (root, point) = find(&repository, &log, wanted)?;
         for disk in &point.disks {
             let chunk_size = repository.chunk_size();
-            let content = Content { tree: disk.tree(chunk_size), chunk_size, size: disk.size };
+            let content = Content::of(disk, chunk_size);
             let progress = Progress::default();
             let phase = format!("verify {}@{root} {}", point.vm, disk.name);
             let found = shown(output, &phase, disk.size, &progress, || {

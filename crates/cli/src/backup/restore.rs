@@ -130,7 +130,7 @@ impl Opened {
 
     fn write_raw(&self, disk: &PointDisk, target: &FileTarget, output: Output) -> Result<(), Error> {
         let chunk_size = self.repository.chunk_size();
-        let content = Content { tree: disk.tree(chunk_size), chunk_size, size: disk.size };
+        let content = Content::of(disk, chunk_size);
         let progress = Progress::default();
         let phase = format!("restore {}", disk.name);
         shown(output, &phase, disk.size, &progress, || {

@@ -57,7 +57,7 @@ impl Memory {
 
 pub fn disk_reader(cache: &Arc<ChunkCache>, disk: &PointDisk) -> DiskReader {
     let chunk_size = cache.chunk_size();
-    let content = Content { tree: disk.tree(chunk_size), chunk_size, size: disk.size };
+    let content = Content::of(disk, chunk_size);
     DiskReader::new(cache, &disk.name, content)
 }
 
