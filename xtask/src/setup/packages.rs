@@ -35,6 +35,7 @@ const FROM_STABLE: &[&str] = &[
     "nftables",
     "ntfs-3g",
     "ovmf",
+    "python3-aiosmtpd",
     "python3-venv",
     "syslinux",
     "systemd",

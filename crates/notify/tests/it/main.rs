@@ -1,0 +1,5 @@
+//! Mail and webhooks with real servers: aiosmtpd, and the HTTP server of Python.
+
+mod mail;
+mod receiver;
+mod webhook;
