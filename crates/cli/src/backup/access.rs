@@ -13,7 +13,7 @@ use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The repository that a command works on.
 #[derive(Debug, Args)]
@@ -58,6 +58,11 @@ pub struct Create {
     /// A power of two from 64K to 1M: smaller chunks store less of a scattered change, larger ones are faster.
     #[arg(long, default_value = "256K", value_parser = parse::byte_count)]
     chunk_size: u64,
+    /// Have the place keep every object against everybody for so long, such as `30d`: a bucket that was created with object
+    /// lock. What a backup shares with earlier ones is kept for as long as the newest. Nobody can take this back, and until
+    /// then nothing can be removed, nor its costs.
+    #[arg(long, value_name = "DURATION", value_parser = parse::seconds)]
+    immutable: Option<u64>,
 }
 
 enum Secret {
@@ -210,7 +215,7 @@ pub fn create(command: Create, output: Output) -> Result<(), Error> {
         unlock: secret.unlock(),
         cost: PassphraseCost::DEFAULT,
         label: &label,
-        kept: None,
+        kept: command.immutable.map(Duration::from_secs),
         now: now(),
     };
     let place = place(&command.url, &command.key, true)?;
@@ -225,6 +230,7 @@ pub fn create(command: Create, output: Output) -> Result<(), Error> {
             "repository": repository.id().to_string(),
             "url": command.url,
             "chunk_bytes": repository.chunk_size().bytes(),
+            "kept_ms": repository.description().kept_ms,
         }));
     }
     output.tell(&format!(

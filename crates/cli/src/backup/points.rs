@@ -103,16 +103,22 @@ pub fn show(access: &Access, output: Output) -> Result<(), Error> {
             "url": repository.objects().url(),
             "chunk_bytes": repository.chunk_size().bytes(),
             "created_unix_ms": repository.description().created.0,
+            "kept_ms": repository.description().kept_ms,
             "points": state.roots().len(),
             "packs": packs,
             "log_entries": state.next(),
         }));
     }
+    let kept = match repository.description().kept_ms {
+        0 => "no".to_owned(),
+        kept_ms => format!("{} s from each backup on", kept_ms / 1000),
+    };
     let rows = [
         ("repository", repository.id().to_string()),
         ("place", repository.objects().url()),
         ("chunks", repository.chunk_size().to_string()),
         ("created", time(repository.description().created)),
+        ("immutable", kept),
         ("restore points", state.roots().len().to_string()),
         ("packs", packs.to_string()),
     ];

@@ -136,3 +136,38 @@ fn a_bucket_that_is_not_there_or_does_not_answer_is_told() {
     let refused = secret.run(&["points"]);
     assert!(refused.code != 0 && !refused.err.contains("hidden"), "{}", refused.err);
 }
+
+/// The store itself keeps what was backed up, until the time is over.
+#[test]
+fn what_is_immutable_is_removed_when_that_is_over() {
+    let Some(server) = moto() else { return };
+    let plain = Remote::s3(&server, "plain");
+    assert_eq!(moto_ask(&server, "PUT", "/plain", &[], ""), 200);
+    let refused = plain.run(&["repo", "create", &plain.url, "--immutable", "30d"]);
+    assert!(refused.code != 0 && refused.err.contains("no object lock"), "{}", refused.err);
+    let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+    assert_eq!(moto_ask(&server, "PUT", "/locked", &lock, ""), 200);
+    let remote = Remote::s3(&server, "locked");
+    let period = std::time::Duration::from_secs(20);
+    let made = remote.create(&["--immutable", "20s"]);
+    assert_eq!(made.code, 0, "{}", made.err);
+    let first = remote.back_up(1);
+    let begun = std::time::Instant::now();
+    remote.ok(&["forget", &first.0]);
+    let early = remote.json(&["gc"]);
+    if begun.elapsed() < period {
+        assert_eq!(early["freed_bytes"], 0, "{early}");
+        assert!(early["retained_bytes"].as_u64().unwrap() > 2 * MIB as u64, "{early}");
+    }
+    // It ends at the latest an eighth later, in whole seconds.
+    std::thread::sleep(
+        (period + period / 8 + std::time::Duration::from_secs(1)).saturating_sub(begun.elapsed()),
+    );
+    let late = remote.json(&["gc"]);
+    assert!(late["freed_bytes"].as_u64().unwrap() > 2 * MIB as u64, "{late}");
+    assert_eq!(
+        late["retained_objects"].as_u64().unwrap() + late["unsettled_objects"].as_u64().unwrap(),
+        0,
+        "{late}"
+    );
+}
