@@ -50,7 +50,7 @@ pub use pack::{
 };
 pub use point::{Consistency, ConsistencyLevel, Definition, Excluded, HowRead, Point, PointDisk};
 pub use reader::BlobReader;
-pub use repository::{NewRepository, Repository};
+pub use repository::{NewRepository, Repository, keys};
 pub use tree::{
     Difference, Differences, FAN_OUT, MAX_CHUNKS, MAX_NODE, NodeSink, NodeSource, Step, Tree, TreeUpdate,
     Walk, resize,

@@ -9,7 +9,7 @@ use crate::log::{
 };
 use crate::{
     ChainId, ChunkId, ChunkSize, Description, PACKS, PackName, PackOpener, Point, RepositoryId, SegmentName,
-    SessionId,
+    SessionId, WrappedKeyId,
 };
 use rempart_objects::{Created, ErrorKind as ObjectErrorKind, Name, Objects, probe};
 use rempart_types::WallTime;
@@ -109,6 +109,32 @@ impl Repository {
 
     pub fn ring(&self) -> &Arc<KeyRing> {
         &self.ring
+    }
+
+    /// Lets something else open it, too.
+    pub fn add_key(
+        &self,
+        unlock: Unlock<'_>,
+        cost: PassphraseCost,
+        label: &str,
+        now: WallTime,
+    ) -> Result<WrappedKeyId, Error> {
+        let key = WrappedKey::wrap(self.id(), self.ring.master(), unlock, cost, label, now)?;
+        create_new(&*self.objects, &key.name(), &key.encode())?;
+        Ok(key.id)
+    }
+
+    /// What this key is wrapped by opens the repository no more, as far as the wrapped copy is not kept elsewhere.
+    pub fn remove_key(&self, id: WrappedKeyId) -> Result<(), Error> {
+        let keys = keys(&*self.objects)?;
+        let Some(key) = keys.iter().find(|key| key.id == id) else {
+            return Err(Error::new(ErrorKind::Missing, id, "the repository has no such key"));
+        };
+        if !keys.iter().any(|key| key.id != id && key.repository == self.id()) {
+            let why = "it is the last one: without it nobody could open the repository";
+            return Err(Error::new(ErrorKind::Refused, key.name(), why));
+        }
+        Ok(self.objects.remove(&key.name())?)
     }
 
     /// The log, read up to its head.
@@ -340,6 +366,26 @@ fn read_description(objects: &dyn Objects) -> Result<Description, Error> {
         _ => error.into(),
     })?;
     Description::decode(&bytes)
+}
+
+/// The wrapped copies of a repository's master key that are whole.
+pub fn keys(objects: &dyn Objects) -> Result<Vec<WrappedKey>, Error> {
+    let mut keys = Vec::new();
+    let mut after = None;
+    loop {
+        let page = objects.list(WRAPPED_KEYS, after.as_ref())?;
+        let Some(last) = page.last() else { return Ok(keys) };
+        after = Some(last.name.clone());
+        for listed in &page {
+            let read = objects.get(&listed.name, WrappedKey::LEN).map_err(Error::from);
+            match read.and_then(|bytes| WrappedKey::decode(&listed.name, &bytes)) {
+                Ok(key) => keys.push(key),
+                // It opens nothing.
+                Err(error) if error.is_loss() || error.kind == ErrorKind::Newer => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }
 
 /// The master key, by whichever wrapped copy `unlock` opens.

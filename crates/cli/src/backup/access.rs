@@ -6,7 +6,6 @@ use rempart_api::Error;
 use rempart_objects::Objects;
 use rempart_repository::{
     ChunkSize, ErrorKind, KeyFile, NewRepository, PassphraseCost, Repository, RepositoryId, Unlock,
-    WRAPPED_KEYS, WrappedBy, WrappedKey,
 };
 use rempart_types::WallTime;
 use serde_json::json;
@@ -65,13 +64,13 @@ pub struct Create {
     immutable: Option<u64>,
 }
 
-enum Secret {
+pub enum Secret {
     Passphrase(String),
     KeyFile(KeyFile),
 }
 
 impl Secret {
-    fn unlock(&self) -> Unlock<'_> {
+    pub fn unlock(&self) -> Unlock<'_> {
         match self {
             Secret::Passphrase(passphrase) => Unlock::Passphrase(passphrase),
             Secret::KeyFile(file) => Unlock::KeyFile(file),
@@ -88,20 +87,27 @@ impl KeyArgs {
         }
         let passphrase = match &self.passphrase_file {
             Some(path) => first_line(path)?,
+            None if is_new => ask_new()?,
             None => ask("passphrase: ")?,
         };
-        if is_new && self.passphrase_file.is_none() && ask("the same once more: ")? != passphrase {
-            return Err(Error::invalid("the two passphrases differ"));
-        }
         Ok(Secret::Passphrase(passphrase))
     }
 }
 
-fn first_line(path: &Path) -> Result<String, Error> {
+pub fn first_line(path: &Path) -> Result<String, Error> {
     let text = std::fs::read_to_string(path).map_err(|e| {
         Error::invalid(format!("cannot read the passphrase from `{}`", path.display())).cause(e)
     })?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Asks on the terminal for a passphrase that is not in use yet.
+pub fn ask_new() -> Result<String, Error> {
+    let passphrase = ask("new passphrase: ")?;
+    match ask("the same once more: ")? == passphrase {
+        true => Ok(passphrase),
+        false => Err(Error::invalid("the two passphrases differ")),
+    }
 }
 
 /// Asks on the terminal, without showing what is typed.
@@ -239,29 +245,4 @@ pub fn create(command: Create, output: Output) -> Result<(), Error> {
         command.url
     ));
     Ok(())
-}
-
-pub fn keys(access: &Access, output: Output) -> Result<(), Error> {
-    let place = access.place()?;
-    let what = format!("cannot list the keys of `{}`", access.name());
-    let listed = place.list(WRAPPED_KEYS, None).map_err(|e| Error::failed(&what).cause(chain(&e)))?;
-    let mut keys = Vec::new();
-    for key in listed {
-        let read = place.get(&key.name, WrappedKey::LEN).map_err(rempart_repository::Error::from);
-        keys.push(
-            read.and_then(|bytes| WrappedKey::decode(&key.name, &bytes)).map_err(|e| describe(&what, &e))?,
-        );
-    }
-    let by = |key: &WrappedKey| match key.by {
-        WrappedBy::Passphrase(_) => "passphrase",
-        WrappedBy::KeyFile => "key file",
-    };
-    if output.json {
-        let keys = keys.iter().map(|key| {
-            json!({ "key": key.id.to_string(), "by": by(key), "label": key.label, "created_unix_ms": key.created.0 })
-        });
-        return output.print_json(&keys.collect::<Vec<_>>());
-    }
-    let rows = keys.iter().map(|key| vec![key.id.to_string(), by(key).to_owned(), key.label.clone()]);
-    output.table(&["key", "opened by", "label"], rows.collect())
 }

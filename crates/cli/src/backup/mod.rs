@@ -5,6 +5,7 @@ mod check;
 mod consistency;
 mod create;
 mod gc;
+mod keys;
 mod leave_out;
 mod machine;
 mod mount;
@@ -62,8 +63,9 @@ pub enum RepoCommand {
     Show(Access),
     /// Compare every pack with its name's hash, which needs no key to be right about: damage shows.
     Check(Access),
-    /// The keys that open it.
-    Keys(Access),
+    /// What opens it.
+    #[command(subcommand)]
+    Key(keys::KeyCommand),
 }
 
 /// Runs one command; `client` is the daemon's, for those that need it. Blocks.
@@ -76,7 +78,7 @@ pub fn run_backup(
         BackupCommand::Repo(RepoCommand::Create(command)) => access::create(command, output),
         BackupCommand::Repo(RepoCommand::Show(command)) => points::show(&command, output),
         BackupCommand::Repo(RepoCommand::Check(command)) => check::packs(&command, output),
-        BackupCommand::Repo(RepoCommand::Keys(command)) => access::keys(&command, output),
+        BackupCommand::Repo(RepoCommand::Key(command)) => keys::run(&command, output),
         BackupCommand::Backup(command) => create::run(&command, client, output),
         BackupCommand::Points(command) => points::run(&command, output),
         BackupCommand::Restore(command) => restore::run(&command, output),

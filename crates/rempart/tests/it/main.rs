@@ -15,6 +15,7 @@ mod golden;
 mod guest;
 mod guests;
 mod images;
+mod keys;
 #[path = "../../../objects/tests/it/lab.rs"]
 mod lab;
 mod left_out;
