@@ -1,6 +1,7 @@
 //! Backing up disks into a repository, and bringing them back.
 
 mod chunk_set;
+mod copy;
 mod disk;
 mod error;
 mod image;
@@ -14,6 +15,7 @@ mod server;
 mod source;
 
 pub use chunk_set::ChunkSet;
+pub use copy::PointSource;
 pub use disk::{Changes, DiskJob, Pace, back_up_disk};
 pub use error::BackupError;
 pub use image::{NewFile, QemuImg};

@@ -5,7 +5,7 @@ use crate::immutable::Keeping;
 use crate::index::{Covers, IndexUpdate, LocalIndex, Segment, SegmentBuilder};
 use crate::key::{BoxPurpose, KeyRing, MasterKey, PassphraseCost, Unlock, WRAPPED_KEYS, WrappedKey};
 use crate::log::{
-    self, Content, Damaged, Ed25519, Log, LogError, Number, Numbers, Object, Session, State, Status,
+    self, Content, Damaged, Ed25519, Log, LogError, Number, Numbers, Object, Refusal, Session, State, Status,
 };
 use crate::{
     ChainId, ChunkId, ChunkSize, Description, PACKS, PackName, PackOpener, Point, RepositoryId, SegmentName,
@@ -424,7 +424,9 @@ impl From<LogError> for Error {
             LogError::Newer { .. } => ErrorKind::Newer,
             LogError::Foreign { .. } => ErrorKind::Foreign,
             LogError::Contended(_) => ErrorKind::Objects(ObjectErrorKind::Unavailable),
-            LogError::Refused(_) | LogError::SessionOver(_) => ErrorKind::Refused,
+            // Whoever was taken for dead begins again.
+            LogError::SessionOver(_) | LogError::Refused(Refusal::SessionOver(_)) => ErrorKind::Stale,
+            LogError::Refused(_) => ErrorKind::Refused,
         };
         Error { kind, object: "log".to_owned(), why: "cannot be used".into(), source: Some(Box::new(source)) }
     }

@@ -17,7 +17,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Threads that put packs into their place while others fill the next.
 const UPLOADS: usize = 2;
@@ -25,6 +25,8 @@ const UPLOADS: usize = 2;
 pub(crate) const MAX_PACK_LEN: u64 = 32 << 20;
 /// Chunks of this backup that are remembered in memory; with so many, the index learns of them.
 const MAX_OWN: usize = 1 << 20;
+/// What is stored is made live this often: who is interrupted need not store it again.
+const LIVE_EVERY: Duration = Duration::from_secs(60);
 /// Attempts to put an object, and the pause before the second, which doubles each time.
 const TRIES: u32 = 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -39,6 +41,9 @@ pub struct BackupWriter {
     /// Nodes of trees are stored even where there should be some.
     nodes_anew: AtomicBool,
     session: Mutex<Session>,
+    /// When what is stored was made live, and how often that is done.
+    made_live: Mutex<Instant>,
+    live_every: Duration,
     stored: Arc<Stored>,
     uploads: Mutex<Uploads>,
     /// [`BlobWriter`]s that did not finish.
@@ -58,8 +63,29 @@ struct Stored {
     acknowledged: Mutex<Acknowledged>,
     new_bytes: AtomicU64,
     stored_bytes: AtomicU64,
+    limit: Mutex<Option<Limit>>,
     /// Buffers of packs that are stored.
     buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+/// A line that carries so much, and is busy until then.
+#[derive(Debug)]
+struct Limit {
+    bytes_per_second: u64,
+    busy_until: Instant,
+}
+
+impl Limit {
+    fn new(bytes_per_second: u64) -> Limit {
+        Limit { bytes_per_second: bytes_per_second.max(1), busy_until: Instant::now() }
+    }
+
+    /// When what has so many bytes will have been sent, at that rate, behind all that was sent before.
+    fn sent_at(&mut self, now: Instant, bytes: u64) -> Instant {
+        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        self.busy_until = self.busy_until.max(now) + takes;
+        self.busy_until
+    }
 }
 
 #[derive(Debug, Default)]
@@ -104,10 +130,22 @@ impl BackupWriter {
             damaged,
             nodes_anew: AtomicBool::new(false),
             session: Mutex::new(session),
+            made_live: Mutex::new(Instant::now()),
+            live_every: LIVE_EVERY,
             stored,
             uploads: Mutex::new(uploads),
             open: AtomicUsize::new(0),
         })
+    }
+
+    /// Sends no more than so many bytes a second.
+    pub fn limit(&mut self, bytes_per_second: Option<u64>) {
+        *self.stored.limit.lock().expect("no holder panics") = bytes_per_second.map(Limit::new);
+    }
+
+    /// Makes what is stored live so often, instead of once a minute.
+    pub fn make_live_every(&mut self, period: Duration) {
+        self.live_every = period;
     }
 
     /// What earlier backups stored, and this one as far as it is in the index.
@@ -165,7 +203,23 @@ impl BackupWriter {
         self.session.lock().expect("no holder panics")
     }
 
-    /// Makes what is acknowledged live, so that it need not be stored again even if this backup comes to nothing, and has
+    /// Makes what is acknowledged live if that is due, so that it need not be stored again if this backup comes to nothing.
+    fn make_live_if_due(&self) -> Result<(), Error> {
+        // Once is enough: others go on meanwhile.
+        let (Ok(mut made_live), Ok(mut session)) = (self.made_live.try_lock(), self.session.try_lock())
+        else {
+            return Ok(());
+        };
+        if made_live.elapsed() < self.live_every {
+            return Ok(());
+        }
+        let segments = std::mem::take(&mut self.stored.acknowledged().segments);
+        make_live(&self.repository, &mut session, &self.stored, wall_time(), segments)?;
+        *made_live = Instant::now();
+        Ok(())
+    }
+
+    /// Makes what is acknowledged live, and has
     /// the index remember it instead of this process.
     fn publish(&self) -> Result<(), Error> {
         // Once is enough: others go on meanwhile.
@@ -329,11 +383,19 @@ impl Stored {
         if self.acknowledged().failed.is_some() {
             return;
         }
+        let bytes = pack.bytes().len() as u64;
+        let sent_at = match &mut *self.limit.lock().expect("no holder panics") {
+            Some(limit) => Some(limit.sent_at(Instant::now(), bytes)),
+            None => None,
+        };
         let put = put(objects, &pack.name(session).object(), pack.bytes());
+        if let Some(pause) = sent_at.and_then(|at| at.checked_duration_since(Instant::now())) {
+            std::thread::sleep(pause);
+        }
         let mut acknowledged = self.acknowledged();
         match put {
             Ok(()) => {
-                self.stored_bytes.fetch_add(pack.bytes().len() as u64, Ordering::Relaxed);
+                self.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
                 if !acknowledged.segments.last().is_some_and(|last| last.has_room(pack.blobs().len())) {
                     acknowledged.segments.push(SegmentBuilder::new());
                 }
@@ -438,9 +500,7 @@ impl BlobWriter<'_> {
         writer.stored.new_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
         if self.pack.as_ref().is_some_and(|pack| !pack.has_room(content.len())) {
             self.hand_over()?;
-            if full {
-                writer.publish()?;
-            }
+            if full { writer.publish()? } else { writer.make_live_if_due()? }
         }
         let pack = self.pack.get_or_insert_with(|| {
             let buffer = writer.stored.buffers.lock().expect("no holder panics").pop().unwrap_or_default();

@@ -1,14 +1,15 @@
 //! Collections of repositories that hold real backups: what remains is whole, what is gone is gone.
 
 use crate::lab::{CHUNK, Lab};
-use rand::Rng;
+use rand::rngs::SmallRng;
+use rand::{Rng, RngCore, SeedableRng};
 use rempart_backup::{
     BackupError, ChunkCache, ChunkSet, Content as DiskContent, DiskReader, Progress, check_disk,
 };
 use rempart_objects::{Memory, Objects};
 use rempart_repository::collect::{Collected, Collection, Follow, Kept, Reach, collect, look};
 use rempart_repository::log::{Content, Session, Status};
-use rempart_repository::{BackupWriter, BlobReader, Decompressor, Point, PointDisk, SessionId};
+use rempart_repository::{BackupWriter, BlobReader, Decompressor, ErrorKind, Point, PointDisk, SessionId};
 use rempart_types::WallTime;
 use std::fs::File;
 use std::sync::Arc;
@@ -321,7 +322,11 @@ fn what_a_writer_that_died_put_is_removed_when_it_was_idle_for_long() {
     assert!(packs(&lab) > before);
     let late = |idle| Collection { now: WallTime(u64::MAX), idle, ..HOW };
     assert_eq!((gc(&lab, late(Duration::MAX)).fenced, packs(&lab) > before), (0, true));
-    assert_eq!((gc(&lab, late(Duration::from_secs(1))).fenced, packs(&lab)), (1, before));
+    let slow = BackupWriter::open(lab.repository.clone()).expect("opens");
+    assert_eq!((gc(&lab, late(Duration::from_secs(1))).fenced, packs(&lab)), (2, before));
+    // It lives after all, and is told to begin again.
+    let ended = slow.commit(lab.repository.chain("shop"), None, &lab.point(Vec::new()), None);
+    assert_eq!(ended.expect_err("it was ended").kind, ErrorKind::Stale);
     all_restore(&lab, &points);
 }
 
@@ -442,4 +447,31 @@ fn what_is_shared_is_kept_for_the_newest() {
             place.remove(&object.name).expect_err("it is kept");
         }
     }
+}
+
+/// Who is interrupted has not worked in vain.
+#[test]
+fn what_was_stored_by_a_writer_that_died_is_not_stored_again() {
+    let lab = in_memory();
+    let chunks: Vec<Vec<u8>> = (0..200u8).map(|number| noise_of(number, CHUNK as usize)).collect();
+    let store = |writer: &BackupWriter| {
+        let mut blobs = writer.blobs();
+        chunks.iter().for_each(|chunk| drop(blobs.chunk(chunk).expect("puts")));
+        blobs.finish().expect("puts");
+        writer.new_bytes()
+    };
+    let mut dies = BackupWriter::open(lab.repository.clone()).expect("opens");
+    dies.make_live_every(Duration::ZERO);
+    assert_eq!(store(&dies), 200 * CHUNK);
+    drop(dies);
+    let next = BackupWriter::open(lab.repository.clone()).expect("opens");
+    // The last packs were not acknowledged yet when the one before was made live.
+    assert!(store(&next) <= 150 * CHUNK, "{} chunks were stored again", next.new_bytes() / CHUNK);
+}
+
+fn noise_of(seed: u8, len: usize) -> Vec<u8> {
+    let mut random = SmallRng::seed_from_u64(u64::from(seed));
+    let mut bytes = vec![0; len];
+    random.fill_bytes(&mut bytes);
+    bytes
 }

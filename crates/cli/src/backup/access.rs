@@ -25,20 +25,20 @@ pub struct Access {
 }
 
 /// What opens a repository. Without either it is asked for on the terminal.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct KeyArgs {
     /// A key file of the repository.
     #[arg(long, env = "REMPART_KEY_FILE", conflicts_with = "passphrase_file")]
-    key_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
     /// A file whose first line is the passphrase.
     #[arg(long, env = "REMPART_PASSPHRASE_FILE")]
-    passphrase_file: Option<PathBuf>,
+    pub passphrase_file: Option<PathBuf>,
     /// Where this machine keeps what it can make again of repositories.
     #[arg(long, env = "REMPART_CACHE_DIR", default_value = "/var/cache/rempart")]
-    cache_dir: PathBuf,
+    pub cache_dir: PathBuf,
     /// A file of lines such as `AWS_ACCESS_KEY_ID=…`, for a repository in a bucket; without it the environment tells.
     #[arg(long, env = "REMPART_CREDENTIALS_FILE", value_name = "FILE")]
-    credentials: Option<PathBuf>,
+    pub credentials: Option<PathBuf>,
 }
 
 /// Makes a repository in an empty directory, bucket or container, or under a prefix of one.
@@ -188,6 +188,14 @@ fn place(url: &str, key: &KeyArgs, create: bool) -> Result<Arc<dyn Objects>, Err
 }
 
 impl Access {
+    pub fn of(repo: String, key: KeyArgs) -> Access {
+        Access { repo, key }
+    }
+
+    pub fn key_args(&self) -> &KeyArgs {
+        &self.key
+    }
+
     pub fn open(&self) -> Result<Arc<Repository>, Error> {
         let secret = self.key.secret(false)?;
         let place = self.place()?;

@@ -5,7 +5,7 @@ use super::consistency::ConsistencyArgs;
 use super::leave_out::LeaveOutArgs;
 use super::machine::{self, Machine};
 use super::qemu::{Qemu, QemuArgs};
-use crate::{Output, output::bytes};
+use crate::{Output, output::bytes, parse};
 use clap::Args;
 use rempart_api::{Client, Error, Progress as Shown};
 use rempart_backup::{
@@ -51,6 +51,16 @@ pub struct Backup {
     #[command(flatten)]
     consistency: ConsistencyArgs,
     #[command(flatten)]
+    how: How,
+}
+
+/// What holds for every machine of one command.
+#[derive(Debug, Args)]
+struct How {
+    /// Send no more than so many bytes a second to the repository, such as `10M`.
+    #[arg(long, value_name = "RATE", value_parser = parse::byte_count)]
+    bandwidth: Option<u64>,
+    #[command(flatten)]
     leave_out: LeaveOutArgs,
 }
 
@@ -70,7 +80,7 @@ pub fn run(
                 }
                 None => Taker::Images(open_images(command, &what)?),
             };
-            let (written, point) = back_up_named(&repository, vm, &taker, &command.leave_out, output)?;
+            let (written, point) = back_up_named(&repository, vm, &taker, &command.how, output)?;
             if output.json {
                 return output.print_json(&shape(&repository, &written, &point));
             }
@@ -95,7 +105,7 @@ fn back_up_many(
     let taker = Taker::Machine(machine);
     let (mut told, mut failed) = (Vec::new(), Vec::new());
     for vm in &vms {
-        match back_up_named(repository, vm, &taker, &command.leave_out, output) {
+        match back_up_named(repository, vm, &taker, &command.how, output) {
             Ok((written, point)) => {
                 tell(&written, &point, output);
                 told.push(shape(repository, &written, &point));
@@ -123,11 +133,11 @@ fn back_up_named(
     repository: &Arc<Repository>,
     vm: &str,
     taker: &Taker,
-    leave_out: &LeaveOutArgs,
+    how: &How,
     output: Output,
 ) -> Result<(Written, Point), Error> {
     for attempt in 1.. {
-        match back_up(repository, vm, taker, leave_out, output) {
+        match back_up(repository, vm, taker, how, output) {
             Err(Failure::Backup(error)) if error.is_stale() && attempt < TRIES => {
                 output.tell("what it built on was removed meanwhile; once more");
             }
@@ -208,10 +218,11 @@ fn back_up(
     repository: &Arc<Repository>,
     vm: &str,
     taker: &Taker,
-    leave_out: &LeaveOutArgs,
+    how: &How,
     output: Output,
 ) -> Result<(Written, Point), Failure> {
-    let writer = BackupWriter::open(repository.clone())?;
+    let mut writer = BackupWriter::open(repository.clone())?;
+    writer.limit(how.bandwidth);
     let chain = repository.chain(vm);
     let before = match writer.latest(chain) {
         Some(root) => Some((root, writer.point(root)?)),
@@ -237,17 +248,17 @@ fn back_up(
                 notes: Vec::new(),
                 lost: Box::new(|| None),
             };
-            store(repository, writer, vm, None, taken, leave_out, output)
+            store(repository, writer, vm, None, taken, &how.leave_out, output)
         }
         Taker::Machine(machine) => {
             let view = machine.view(vm, before.and_then(machine::position_of)).map_err(Failure::Machine)?;
-            store(repository, writer, vm, base, view.take(before, chunk_len)?, leave_out, output)
+            store(repository, writer, vm, base, view.take(before, chunk_len)?, &how.leave_out, output)
         }
         Taker::Qemu(qemu) => {
             let view = qemu.view(before).map_err(Failure::Machine)?;
             let taken = view.take(before, chunk_len).map_err(Failure::Backup);
             let stored =
-                taken.and_then(|taken| store(repository, writer, vm, base, taken, leave_out, output));
+                taken.and_then(|taken| store(repository, writer, vm, base, taken, &how.leave_out, output));
             // Where it is not known whether the point is there, nothing is forgotten.
             qemu.end(stored.is_ok(), output);
             stored.map_err(|error| match error {

@@ -3,6 +3,7 @@
 mod access;
 mod check;
 mod consistency;
+mod copy;
 mod create;
 mod gc;
 mod keys;
@@ -47,6 +48,8 @@ pub enum BackupCommand {
     LookAtDisk,
     /// Read all that restore points hold, and compare it with what was backed up.
     Verify(check::Verify),
+    /// Copy restore points into a second repository.
+    Copy(copy::Copy),
     /// Forget restore points by a rule.
     Retain(retain::Retain),
     /// Forget single restore points.
@@ -88,6 +91,7 @@ pub fn run_backup(
         BackupCommand::Mount(command) => mount::run(&command, output),
         BackupCommand::LookAtDisk => leave_out::run(),
         BackupCommand::Verify(command) => check::run(&command, output),
+        BackupCommand::Copy(command) => copy::run(&command, output),
         BackupCommand::Retain(command) => retain::run(&command, output),
         BackupCommand::Forget(command) => retain::forget(&command, output),
         BackupCommand::Gc(command) => gc::run(&command, output),

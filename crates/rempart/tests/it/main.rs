@@ -7,6 +7,7 @@ mod bad_input;
 mod buckets;
 mod changes;
 mod command_line;
+mod copy;
 mod export;
 mod golden;
 // A part of the hypervisor's tests; not all of it is wanted here.

@@ -1,0 +1,219 @@
+//! `rempart copy`.
+
+use super::access::{Access, KeyArgs, chain, describe, now};
+use super::create::shown;
+use super::points::{find, open_log, time};
+use crate::{Output, output::bytes, parse};
+use clap::Args;
+use rempart_api::Error;
+use rempart_backup::{
+    BackupError, Changes, ChunkCache, Content, DiskJob, Pace, PointSource, Progress, back_up_disk,
+};
+use rempart_repository::log::Log;
+use rempart_repository::{
+    BackupWriter, BlobReader, Decompressor, Point, PointDisk, Repository, RepositoryId, Written,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Chunks of the first repository that are kept in memory.
+const MEMORY: u64 = 64 << 20;
+/// What was removed by a collection in between, this many times in a row, is not bad luck.
+const TRIES: u32 = 3;
+
+/// Copies restore points into a second repository, with keys of its own. What is there already is not sent again: after an
+/// interruption the same command goes on. A point that follows one that was copied reads only what differs.
+#[derive(Debug, Args)]
+pub struct Copy {
+    #[command(flatten)]
+    access: Access,
+    /// `VM` for its newest point, or `VM@POINT`.
+    #[arg(required_unless_present = "all")]
+    points: Vec<String>,
+    /// Every point that is not there yet, the oldest first.
+    #[arg(long, conflicts_with = "points")]
+    all: bool,
+    /// The second repository.
+    #[arg(long, value_name = "REPO", env = "REMPART_COPY_REPOSITORY")]
+    to: String,
+    /// A key file of the second repository.
+    #[arg(long, value_name = "FILE", env = "REMPART_COPY_KEY_FILE", conflicts_with = "to_passphrase_file")]
+    to_key_file: Option<PathBuf>,
+    /// A file whose first line is the second repository's passphrase.
+    #[arg(long, value_name = "FILE", env = "REMPART_COPY_PASSPHRASE_FILE")]
+    to_passphrase_file: Option<PathBuf>,
+    /// Credentials of the second repository's bucket, as `--credentials`.
+    #[arg(long, value_name = "FILE", env = "REMPART_COPY_CREDENTIALS_FILE")]
+    to_credentials: Option<PathBuf>,
+    /// Send no more than so many bytes a second, such as `2M`.
+    #[arg(long, value_name = "RATE", value_parser = parse::byte_count)]
+    bandwidth: Option<u64>,
+}
+
+/// Where a copy is from; in place of a disk's position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Origin {
+    copied_from: RepositoryId,
+    point: u64,
+}
+
+impl Origin {
+    fn of(point: &Point) -> Option<Origin> {
+        let positions = point.disks.iter().filter_map(|disk| disk.position.as_deref());
+        positions.filter_map(|position| serde_json::from_str(position).ok()).next()
+    }
+}
+
+/// What is copied from.
+struct Origins {
+    repository: Arc<Repository>,
+    log: Log,
+    reader: BlobReader,
+    cache: Arc<ChunkCache>,
+}
+
+enum Copied {
+    /// It was there already.
+    There(u64),
+    New(Written),
+}
+
+pub fn run(command: &Copy, output: Output) -> Result<(), Error> {
+    let from = Origins::open(&command.access)?;
+    let key = KeyArgs {
+        key_file: command.to_key_file.clone(),
+        passphrase_file: command.to_passphrase_file.clone(),
+        credentials: command.to_credentials.clone(),
+        ..command.access.key_args().clone()
+    };
+    let target = Access::of(command.to.clone(), key).open()?;
+    if target.id() == from.repository.id() {
+        return Err(Error::invalid(format!("`{}` is the same repository", command.to)));
+    }
+    let wanted = match command.all {
+        true => super::points::all(&from.repository, &from.log)?,
+        false => {
+            let found = command.points.iter().map(|wanted| find(&from.repository, &from.log, wanted));
+            found.collect::<Result<Vec<_>, _>>()?
+        }
+    };
+    let mut told = Vec::new();
+    for (root, point) in &wanted {
+        let what = format!("cannot copy `{}@{root}`", point.vm);
+        let failed = |error: BackupError| Error::failed(&what).cause(chain(&error));
+        let mut attempt = 1;
+        let copied = loop {
+            match copy(&from, &target, *root, point, command.bandwidth, output) {
+                Err(error) if error.is_stale() && attempt < TRIES => attempt += 1,
+                ended => break ended.map_err(failed)?,
+            }
+        };
+        let (new, stored) = match &copied {
+            Copied::There(there) => (*there, 0),
+            Copied::New(written) => (written.root, written.stored_bytes),
+        };
+        match copied {
+            Copied::There(_) => output.tell(&format!("`{}@{root}` is there: point {new}", point.vm)),
+            Copied::New(_) => {
+                output.tell(&format!("`{}@{root}` is point {new} there: sent {}", point.vm, bytes(stored)));
+            }
+        }
+        told.push(json!({
+            "vm": point.vm, "point": root, "copy": new, "sent_bytes": stored,
+            "was_there": matches!(copied, Copied::There(_)),
+        }));
+    }
+    if output.json { output.print_json(&told) } else { Ok(()) }
+}
+
+impl Origins {
+    fn open(access: &Access) -> Result<Origins, Error> {
+        let repository = access.open()?;
+        let log = open_log(&repository)?;
+        let failed = |e| describe("cannot read the index", &e);
+        let index = repository.index(log.state()).map_err(failed)?;
+        let reader = BlobReader::new(&repository, log.state(), index);
+        let cache = ChunkCache::new(repository.clone(), MEMORY).map_err(failed)?;
+        Ok(Origins { repository, log, reader, cache })
+    }
+
+    fn content(&self, disk: &PointDisk) -> Content {
+        let chunk_size = self.repository.chunk_size();
+        Content { tree: disk.tree(chunk_size), chunk_size, size: disk.size }
+    }
+
+    /// What the disk was when it was copied last, if it is still known.
+    fn earlier(&self, origin: Option<Origin>, name: &str) -> Option<Content> {
+        let origin = origin.filter(|origin| origin.copied_from == self.repository.id())?;
+        let point = self.repository.point(&self.log, origin.point).ok()?;
+        point.disk(name).map(|disk| self.content(disk))
+    }
+
+    fn nvram(&self, point: &Point) -> Result<Option<Vec<u8>>, BackupError> {
+        let Some((chunks, len)) = &point.nvram else { return Ok(None) };
+        let chunk_len = self.repository.chunk_size().bytes() as usize;
+        let mut content = vec![0; chunks.len() * chunk_len];
+        self.reader.read_many(chunks, &mut Decompressor::new(), |place, plain| {
+            content[place * chunk_len..][..plain.len()].copy_from_slice(plain);
+            Ok(())
+        })?;
+        content.truncate(usize::try_from(*len).unwrap_or(usize::MAX));
+        Ok(Some(content))
+    }
+}
+
+fn copy(
+    from: &Origins,
+    target: &Arc<Repository>,
+    root: u64,
+    point: &Point,
+    bandwidth: Option<u64>,
+    output: Output,
+) -> Result<Copied, BackupError> {
+    let origin = Origin { copied_from: from.repository.id(), point: root };
+    let machine = target.chain(&point.vm);
+    let log = target.log()?;
+    for (there, record) in log.state().roots() {
+        if record.chain == machine && Origin::of(&target.point(&log, *there)?) == Some(origin) {
+            return Ok(Copied::There(*there));
+        }
+    }
+    let mut writer = BackupWriter::open(target.clone())?;
+    writer.limit(bandwidth);
+    let before = match writer.latest(machine) {
+        Some(root) => Some((root, writer.point(root)?)),
+        None => None,
+    };
+    let last_origin = before.as_ref().and_then(|(_, point)| Origin::of(point));
+    let chunk_len = u64::from(target.chunk_size().bytes());
+    let position = serde_json::to_string(&origin).expect("it is plain data");
+    let (mut disks, mut base) = (Vec::new(), None);
+    let progress = Progress::default();
+    let total = point.disks.iter().map(|disk| disk.size).sum();
+    shown(output, &format!("copy {}@{root}", point.vm), total, &progress, || {
+        for disk in &point.disks {
+            let source = PointSource::new(&from.cache, &from.reader, &disk.name, from.content(disk));
+            let earlier = from.earlier(last_origin, &disk.name);
+            let known = before.as_ref().and_then(|(root, point)| Some((*root, point.disk(&disk.name)?)));
+            let changes = match (known, earlier) {
+                (Some((there, before)), Some(earlier)) => {
+                    base = Some(there);
+                    Changes::Known { before, changed: source.changed_since(earlier, chunk_len)? }
+                }
+                _ => Changes::Unknown("the point before is no copy of one that is still there".to_owned()),
+            };
+            let job =
+                DiskJob { name: &disk.name, source: &source, changes, position: Some(position.clone()) };
+            let copied = back_up_disk(&writer, target.chunk_size(), &job, Pace::default(), &progress)?;
+            disks.push(PointDisk { excluded: disk.excluded.clone(), ..copied });
+        }
+        Ok(())
+    })?;
+    let nvram = from.nvram(point)?.map(|content| writer.keep(&content)).transpose()?;
+    let mut notes = point.notes.clone();
+    notes.push(format!("copied {} from point {root} of repository {}", time(now()), from.repository.id()));
+    let copied = Point { disks, nvram, notes, ended: now(), ..point.clone() };
+    Ok(Copied::New(writer.commit(machine, base, &copied, None)?))
+}
