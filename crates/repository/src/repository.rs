@@ -3,7 +3,9 @@
 use crate::error::{Error, ErrorKind};
 use crate::immutable::Keeping;
 use crate::index::{Covers, IndexUpdate, LocalIndex, Segment, SegmentBuilder};
-use crate::key::{BoxPurpose, KeyRing, MasterKey, PassphraseCost, Unlock, WRAPPED_KEYS, WrappedKey};
+use crate::key::{
+    BoxPurpose, KeyRing, MasterKey, PassphraseCost, Unlock, WRAPPED_KEYS, WrappedBy, WrappedKey,
+};
 use crate::log::{
     self, Content, Damaged, Ed25519, Log, LogError, Number, Numbers, Object, Refusal, Session, State, Status,
 };
@@ -395,23 +397,31 @@ fn open_key(
     unlock: Unlock<'_>,
 ) -> Result<MasterKey, Error> {
     let listed = objects.list(WRAPPED_KEYS, None)?;
-    let mut refusal = Error::new(ErrorKind::Damaged, WRAPPED_KEYS, "there is no key in the repository");
+    let none = Error::new(ErrorKind::Damaged, WRAPPED_KEYS, "there is no key in the repository");
+    let mut refusal = (0, none);
     for key in listed.iter().take(MAX_KEYS) {
+        let mut is_of_the_kind = false;
         let opened = objects.get(&key.name, WrappedKey::LEN).map_err(Error::from).and_then(|bytes| {
             let wrapped = WrappedKey::decode(&key.name, &bytes)?;
             if wrapped.repository != description.keys.repository {
                 return Err(Error::new(ErrorKind::Foreign, &key.name, "it is a key of another repository"));
             }
+            is_of_the_kind =
+                matches!(unlock, Unlock::Passphrase(_)) == matches!(wrapped.by, WrappedBy::Passphrase(_));
             wrapped.open(unlock)
         });
         match opened {
             Ok(master) => return Ok(master),
-            // A wrong key says more than a damaged one beside it.
-            Err(error) if refusal.kind != ErrorKind::WrongKey => refusal = error,
-            Err(_) => {}
+            // A wrong key says more than a damaged one beside it, and that of a passphrase more to who gave one.
+            Err(error) => {
+                let says = u8::from(error.kind == ErrorKind::WrongKey) + u8::from(is_of_the_kind);
+                if says >= refusal.0 {
+                    refusal = (says, error);
+                }
+            }
         }
     }
-    Err(refusal)
+    Err(refusal.1)
 }
 
 impl From<LogError> for Error {

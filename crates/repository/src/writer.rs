@@ -219,8 +219,7 @@ impl BackupWriter {
         Ok(())
     }
 
-    /// Makes what is acknowledged live, and has
-    /// the index remember it instead of this process.
+    /// Makes what is acknowledged live, and has the index remember it instead of this process.
     fn publish(&self) -> Result<(), Error> {
         // Once is enough: others go on meanwhile.
         let Ok(mut session) = self.session.try_lock() else { return Ok(()) };
@@ -384,10 +383,9 @@ impl Stored {
             return;
         }
         let bytes = pack.bytes().len() as u64;
-        let sent_at = match &mut *self.limit.lock().expect("no holder panics") {
-            Some(limit) => Some(limit.sent_at(Instant::now(), bytes)),
-            None => None,
-        };
+        let mut limit = self.limit.lock().expect("no holder panics");
+        let sent_at = limit.as_mut().map(|limit| limit.sent_at(Instant::now(), bytes));
+        drop(limit);
         let put = put(objects, &pack.name(session).object(), pack.bytes());
         if let Some(pause) = sent_at.and_then(|at| at.checked_duration_since(Instant::now())) {
             std::thread::sleep(pause);

@@ -456,7 +456,9 @@ fn what_was_stored_by_a_writer_that_died_is_not_stored_again() {
     let chunks: Vec<Vec<u8>> = (0..200u8).map(|number| noise_of(number, CHUNK as usize)).collect();
     let store = |writer: &BackupWriter| {
         let mut blobs = writer.blobs();
-        chunks.iter().for_each(|chunk| drop(blobs.chunk(chunk).expect("puts")));
+        for chunk in &chunks {
+            blobs.chunk(chunk).expect("puts");
+        }
         blobs.finish().expect("puts");
         writer.new_bytes()
     };

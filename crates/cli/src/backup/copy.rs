@@ -15,6 +15,7 @@ use rempart_repository::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -53,7 +54,7 @@ pub struct Copy {
 }
 
 /// Where a copy is from; in place of a disk's position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Origin {
     copied_from: RepositoryId,
     point: u64,
@@ -72,12 +73,6 @@ struct Origins {
     log: Log,
     reader: BlobReader,
     cache: Arc<ChunkCache>,
-}
-
-enum Copied {
-    /// It was there already.
-    There(u64),
-    New(Written),
 }
 
 pub fn run(command: &Copy, output: Output) -> Result<(), Error> {
@@ -99,30 +94,31 @@ pub fn run(command: &Copy, output: Output) -> Result<(), Error> {
             found.collect::<Result<Vec<_>, _>>()?
         }
     };
+    let mut there = copies(&target)?;
     let mut told = Vec::new();
     for (root, point) in &wanted {
         let what = format!("cannot copy `{}@{root}`", point.vm);
         let failed = |error: BackupError| Error::failed(&what).cause(chain(&error));
+        let origin = Origin { copied_from: from.repository.id(), point: *root };
+        if let Some(copy) = there.get(&origin) {
+            output.tell(&format!("`{}@{root}` is there: point {copy}", point.vm));
+            let shape = json!({
+                "vm": point.vm, "point": root, "copy": copy, "sent_bytes": 0, "was_there": true,
+            });
+            told.push(shape);
+            continue;
+        }
         let mut attempt = 1;
-        let copied = loop {
-            match copy(&from, &target, *root, point, command.bandwidth, output) {
+        let Written { root: new, stored_bytes, .. } = loop {
+            match copy(&from, &target, origin, point, command.bandwidth, output) {
                 Err(error) if error.is_stale() && attempt < TRIES => attempt += 1,
                 ended => break ended.map_err(failed)?,
             }
         };
-        let (new, stored) = match &copied {
-            Copied::There(there) => (*there, 0),
-            Copied::New(written) => (written.root, written.stored_bytes),
-        };
-        match copied {
-            Copied::There(_) => output.tell(&format!("`{}@{root}` is there: point {new}", point.vm)),
-            Copied::New(_) => {
-                output.tell(&format!("`{}@{root}` is point {new} there: sent {}", point.vm, bytes(stored)));
-            }
-        }
+        there.insert(origin, new);
+        output.tell(&format!("`{}@{root}` is point {new} there: sent {}", point.vm, bytes(stored_bytes)));
         told.push(json!({
-            "vm": point.vm, "point": root, "copy": new, "sent_bytes": stored,
-            "was_there": matches!(copied, Copied::There(_)),
+            "vm": point.vm, "point": root, "copy": new, "sent_bytes": stored_bytes, "was_there": false,
         }));
     }
     if output.json { output.print_json(&told) } else { Ok(()) }
@@ -164,22 +160,21 @@ impl Origins {
     }
 }
 
+/// What was copied into a repository, and which points it is there.
+fn copies(target: &Repository) -> Result<HashMap<Origin, u64>, Error> {
+    let points = super::points::all(target, &open_log(target)?)?;
+    Ok(points.iter().filter_map(|(root, point)| Some((Origin::of(point)?, *root))).collect())
+}
+
 fn copy(
     from: &Origins,
     target: &Arc<Repository>,
-    root: u64,
+    origin: Origin,
     point: &Point,
     bandwidth: Option<u64>,
     output: Output,
-) -> Result<Copied, BackupError> {
-    let origin = Origin { copied_from: from.repository.id(), point: root };
+) -> Result<Written, BackupError> {
     let machine = target.chain(&point.vm);
-    let log = target.log()?;
-    for (there, record) in log.state().roots() {
-        if record.chain == machine && Origin::of(&target.point(&log, *there)?) == Some(origin) {
-            return Ok(Copied::There(*there));
-        }
-    }
     let mut writer = BackupWriter::open(target.clone())?;
     writer.limit(bandwidth);
     let before = match writer.latest(machine) {
@@ -192,7 +187,7 @@ fn copy(
     let (mut disks, mut base) = (Vec::new(), None);
     let progress = Progress::default();
     let total = point.disks.iter().map(|disk| disk.size).sum();
-    shown(output, &format!("copy {}@{root}", point.vm), total, &progress, || {
+    shown(output, &format!("copy {}@{}", point.vm, origin.point), total, &progress, || {
         for disk in &point.disks {
             let source = PointSource::new(&from.cache, &from.reader, &disk.name, from.content(disk));
             let earlier = from.earlier(last_origin, &disk.name);
@@ -204,16 +199,25 @@ fn copy(
                 }
                 _ => Changes::Unknown("the point before is no copy of one that is still there".to_owned()),
             };
-            let job =
-                DiskJob { name: &disk.name, source: &source, changes, position: Some(position.clone()) };
-            let copied = back_up_disk(&writer, target.chunk_size(), &job, Pace::default(), &progress)?;
-            disks.push(PointDisk { excluded: disk.excluded.clone(), ..copied });
+            let job = DiskJob {
+                name: &disk.name,
+                source: &source,
+                changes,
+                position: Some(position.clone()),
+                left_out: &disk.excluded,
+            };
+            disks.push(back_up_disk(&writer, target.chunk_size(), &job, Pace::default(), &progress)?);
         }
         Ok(())
     })?;
     let nvram = from.nvram(point)?.map(|content| writer.keep(&content)).transpose()?;
     let mut notes = point.notes.clone();
-    notes.push(format!("copied {} from point {root} of repository {}", time(now()), from.repository.id()));
+    notes.push(format!(
+        "copied {} from point {} of repository {}",
+        time(now()),
+        origin.point,
+        origin.copied_from
+    ));
     let copied = Point { disks, nvram, notes, ended: now(), ..point.clone() };
-    Ok(Copied::New(writer.commit(machine, base, &copied, None)?))
+    Ok(writer.commit(machine, base, &copied, None)?)
 }
