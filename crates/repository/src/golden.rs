@@ -9,7 +9,7 @@ use crate::tree::Node;
 use crate::{
     ChunkId, ChunkSize, Cipher, Description, Error, KeyFile, KeyRing, MasterKey, NodeSink, NodeSource,
     PassphraseCost, RepositoryId, Segment, SegmentBuilder, SegmentName, SessionId, Tree, TreeUpdate, Unlock,
-    WrappedKey, WrappedKeyId, WriterKey,
+    WrappedKey, WrappedKeyId, WriterKey, WriterName,
 };
 use rempart_types::WallTime;
 use std::path::Path;
@@ -166,9 +166,10 @@ fn keys_in_files() {
     assert!(KeyFile::parse(&written).is_ok());
 
     let ring = ring();
-    let own = WriterKey::parse(&ring.writer().to_text()).expect("a key");
-    assert_eq!(own.signer().id(), ring.writer().signer().id());
-    example("writer's key", &own.to_text());
+    let web = ring.example_writer(WriterName::new("web").expect("a name"), [0x55; 32]);
+    let again = WriterKey::parse(&web.to_text()).expect("a key");
+    assert_eq!(again.signer().id(), web.signer().id());
+    example("writer's key", &again.to_text());
 }
 
 #[test]

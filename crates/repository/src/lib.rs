@@ -40,9 +40,9 @@ pub use index::{
     SegmentBuilder,
 };
 pub use key::{
-    BOX_OVERHEAD, BoxPurpose, Cipher, Domain, KeyFile, KeyRing, MasterKey, Opener, PassphraseCost,
+    AnyKey, BOX_OVERHEAD, BoxPurpose, Cipher, Domain, KeyFile, KeyRing, MasterKey, Opener, PassphraseCost,
     PublicKeys, Recipient, SIGNATURE, Signer, Unlock, Verifier, WRAPPED_KEYS, WrappedBy, WrappedKey,
-    WriterKey,
+    WriterKey, WriterName,
 };
 pub use names::{CHECKPOINTS, PACKS, PackName, SEGMENTS, SegmentName};
 pub use pack::{

@@ -152,6 +152,19 @@ impl Point {
         (disks, nvram.as_ref().map_or(&[], |(chunks, _)| chunks))
     }
 
+    /// Whether its texts are lines of plain text. Whoever may write here may be an enemy of who reads.
+    pub(crate) fn is_printable(&self) -> bool {
+        let Consistency { why, .. } = &self.consistency;
+        let disks = self.disks.iter().flat_map(|disk| {
+            let reasons = disk.excluded.iter().map(|excluded| &excluded.reason);
+            reasons.chain(&disk.position).chain(&disk.how.full_because)
+        });
+        let kind = self.definition.as_ref().map(|definition| &definition.kind);
+        let mut texts =
+            [&self.vm, &self.host].into_iter().chain(why).chain(&self.notes).chain(disks).chain(kind);
+        texts.all(|text| !text.chars().any(char::is_control))
+    }
+
     pub fn disk(&self, name: &str) -> Option<&PointDisk> {
         self.disks.iter().find(|disk| disk.name == name)
     }

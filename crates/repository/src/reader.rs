@@ -3,11 +3,11 @@
 use crate::blob::{BlobKind, Decompressor};
 use crate::error::{Error, ErrorKind};
 use crate::index::{LocalIndex, Located};
-use crate::key::Opener;
 use crate::log::{Content, Number, Object, State, Status};
 use crate::pack::{Blob, PackOpener};
+use crate::repository::Keys;
 use crate::tree::NodeSource;
-use crate::{ChunkId, KeyRing, PackName, Repository};
+use crate::{ChunkId, DomainId, PackName, Repository};
 use rempart_objects::Objects;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
@@ -23,9 +23,9 @@ const LONGEST: u64 = 8 << 20;
 #[derive(Debug)]
 pub struct BlobReader {
     objects: Arc<dyn Objects>,
-    ring: Arc<KeyRing>,
+    keys: Keys,
     index: RwLock<LocalIndex>,
-    packs: RwLock<BTreeMap<Number, PackName>>,
+    packs: RwLock<BTreeMap<Number, LivePack>>,
     opened: Mutex<BTreeMap<Number, Arc<PackOpener>>>,
 }
 
@@ -34,7 +34,7 @@ impl BlobReader {
     pub fn new(repository: &Repository, state: &State, index: LocalIndex) -> BlobReader {
         BlobReader {
             objects: repository.objects().clone(),
-            ring: repository.ring().clone(),
+            keys: repository.keys().clone(),
             index: RwLock::new(index),
             packs: RwLock::new(live_packs(state).collect()),
             opened: Mutex::default(),
@@ -46,6 +46,14 @@ impl BlobReader {
         let found = self.index().find(id)?;
         let packs = self.packs.read().expect("no holder panics");
         Ok(found.into_iter().filter(|located| packs.contains_key(&located.pack)).collect())
+    }
+
+    /// The same, in packs of one domain: what a backup of that domain may require.
+    pub(crate) fn find_in(&self, id: &ChunkId, domain: DomainId) -> Result<Vec<Located>, Error> {
+        let found = self.index().find(id)?;
+        let packs = self.packs.read().expect("no holder panics");
+        let is_of_it = |pack: Number| packs.get(&pack).is_some_and(|pack| pack.domain == domain);
+        Ok(found.into_iter().filter(|located| is_of_it(located.pack)).collect())
     }
 
     /// Reads a chunk, or a node, into `plain`.
@@ -153,11 +161,10 @@ impl BlobReader {
         if let Some(opened) = self.opened.lock().expect("no holder panics").get(&pack) {
             return Ok(opened.clone());
         }
-        let name = self.packs.read().expect("no holder panics").get(&pack).copied();
+        let name = self.packs.read().expect("no holder panics").get(&pack).map(|pack| pack.name);
         let name =
             name.ok_or_else(|| Error::new(ErrorKind::Missing, format!("pack {pack}"), "it is not live"))?;
-        let opener: &Opener = self.ring.opener();
-        let opener = Arc::new(PackOpener::fetch(&*self.objects, opener, name)?);
+        let opener = Arc::new(PackOpener::fetch(&*self.objects, self.keys.opener()?, name)?);
         let mut opened = self.opened.lock().expect("no holder panics");
         if opened.len() >= OPENED {
             opened.pop_first();
@@ -186,10 +193,19 @@ fn missing(id: &ChunkId) -> Error {
     Error::new(ErrorKind::Missing, id, "no pack has this chunk")
 }
 
-fn live_packs(state: &State) -> impl Iterator<Item = (Number, PackName)> {
+#[derive(Debug, Clone, Copy)]
+struct LivePack {
+    name: PackName,
+    /// Whose keys made the ids in it.
+    domain: DomainId,
+}
+
+fn live_packs(state: &State) -> impl Iterator<Item = (Number, LivePack)> {
     let name = |object: &Object| match object.content {
         Content::Pack(pack) if object.status == Status::Live => {
-            Some((object.number, PackName { session: state.owner(object).id, pack }))
+            let owner = state.owner(object);
+            let name = PackName { session: owner.id, pack };
+            Some((object.number, LivePack { name, domain: owner.domain }))
         }
         _ => None,
     };

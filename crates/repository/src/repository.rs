@@ -1,17 +1,21 @@
 //! A repository in its place: making one, opening one, and this machine's index of it.
 
+use crate::blob::{BlobKind, Decompressor};
 use crate::error::{Error, ErrorKind};
 use crate::immutable::Keeping;
 use crate::index::{Covers, IndexUpdate, LocalIndex, Segment, SegmentBuilder};
 use crate::key::{
-    BoxPurpose, KeyRing, MasterKey, PassphraseCost, Unlock, WRAPPED_KEYS, WrappedBy, WrappedKey,
+    BOX_OVERHEAD, BoxPurpose, KeyRing, MasterKey, Opener, PassphraseCost, Unlock, WRAPPED_KEYS, WrappedBy,
+    WrappedKey, WriterKey, WriterName,
 };
 use crate::log::{
-    self, Content, Damaged, Ed25519, Log, LogError, Number, Numbers, Object, Refusal, Session, State, Status,
+    self, Content, Damaged, Ed25519, Log, LogError, Number, Numbers, Object, Refusal, Session, Sign, State,
+    Status,
 };
+use crate::writer::settle;
 use crate::{
-    ChainId, ChunkId, ChunkSize, Description, PACKS, PackName, PackOpener, Point, RepositoryId, SegmentName,
-    SessionId, WrappedKeyId,
+    BlobReader, ChainId, ChunkId, ChunkSize, Description, KeyId, PACKS, PackName, PackOpener, Point,
+    RepositoryId, SegmentName, SessionId, WrappedKeyId,
 };
 use rempart_objects::{Created, ErrorKind as ObjectErrorKind, Name, Objects, probe};
 use rempart_types::WallTime;
@@ -26,16 +30,51 @@ const MAX_KEYS: usize = 100;
 /// How long objects may be kept against everybody: a slip of the hand should not cost a bucket for life.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+/// Where names of writers lie, and how long one is with its box, at most.
+const WRITERS: &str = "writers/";
+const MAX_WRITER_NAME: u64 = (WriterName::LONGEST + BOX_OVERHEAD) as u64;
 /// Damaged chunks of one log entry.
 pub(crate) const MAX_DAMAGED: usize = 16 * 1024;
 
-/// A repository that was opened with its master key.
+/// A repository that was opened: with its master key, or to add to it only.
 #[derive(Debug)]
 pub struct Repository {
     objects: Arc<dyn Objects>,
     description: Description,
-    ring: Arc<KeyRing>,
+    keys: Keys,
     cache: PathBuf,
+}
+
+/// What a repository was opened with.
+#[derive(Debug, Clone)]
+pub(crate) enum Keys {
+    Owner(Arc<KeyRing>),
+    /// It only adds.
+    Writer(Arc<WriterKey>),
+}
+
+impl Keys {
+    pub fn writer(&self) -> &WriterKey {
+        match self {
+            Keys::Owner(ring) => ring.writer(),
+            Keys::Writer(writer) => writer,
+        }
+    }
+
+    /// [`ErrorKind::WrongKey`] for a key that only adds.
+    pub fn owner(&self) -> Result<&KeyRing, Error> {
+        match self {
+            Keys::Owner(ring) => Ok(ring),
+            Keys::Writer(writer) => {
+                let why = "this key adds restore points, and does nothing else";
+                Err(Error::new(ErrorKind::WrongKey, format!("key {}", writer.signer().id()), why))
+            }
+        }
+    }
+
+    pub fn opener(&self) -> Result<&Opener, Error> {
+        Ok(self.owner()?.opener())
+    }
 }
 
 /// How a new repository shall be.
@@ -75,7 +114,8 @@ impl Repository {
             let _ = objects.remove(&key.name());
             return Err(error);
         }
-        let repository = Repository { objects, description, ring: Arc::new(ring), cache: cache.to_owned() };
+        let repository =
+            Repository { objects, description, keys: Keys::Owner(Arc::new(ring)), cache: cache.to_owned() };
         repository.begin_log(new.now)?;
         Ok(repository)
     }
@@ -85,12 +125,24 @@ impl Repository {
         let description = read_description(&*objects)?;
         let ring = description.unlock(open_key(&*objects, &description, unlock)?)?;
         let objects = keeping(objects, description.kept_ms);
-        Ok(Repository { objects, description, ring: Arc::new(ring), cache: cache.to_owned() })
+        Ok(Repository { objects, description, keys: Keys::Owner(Arc::new(ring)), cache: cache.to_owned() })
+    }
+
+    /// Opens a place to add to it what `key` may add. [`ErrorKind::Foreign`] if it is of another repository.
+    pub fn open_to_add(objects: Arc<dyn Objects>, cache: &Path, key: WriterKey) -> Result<Repository, Error> {
+        let description = read_description(&*objects)?;
+        if *key.public() != description.keys {
+            let why = "the key adds to another repository than this";
+            return Err(Error::new(ErrorKind::Foreign, Description::name(), why));
+        }
+        let objects = keeping(objects, description.kept_ms);
+        Ok(Repository { objects, description, keys: Keys::Writer(Arc::new(key)), cache: cache.to_owned() })
     }
 
     fn begin_log(&self, now: WallTime) -> Result<Log, Error> {
-        let (id, domain) = (self.id(), self.ring.writer().domain().id());
-        Ok(Log::create(self.objects.clone(), Arc::new(Ed25519), id, &*self.ring, domain, now)?)
+        let ring = self.keys.owner()?;
+        let (id, domain) = (self.id(), ring.writer().domain().id());
+        Ok(Log::create(self.objects.clone(), Arc::new(Ed25519), id, ring, domain, now)?)
     }
 
     pub fn id(&self) -> RepositoryId {
@@ -109,8 +161,38 @@ impl Repository {
         &self.objects
     }
 
-    pub fn ring(&self) -> &Arc<KeyRing> {
-        &self.ring
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// What it writes with.
+    pub fn writer(&self) -> &WriterKey {
+        self.keys.writer()
+    }
+
+    /// What signs its log entries.
+    pub fn signer(&self) -> Arc<dyn Sign> {
+        match &self.keys {
+            Keys::Owner(ring) => ring.clone(),
+            Keys::Writer(writer) => writer.clone(),
+        }
+    }
+
+    /// [`ErrorKind::WrongKey`] if it was opened to add to it only.
+    pub fn opener(&self) -> Result<&Opener, Error> {
+        self.keys.opener()
+    }
+
+    /// Where this machine keeps what it can make again of it. Of a writer's domain only, if it was opened to add to it.
+    pub fn cache_folder(&self) -> Result<PathBuf, Error> {
+        let name = match &self.keys {
+            Keys::Owner(_) => self.id().to_string(),
+            Keys::Writer(writer) => format!("{}-{}", self.id(), writer.domain().id()),
+        };
+        let folder = self.cache.join(name);
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.map_err(|source| Error::local(&folder, "create folder", source))?;
+        Ok(folder)
     }
 
     /// Lets something else open it, too.
@@ -121,7 +203,7 @@ impl Repository {
         label: &str,
         now: WallTime,
     ) -> Result<WrappedKeyId, Error> {
-        let key = WrappedKey::wrap(self.id(), self.ring.master(), unlock, cost, label, now)?;
+        let key = WrappedKey::wrap(self.id(), self.keys.owner()?.master(), unlock, cost, label, now)?;
         create_new(&*self.objects, &key.name(), &key.encode())?;
         Ok(key.id)
     }
@@ -137,6 +219,67 @@ impl Repository {
             return Err(Error::new(ErrorKind::Refused, key.name(), why));
         }
         Ok(self.objects.remove(&key.name())?)
+    }
+
+    /// A key for a machine that shall only add. It may not yet: [`Repository::add_writer`].
+    pub fn new_writer(&self, name: WriterName) -> Result<WriterKey, Error> {
+        Ok(self.keys.owner()?.new_writer(name))
+    }
+
+    /// Whether a machine of that name has a key of its own to add with.
+    pub fn has_writer(&self, state: &State, name: &str) -> Result<bool, Error> {
+        let domain = self.opener()?.domain_of(name);
+        Ok(state.keys().any(|key| key.domain == domain))
+    }
+
+    /// Lets a machine add restore points of its own, and do nothing else, by `key`, which was made for it.
+    pub fn add_writer(&self, key: &WriterKey, now: WallTime) -> Result<(), Error> {
+        let (id, name) = (key.signer().id(), key.name().expect("it was made for a machine"));
+        let mut session = Session::open(self.log()?, self.signer(), SessionId::random(), now)?;
+        let sealed = self.writer().seal(BoxPurpose::WriterName, &id.0, name.as_str().as_bytes());
+        create_new(&*self.objects, &writer_name(id), &sealed)?;
+        session.register(now, log::Key { public: key.signer().verifier(), domain: key.domain().id() })?;
+        session.end(now)?;
+        Ok(())
+    }
+
+    /// The keys that only add, and whose they are if that is still known.
+    pub fn writers(&self, state: &State) -> Result<Vec<(KeyId, Option<WriterName>)>, Error> {
+        let opener = self.opener()?;
+        let mut writers = Vec::new();
+        for key in state.keys().filter(|key| key.public != state.maintenance()) {
+            let id = key.public.id();
+            let sealed = match self.objects.get(&writer_name(id), MAX_WRITER_NAME) {
+                Ok(sealed) => Some(sealed),
+                Err(error)
+                    if error.kind == ObjectErrorKind::Missing || error.kind == ObjectErrorKind::TooLong =>
+                {
+                    None
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let name = sealed.and_then(|sealed| {
+                let opened = opener.open(BoxPurpose::WriterName, &id.0, &sealed)?;
+                WriterName::new(std::str::from_utf8(&opened).ok()?)
+            });
+            // Anybody can close such a box: the domain tells whether it is true.
+            let name = name.filter(|name| opener.domain_of(name.as_str()) == key.domain);
+            writers.push((id, name));
+        }
+        Ok(writers)
+    }
+
+    /// Lets a writer add nothing more. What it added stays.
+    pub fn remove_writer(&self, id: KeyId, now: WallTime) -> Result<(), Error> {
+        let mut session = Session::open(self.log()?, self.signer(), SessionId::random(), now)?;
+        if session.state().keys().all(|key| key.public.id() != id) {
+            return Err(Error::new(ErrorKind::Missing, id, "the repository has no such key"));
+        }
+        session.revoke(now, id)?;
+        session.end(now)?;
+        // A name without its key does no harm.
+        let _ = self.objects.remove(&writer_name(id));
+        Ok(())
     }
 
     /// The log, read up to its head.
@@ -160,7 +303,7 @@ impl Repository {
     /// key, and telling nobody else.
     pub fn chain(&self, identity: &str) -> ChainId {
         let named = ["rempart 2026 chain\0", identity].concat();
-        let ChunkId(hash) = self.ring.writer().domain().chunk_id(named.as_bytes());
+        let ChunkId(hash) = self.writer().domain().chunk_id(named.as_bytes());
         ChainId(hash[..16].try_into().expect("16 bytes"))
     }
 
@@ -173,17 +316,27 @@ impl Repository {
     pub(crate) fn point_of(&self, state: &State, root: u64) -> Result<Point, Error> {
         let object = log::name(root).to_string();
         let payload = log::payload(&*self.objects, state, root)?;
-        let chain = state.roots().get(&root).expect("it has a payload").chain;
-        let opened = self.ring.opener().open(BoxPurpose::Commit, &chain.0, &payload);
+        let record = state.roots().get(&root).expect("it has a payload");
+        let opener = self.opener()?;
+        let opened = opener.open(BoxPurpose::Commit, &record.chain.0, &payload);
         let opened = opened.ok_or_else(|| {
             Error::new(ErrorKind::Damaged, &object, "what it says of its backup does not open")
         })?;
-        Point::decode(&object, &opened)
+        let point = Point::decode(&object, &opened)?;
+        let is_own = record.domain == self.writer().domain().id();
+        if !is_own && record.domain != opener.domain_of(&point.vm) {
+            let why = "the key that wrote it may not add backups of that machine";
+            return Err(Error::new(ErrorKind::Damaged, &object, why));
+        }
+        if !is_own && !point.is_printable() {
+            return Err(Error::new(ErrorKind::Damaged, &object, "its texts are not for people to read"));
+        }
+        Ok(point)
     }
 
     /// Has chunks that are damaged or missing stored anew by the next backup that meets them.
     pub fn report_damaged(&self, chunks: &[ChunkId], now: WallTime) -> Result<(), Error> {
-        let mut session = Session::open(self.log()?, self.ring.clone(), SessionId::random(), now)?;
+        let mut session = Session::open(self.log()?, self.signer(), SessionId::random(), now)?;
         let known = damaged(session.state());
         let new: BTreeSet<ChunkId> = chunks.iter().copied().filter(|chunk| !known.contains(chunk)).collect();
         for chunks in new.into_iter().collect::<Vec<_>>().chunks(MAX_DAMAGED) {
@@ -193,16 +346,30 @@ impl Repository {
         Ok(())
     }
 
+    /// Writes down which damaged chunks can be read again: somebody who may not say so stored them anew.
+    pub fn settle_mended(&self, reader: &BlobReader, now: WallTime) -> Result<(), Error> {
+        let mut session = Session::open(self.log()?, self.signer(), SessionId::random(), now)?;
+        let (mut plain, mut decompressor) = (Vec::new(), Decompressor::new());
+        let mut is_whole = |id: &ChunkId| {
+            let kinds = [BlobKind::Data, BlobKind::Tree];
+            kinds.into_iter().any(|kind| reader.read(kind, id, &mut plain, &mut decompressor).is_ok())
+        };
+        let mended: BTreeSet<ChunkId> =
+            damaged(session.state()).into_iter().filter(|id| is_whole(id)).collect();
+        if !mended.is_empty() {
+            settle(&mut session, now, &mended)?;
+        }
+        session.end(now)?;
+        Ok(())
+    }
+
     /// This machine's index, with all that is live in `state`.
     pub fn index(&self, state: &State) -> Result<LocalIndex, Error> {
-        let folder = self.cache.join(self.id().to_string());
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.map_err(|source| Error::local(&folder, "create folder", source))?;
-        let path = folder.join("index");
+        let path = self.cache_folder()?.join("index");
         let old = LocalIndex::open(&path, &self.id()).ok().filter(|old| continues(old.covers(), state));
         if let Some(old) = old {
             let from = old.covers().entry;
-            if segments(state).all(|object| u64::from(object.number) < from) {
+            if self.segments(state).all(|object| u64::from(object.number) < from) {
                 return Ok(old);
             }
             match self.add_segments(old.update(), state, from) {
@@ -216,7 +383,7 @@ impl Repository {
 
     /// Adds the live segments from number `from` on.
     fn add_segments(&self, mut update: IndexUpdate, state: &State, from: u64) -> Result<IndexUpdate, Error> {
-        for object in segments(state).filter(|object| u64::from(object.number) >= from) {
+        for object in self.segments(state).filter(|object| u64::from(object.number) >= from) {
             let segment = self.segment(state, object)?;
             update.add(&segment, &pack_numbers(state, object, &segment))?;
         }
@@ -226,15 +393,31 @@ impl Repository {
     fn segment(&self, state: &State, object: &Object) -> Result<Segment, Error> {
         let Content::Index(segment) = object.content else { unreachable!("it was chosen for being one") };
         let name = SegmentName { session: state.owner(object).id, segment };
-        let opener = self.ring.opener();
-        Segment::fetch(&*self.objects, &self.id(), |domain| Some(opener.domain(domain)), &name)
+        let domain_of = |domain| match &self.keys {
+            Keys::Owner(ring) => Some(ring.opener().domain(domain)),
+            Keys::Writer(writer) => Some(writer.domain().clone()).filter(|own| own.id() == domain),
+        };
+        Segment::fetch(&*self.objects, &self.id(), domain_of, &name)
+    }
+
+    /// Live index segments that its keys open.
+    fn segments<'a>(&self, state: &'a State) -> impl Iterator<Item = &'a Object> + use<'a> {
+        let only = match &self.keys {
+            Keys::Owner(_) => None,
+            Keys::Writer(writer) => Some(writer.domain().id()),
+        };
+        state.objects().filter(move |object| {
+            matches!(object.content, Content::Index(_))
+                && object.status == Status::Live
+                && only.is_none_or(|only| state.owner(object).domain == only)
+        })
     }
 
     /// Made of the segments, and of the packs' own lists where those do not tell.
     fn new_index(&self, path: &Path, state: &State) -> Result<LocalIndex, Error> {
         let mut update = LocalIndex::create(path, self.id());
         let mut covered = Numbers::new();
-        for object in segments(state) {
+        for object in self.segments(state) {
             match self.segment(state, object) {
                 Ok(segment) => {
                     let numbers = pack_numbers(state, object, &segment);
@@ -245,13 +428,15 @@ impl Repository {
                 Err(error) => return Err(error),
             }
         }
+        // Who only adds cannot look into packs, and stores again what they hold.
+        let opener = self.opener().ok();
         for object in state.objects().filter(|object| object.status == Status::Live) {
-            let Content::Pack(pack) = object.content else { continue };
+            let (Content::Pack(pack), Some(opener)) = (object.content, opener) else { continue };
             if covered.contains(object.number) {
                 continue;
             }
             let name = PackName { session: state.owner(object).id, pack };
-            let blobs = PackOpener::fetch(&*self.objects, self.ring.opener(), name)
+            let blobs = PackOpener::fetch(&*self.objects, opener, name)
                 .and_then(|opener| opener.fetch_blobs(&*self.objects));
             let blobs = match blobs {
                 Ok(blobs) => blobs,
@@ -264,8 +449,8 @@ impl Repository {
             };
             let mut builder = SegmentBuilder::new();
             builder.add(pack, &blobs);
-            let sealed = builder.seal(self.ring.writer());
-            let own = self.ring.writer().domain().clone();
+            let sealed = builder.seal(self.writer());
+            let own = self.writer().domain().clone();
             let segment =
                 Segment::open(&self.id(), |_| Some(own), &sealed.name(name.session), sealed.bytes())?;
             update.add(&segment, &[Some(object.number)])?;
@@ -283,13 +468,6 @@ pub(crate) fn damaged(state: &State) -> BTreeSet<ChunkId> {
 /// What an entry about damaged chunks carries.
 pub(crate) fn payload_of(chunks: &[ChunkId]) -> Vec<u8> {
     chunks.iter().flat_map(|chunk| chunk.0).collect()
-}
-
-/// Live index segments.
-fn segments(state: &State) -> impl Iterator<Item = &Object> {
-    let is_segment =
-        |object: &&Object| matches!(object.content, Content::Index(_)) && object.status == Status::Live;
-    state.objects().filter(is_segment)
 }
 
 /// The log's numbers of the packs that a segment lists.
@@ -368,6 +546,10 @@ fn read_description(objects: &dyn Objects) -> Result<Description, Error> {
         _ => error.into(),
     })?;
     Description::decode(&bytes)
+}
+
+fn writer_name(key: KeyId) -> Name {
+    Name::new(format!("{WRITERS}{key}")).expect("hexadecimal digits make a name")
 }
 
 /// The wrapped copies of a repository's master key that are whole.

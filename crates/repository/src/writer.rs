@@ -118,7 +118,7 @@ impl BackupWriter {
     /// Opens a session. What is stored by then, and later by itself, is not stored again.
     pub fn open(repository: Arc<Repository>) -> Result<BackupWriter, Error> {
         let now = wall_time();
-        let session = Session::open(repository.log()?, repository.ring().clone(), SessionId::random(), now)?;
+        let session = Session::open(repository.log()?, repository.signer(), SessionId::random(), now)?;
         let state = session.state();
         let reader = BlobReader::new(&repository, state, repository.index(state)?);
         let damaged = repository::damaged(state);
@@ -158,6 +158,11 @@ impl BackupWriter {
         self.session().state().latest(chain).map(|(root, _)| root)
     }
 
+    /// Whether a machine of that name has a key of its own to add with, other than this writer's.
+    pub fn is_of_a_writer(&self, name: &str) -> Result<bool, Error> {
+        self.repository.has_writer(self.session().state(), name)
+    }
+
     /// What a backup says of itself.
     pub fn point(&self, root: u64) -> Result<Point, Error> {
         self.repository.point(self.session().log(), root)
@@ -175,7 +180,7 @@ impl BackupWriter {
 
     /// The keys of the ids that this writer gives.
     pub fn domain(&self) -> &Domain {
-        self.repository.ring().writer().domain()
+        self.repository.writer().domain()
     }
 
     /// Bytes so far that no earlier backup had, before compression.
@@ -237,6 +242,19 @@ impl BackupWriter {
         Ok(())
     }
 
+    /// Takes over a chunk that an earlier backup of this writer stored, if it is there and was not found damaged.
+    pub fn take_over(&self, id: &ChunkId) -> Result<bool, Error> {
+        if !self.reader.may_hold(id) || self.damaged.contains(id) {
+            return Ok(false);
+        }
+        let found = self.reader.find_in(id, self.domain().id())?;
+        let Some(located) = found.iter().find(|located| located.blob.kind == BlobKind::Data) else {
+            return Ok(false);
+        };
+        self.stored.required().insert(located.pack);
+        Ok(true)
+    }
+
     /// Commits the backup. `base` is an earlier backup some of whose chunks were taken over without being looked at.
     ///
     /// # Errors
@@ -267,7 +285,7 @@ impl BackupWriter {
             Some(builder) => put_segment(&self.repository, session.id(), builder)?,
             None => LogSegment::default(),
         };
-        let writer = self.repository.ring().writer();
+        let writer = self.repository.writer();
         let payload = writer.seal(BoxPurpose::Commit, &chain.0, &point.encode());
         let published = std::mem::take(&mut self.stored.acknowledged().published);
         let required = std::mem::take(&mut *self.stored.required());
@@ -306,7 +324,8 @@ impl BackupWriter {
             })
         })?;
         let mended = std::mem::take(&mut *self.stored.mended.lock().expect("no holder panics"));
-        if !mended.is_empty() {
+        // Only the owner may say so; what others mended is told whole by the next `verify`.
+        if !mended.is_empty() && self.repository.opener().is_ok() {
             // If this fails, they are stored once more by the next backup.
             let _ = settle(&mut session, now, &mended);
         }
@@ -326,7 +345,7 @@ fn wall_time() -> WallTime {
 }
 
 /// Writes down that chunks are whole again.
-fn settle(session: &mut Session, now: WallTime, mended: &BTreeSet<ChunkId>) -> Result<(), Error> {
+pub(crate) fn settle(session: &mut Session, now: WallTime, mended: &BTreeSet<ChunkId>) -> Result<(), Error> {
     session.refresh()?;
     let rest: Vec<ChunkId> = repository::damaged(session.state()).difference(mended).copied().collect();
     if rest.len() > repository::MAX_DAMAGED {
@@ -359,7 +378,7 @@ pub(crate) fn put_segment(
     session: SessionId,
     builder: SegmentBuilder,
 ) -> Result<LogSegment, Error> {
-    let sealed = builder.seal(repository.ring().writer());
+    let sealed = builder.seal(repository.writer());
     let name = sealed.name(session);
     put(&**repository.objects(), &name.object(), sealed.bytes())?;
     Ok(LogSegment { packs: sealed.packs().to_vec(), indexes: vec![name.segment] })
@@ -479,7 +498,7 @@ impl BlobWriter<'_> {
         }
         let anew = kind == BlobKind::Tree && writer.nodes_anew.load(Ordering::Relaxed);
         if !anew && writer.reader.may_hold(&id) && !writer.damaged.contains(&id) {
-            let found = writer.reader.find(&id)?;
+            let found = writer.reader.find_in(&id, writer.domain().id())?;
             if let Some(located) = found.iter().find(|located| located.blob.kind == kind) {
                 writer.stored.required().insert(located.pack);
                 return Ok(());
@@ -503,7 +522,7 @@ impl BlobWriter<'_> {
         let pack = self.pack.get_or_insert_with(|| {
             let buffer = writer.stored.buffers.lock().expect("no holder panics").pop().unwrap_or_default();
             let len = writer.repository.objects().abilities().pack_len.min(MAX_PACK_LEN);
-            PackBuilder::new(writer.repository.ring().writer(), len, buffer)
+            PackBuilder::new(writer.repository.writer(), len, buffer)
         });
         pack.add(kind, id, content, &mut self.compressor);
         Ok(())

@@ -39,8 +39,7 @@ fn gc(lab: &Lab, how: Collection) -> Collected {
 
 fn forget(lab: &Lab, roots: &[u64]) {
     let log = lab.repository.log().expect("opens");
-    let mut session =
-        Session::open(log, lab.repository.ring().clone(), SessionId::random(), NOW).expect("opens");
+    let mut session = Session::open(log, lab.repository.signer(), SessionId::random(), NOW).expect("opens");
     session.forget(NOW, roots.to_vec()).expect("forgets");
     session.end(NOW).expect("ends");
 }

@@ -6,3 +6,4 @@ mod left_out;
 mod qemu_image;
 mod random_access;
 mod round_trip;
+mod writers;

@@ -5,7 +5,7 @@ use clap::Args;
 use rempart_api::Error;
 use rempart_objects::Objects;
 use rempart_repository::{
-    ChunkSize, ErrorKind, KeyFile, NewRepository, PassphraseCost, Repository, RepositoryId, Unlock,
+    AnyKey, ChunkSize, ErrorKind, KeyFile, NewRepository, PassphraseCost, Repository, RepositoryId, Unlock,
 };
 use rempart_types::WallTime;
 use serde_json::json;
@@ -81,9 +81,15 @@ impl Secret {
 impl KeyArgs {
     fn secret(&self, is_new: bool) -> Result<Secret, Error> {
         if let Some(path) = &self.key_file {
-            return Ok(Secret::KeyFile(
-                KeyFile::load(path).map_err(|e| describe("cannot use the key file", &e))?,
-            ));
+            return match AnyKey::load(path).map_err(|e| describe("cannot use the key file", &e))? {
+                AnyKey::Opens(key) => Ok(Secret::KeyFile(key)),
+                AnyKey::Writes(_) => {
+                    let message =
+                        format!("the key `{}` adds restore points, and opens nothing", path.display());
+                    Err(Error::new(rempart_api::ErrorKind::Forbidden, message)
+                        .hint("`rempart agent backup` is what it is for"))
+                }
+            };
         }
         let passphrase = match &self.passphrase_file {
             Some(path) => first_line(path)?,
@@ -200,6 +206,15 @@ impl Access {
         let secret = self.key.secret(false)?;
         let place = self.place()?;
         let opened = Repository::open(place, &self.key.cache_dir, secret.unlock());
+        opened.map(Arc::new).map_err(|e| describe(&format!("cannot open the repository `{}`", self.repo), &e))
+    }
+
+    /// Opens it to add to it, for which a key is enough that opens nothing.
+    pub fn open_to_add(&self) -> Result<Arc<Repository>, Error> {
+        let Some(path) = &self.key.key_file else { return self.open() };
+        let key = AnyKey::load(path).map_err(|e| describe("cannot use the key file", &e))?;
+        let AnyKey::Writes(key) = key else { return self.open() };
+        let opened = Repository::open_to_add(self.place()?, &self.key.cache_dir, *key);
         opened.map(Arc::new).map_err(|e| describe(&format!("cannot open the repository `{}`", self.repo), &e))
     }
 

@@ -60,6 +60,10 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
     if output.json {
         output.print_json(&checked)?;
     }
+    if !log.state().damaged().is_empty() {
+        let settled = repository.settle_mended(&reader, now());
+        settled.map_err(|e| describe("cannot write down what is whole again", &e))?;
+    }
     if !lost.is_empty() {
         let told = repository.report_damaged(&lost, now());
         told.map_err(|e| describe("cannot write down what is damaged, so that it is stored anew", &e))?;

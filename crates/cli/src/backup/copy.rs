@@ -2,7 +2,7 @@
 
 use super::access::{Access, KeyArgs, chain, describe, now};
 use super::create::shown;
-use super::points::{find, open_log, time};
+use super::points::{all, find, open_log, time};
 use crate::{Output, output::bytes, parse};
 use clap::Args;
 use rempart_api::Error;
@@ -88,7 +88,7 @@ pub fn run(command: &Copy, output: Output) -> Result<(), Error> {
         return Err(Error::invalid(format!("`{}` is the same repository", command.to)));
     }
     let wanted = match command.all {
-        true => super::points::all(&from.repository, &from.log)?,
+        true => all(&from.repository, &from.log)?,
         false => {
             let found = command.points.iter().map(|wanted| find(&from.repository, &from.log, wanted));
             found.collect::<Result<Vec<_>, _>>()?
@@ -162,7 +162,7 @@ impl Origins {
 
 /// What was copied into a repository, and which points it is there.
 fn copies(target: &Repository) -> Result<HashMap<Origin, u64>, Error> {
-    let points = super::points::all(target, &open_log(target)?)?;
+    let points = all(target, &open_log(target)?)?;
     Ok(points.iter().filter_map(|(root, point)| Some((Origin::of(point)?, *root))).collect())
 }
 

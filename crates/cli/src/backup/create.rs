@@ -223,6 +223,13 @@ fn back_up(
 ) -> Result<(Written, Point), Failure> {
     let mut writer = BackupWriter::open(repository.clone())?;
     writer.limit(how.bandwidth);
+    if writer.is_of_a_writer(vm)? {
+        // Whoever stole that key could pass newer points off as this machine's.
+        return Err(Failure::Machine(
+            Error::refused(format!("a key of the repository only adds restore points of `{vm}`"))
+                .hint("back it up under another name, or remove that key: `rempart repo key list`"),
+        ));
+    }
     let chain = repository.chain(vm);
     let before = match writer.latest(chain) {
         Some(root) => Some((root, writer.point(root)?)),

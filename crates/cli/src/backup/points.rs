@@ -21,10 +21,23 @@ pub struct Points {
 
 /// Every point, the newest last.
 pub fn all(repository: &Repository, log: &Log) -> Result<Vec<(u64, Point)>, Error> {
-    let roots = log.state().roots().keys().copied();
-    let read = |root| repository.point(log, root).map(|point| (root, point));
-    let points = roots.map(read).collect::<Result<Vec<_>, _>>();
-    points.map_err(|e| describe("cannot read the restore points", &e))
+    all_but(repository, log, |_| {})
+}
+
+/// The same. What a machine with a key of its own wrote, and is no restore point of it, is told and passed over.
+fn all_but(repository: &Repository, log: &Log, tell: impl Fn(&str)) -> Result<Vec<(u64, Point)>, Error> {
+    let own = repository.writer().domain().id();
+    let mut points = Vec::new();
+    for (root, record) in log.state().roots() {
+        match repository.point(log, *root) {
+            Ok(point) => points.push((*root, point)),
+            Err(error) if record.domain != own && error.is_loss() => {
+                tell(&format!("point {root}, by key {}, counts for nothing: {error}", record.key));
+            }
+            Err(error) => return Err(describe("cannot read the restore points", &error)),
+        }
+    }
+    Ok(points)
 }
 
 /// The point that `VM` or `VM@POINT` means.
@@ -60,7 +73,7 @@ pub fn time(at: rempart_types::WallTime) -> String {
 pub fn run(command: &Points, output: Output) -> Result<(), Error> {
     let repository = command.access.open()?;
     let log = open_log(&repository)?;
-    let mut points = all(&repository, &log)?;
+    let mut points = all_but(&repository, &log, |line| output.tell(line))?;
     if let Some(vm) = &command.vm {
         points.retain(|(_, point)| point.vm == *vm);
     }

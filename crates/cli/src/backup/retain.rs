@@ -83,12 +83,12 @@ impl Keep {
     }
 }
 
-/// Forgets single restore points. What only they had is removed by `rempart gc`.
+/// Forgets single restore points, also such as cannot be read. What only they had is removed by `rempart gc`.
 #[derive(Debug, Args)]
 pub struct Forget {
     #[command(flatten)]
     access: Access,
-    /// `VM@POINT`.
+    /// `VM@POINT`; `@POINT` if nobody can tell whose it is.
     #[arg(required = true)]
     points: Vec<String>,
 }
@@ -189,9 +189,14 @@ pub fn forget(command: &Forget, output: Output) -> Result<(), Error> {
     }
     let repository = command.access.open()?;
     let log = open_log(&repository)?;
-    let found = command.points.iter().map(|wanted| find(&repository, &log, wanted));
-    let found = found.collect::<Result<Vec<_>, _>>()?;
-    let roots: BTreeSet<u64> = found.iter().map(|(root, _)| *root).collect();
+    let mut roots = BTreeSet::new();
+    for wanted in &command.points {
+        let unread = wanted.strip_prefix('@').and_then(|number| number.parse().ok());
+        roots.insert(match unread.filter(|root| log.state().roots().contains_key(root)) {
+            Some(root) if repository.point(&log, root).is_err() => root,
+            _ => find(&repository, &log, wanted)?.0,
+        });
+    }
     forget_all(&repository, &roots.iter().copied().collect::<Vec<_>>())?;
     if output.json {
         return output.print_json(&json!({ "forgotten": roots }));
@@ -205,9 +210,8 @@ fn forget_all(repository: &Arc<Repository>, roots: &[u64]) -> Result<(), Error> 
         return Ok(());
     }
     let failed = |error: LogError| describe("cannot forget restore points", &error.into());
-    let mut session =
-        Session::open(open_log(repository)?, repository.ring().clone(), SessionId::random(), now())
-            .map_err(failed)?;
+    let mut session = Session::open(open_log(repository)?, repository.signer(), SessionId::random(), now())
+        .map_err(failed)?;
     for some in roots.chunks(MAX_ROOTS) {
         session.forget(now(), some.to_vec()).map_err(failed)?;
     }

@@ -65,7 +65,7 @@ pub struct Outlook {
 /// Removes what no backup of the repository reaches.
 pub fn collect(repository: &Repository, how: &Collection) -> Result<Collected, CollectError> {
     let log = repository.log()?;
-    let mut session = Session::open(log, repository.ring().clone(), SessionId::random(), how.now)?;
+    let mut session = Session::open(log, repository.signer(), SessionId::random(), how.now)?;
     let done = steps(repository, &mut session, how);
     // One that stays open is ended by the next collection.
     let _ = session.end(how.now);

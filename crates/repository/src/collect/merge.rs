@@ -25,14 +25,14 @@ pub(super) fn merge(
     let lens = lens(repository)?;
     session.refresh()?;
     let state = session.state();
-    let own = repository.ring().writer().domain().id();
+    let own = repository.writer().domain().id();
     let (mut old, mut small, mut worth_it) = (Vec::new(), Vec::new(), Vec::new());
     for object in state.objects().filter(|object| object.status == Status::Live) {
         let Content::Index(segment) = object.content else { continue };
         let owner = state.owner(object);
         let name = SegmentName { session: owner.id, segment };
         let Some(len) = lens.get(&name).filter(|_| owner.is_over) else { continue };
-        let opener = repository.ring().opener();
+        let opener = repository.opener()?;
         let domain_of = |domain| Some(opener.domain(domain));
         let packs = Segment::fetch_packs(&**repository.objects(), &repository.id(), domain_of, &name, *len);
         let packs = match packs {
@@ -80,7 +80,7 @@ fn put_together(
 ) -> Result<Vec<u32>, CollectError> {
     let (mut done, mut builder) = (Vec::new(), SegmentBuilder::new());
     for (number, name) in segments {
-        let opener = repository.ring().opener();
+        let opener = repository.opener()?;
         let domain_of = |domain| Some(opener.domain(domain));
         let segment = match Segment::fetch(&**repository.objects(), &repository.id(), domain_of, name) {
             Ok(segment) => segment,
@@ -99,7 +99,7 @@ fn put_together(
 }
 
 fn is_live(repository: &Repository, state: &State, pack: &PackId) -> bool {
-    state.live_pack(*pack, repository.ring().writer().domain().id()).is_some()
+    state.live_pack(*pack, repository.writer().domain().id()).is_some()
 }
 
 fn make_live(

@@ -31,7 +31,7 @@ pub struct Rewritten {
 /// pack of another holds ids that only that domain's keys make.
 pub(super) fn sparse(reach: &Reach<'_>, state: &State, percent: u8, now: WallTime) -> Result<Numbers, Error> {
     let usage = reach.usage()?;
-    let own = reach.repository.ring().writer().domain().id();
+    let own = reach.repository.writer().domain().id();
     let abilities = reach.repository.objects().abilities();
     let full = abilities.pack_len.min(MAX_PACK_LEN);
     let (mut wasteful, mut small, mut together) = (Vec::new(), Vec::new(), 0);
@@ -75,7 +75,7 @@ pub(super) fn rewrite(
             break;
         }
         let blobs = anew.name(number).map(|name| {
-            let opener = PackOpener::fetch(&**repository.objects(), repository.ring().opener(), name)?;
+            let opener = PackOpener::fetch(&**repository.objects(), repository.opener()?, name)?;
             opener.fetch_blobs(&**repository.objects())
         });
         let blobs = match blobs {
@@ -180,7 +180,7 @@ impl<'a> Anew<'a> {
         }
         let pack = self.packs[place].get_or_insert_with(|| {
             let len = self.repository.objects().abilities().pack_len.min(MAX_PACK_LEN);
-            PackBuilder::new(self.repository.ring().writer(), len, std::mem::take(&mut self.buffer))
+            PackBuilder::new(self.repository.writer(), len, std::mem::take(&mut self.buffer))
         });
         pack.add(kind, id, plain, &mut self.compressor);
         Ok(())
@@ -213,7 +213,7 @@ impl<'a> Anew<'a> {
     fn finish(mut self, old: u64) -> Result<(Rewritten, Numbers), Error> {
         (0..self.packs.len()).try_for_each(|place| self.put_pack(place))?;
         self.make_live()?;
-        let domain = self.repository.ring().writer().domain().id();
+        let domain = self.repository.writer().domain().id();
         let numbers = self.live.iter().filter_map(|pack| self.session.state().live_pack(*pack, domain));
         Ok((Rewritten { packs: old, bytes: self.bytes }, numbers.collect()))
     }

@@ -111,7 +111,7 @@ fn every_flipped_bit_of_a_segment_is_seen() {
 #[test]
 fn an_agent_reads_its_own_segments_only() {
     let (name, bytes) = sealed(&[blobs(&[1])]);
-    let agent = ring().new_writer();
+    let agent = ring().new_writer(crate::WriterName::new("web").expect("a name"));
     let own = |id| (id == agent.domain().id()).then(|| agent.domain().clone());
     let error = Segment::open(&REPOSITORY, own, &name, &bytes).expect_err("another's");
     assert_eq!(error.kind, ErrorKind::WrongKey);

@@ -1,6 +1,6 @@
 //! Keys in files: one that unlocks a repository, one that only writes to it.
 
-use super::{Domain, PublicKeys, Recipient, Secret, Signer, Verifier, WriterKey, text};
+use super::{Domain, PublicKeys, Recipient, Secret, Signer, Verifier, WriterKey, WriterName, text};
 use crate::error::{Error, ErrorKind, Fault};
 use crate::{DomainId, RepositoryId};
 use std::fs::{self, OpenOptions};
@@ -51,8 +51,29 @@ impl KeyFile {
     }
 }
 
-/// Bytes of a writer's key: repository, recipient, maintenance, domain and its secret, seed of the signatures.
+/// Bytes of a writer's key before its name: repository, recipient, maintenance, domain and its secret, seed of the
+/// signatures.
 const WRITER_BYTES: usize = 16 + 32 + 32 + 16 + 32 + 32;
+
+/// What a file turns out to hold.
+#[derive(Debug)]
+pub enum AnyKey {
+    Opens(KeyFile),
+    Writes(Box<WriterKey>),
+}
+
+impl AnyKey {
+    /// [`ErrorKind::Exposed`] if anybody but its owner may read the file.
+    pub fn load(path: &Path) -> Result<AnyKey, Error> {
+        let written = load(path)?;
+        let key = match WriterKey::parse(&written) {
+            Ok(key) => Ok(AnyKey::Writes(Box::new(key))),
+            Err(fault) if fault.kind == ErrorKind::Invalid => KeyFile::parse(&written).map(AnyKey::Opens),
+            Err(fault) => Err(fault),
+        };
+        key.map_err(|fault| fault.of(path.display()))
+    }
+}
 
 impl WriterKey {
     /// Writes it into a new file that only its owner may read.
@@ -66,15 +87,17 @@ impl WriterKey {
     }
 
     pub(crate) fn to_text(&self) -> Zeroizing<String> {
-        let mut bytes = Zeroizing::new(Vec::with_capacity(WRITER_BYTES));
+        let name = self.name.as_ref().map_or("", WriterName::as_str);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(WRITER_BYTES + WriterName::LONGEST));
         bytes.extend_from_slice(&self.public.repository.0);
         bytes.extend_from_slice(&self.public.recipient.0);
         bytes.extend_from_slice(&self.public.maintenance.0);
         bytes.extend_from_slice(&self.domain.id().0);
         bytes.extend_from_slice(self.domain.secret().bytes());
         bytes.extend_from_slice(self.signer.seed().bytes());
+        bytes.extend_from_slice(name.as_bytes());
         let about = format!(
-            "Adds to the backup repository {}, and opens nothing in it. Its id: {}.",
+            "Adds restore points of {name} to the backup repository {}, and opens nothing in it. Its id: {}.",
             self.public.repository,
             self.signer.id()
         );
@@ -83,8 +106,11 @@ impl WriterKey {
 
     pub(crate) fn parse(written: &str) -> Result<WriterKey, Fault> {
         let bytes = text::decode(WRITER, written)?;
-        let bytes: &[u8; WRITER_BYTES] =
-            bytes.as_slice().try_into().map_err(|_| Fault::damaged("a writer's key has 160 bytes"))?;
+        let (bytes, name) = bytes
+            .split_first_chunk::<WRITER_BYTES>()
+            .ok_or_else(|| Fault::damaged("a writer's key has 160 bytes and a name"))?;
+        let name = std::str::from_utf8(name).ok().and_then(WriterName::new);
+        let name = name.ok_or_else(|| Fault::damaged("a writer's key has a name"))?;
         let half = |at: usize| <[u8; 16]>::try_from(&bytes[at..at + 16]).expect("16 bytes");
         let whole = |at: usize| <[u8; 32]>::try_from(&bytes[at..at + 32]).expect("32 bytes");
         Ok(WriterKey {
@@ -93,6 +119,7 @@ impl WriterKey {
                 recipient: Recipient(whole(16)),
                 maintenance: Verifier(whole(48)),
             },
+            name: Some(name),
             domain: Domain::new(DomainId(half(80)), Secret::new(whole(96))),
             signer: Signer::new(Secret::new(whole(128))),
         })
@@ -132,6 +159,10 @@ mod tests {
     use super::*;
     use crate::key::{BoxPurpose, KeyRing, MasterKey};
 
+    fn name() -> WriterName {
+        WriterName::new("web").expect("a name")
+    }
+
     fn ring() -> KeyRing {
         KeyRing::new(RepositoryId([1; 16]), MasterKey::new([2; 32]))
     }
@@ -140,10 +171,12 @@ mod tests {
     fn a_writers_key_is_the_same_again() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("agent.key");
-        let (ring, agent) = (ring(), ring().new_writer());
+        let (ring, agent) = (ring(), ring().new_writer(name()));
         agent.create(&path).expect("written");
         let again = WriterKey::load(&path).expect("read");
         assert_eq!(again.public(), ring.public());
+        assert_eq!(again.name(), Some(&name()));
+        assert!(matches!(AnyKey::load(&path), Ok(AnyKey::Writes(_))));
         assert_eq!(again.signer().id(), agent.signer().id());
         assert_eq!(again.domain().chunk_id(b"x"), agent.domain().chunk_id(b"x"));
         let sealed = again.seal(BoxPurpose::Commit, b"", b"plain");
@@ -155,7 +188,7 @@ mod tests {
     #[test]
     fn a_writers_key_holds_nothing_that_opens() {
         let ring = ring();
-        let written = text::decode(WRITER, &ring.new_writer().to_text()).expect("a key");
+        let written = text::decode(WRITER, &ring.new_writer(name()).to_text()).expect("a key");
         let own = ring.writer();
         for secret in
             [own.domain().secret(), own.domain().index(), own.signer().seed(), ring.master().secret()]
@@ -171,6 +204,7 @@ mod tests {
         let key = KeyFile::random();
         key.create(&path, &RepositoryId([1; 16])).expect("written");
         assert_eq!(KeyFile::load(&path).expect("read").secret().bytes(), key.secret().bytes());
+        assert!(matches!(AnyKey::load(&path), Ok(AnyKey::Opens(_))));
         for mode in [0o604, 0o640, 0o620, 0o601] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("changed");
             let error = KeyFile::load(&path).expect_err("exposed");

@@ -64,7 +64,7 @@ impl KeyRing {
         let signer = master.maintenance(&repository);
         let public = PublicKeys { repository, recipient: recipient.public(), maintenance: signer.verifier() };
         let domain = master.domain(&repository, master.own_domain(&repository));
-        let writer = WriterKey { public, domain, signer };
+        let writer = WriterKey { public, name: None, domain, signer };
         KeyRing { opener: Opener { public, recipient, master }, writer }
     }
 
@@ -87,10 +87,16 @@ impl KeyRing {
         &self.writer.signer
     }
 
-    /// A key for a machine that shall only add to the repository, in a dedup domain of its own.
-    pub fn new_writer(&self) -> WriterKey {
-        let domain = self.opener.domain(DomainId::random());
-        WriterKey { public: *self.public(), domain, signer: Signer::new(Secret::random()) }
+    /// A key for a machine that shall only add to the repository, in the dedup domain of its name.
+    pub fn new_writer(&self, name: WriterName) -> WriterKey {
+        let domain = self.opener.domain(self.opener.domain_of(name.as_str()));
+        WriterKey { public: *self.public(), name: Some(name), domain, signer: Signer::new(Secret::random()) }
+    }
+
+    /// The same each time.
+    #[cfg(test)]
+    pub(crate) fn example_writer(&self, name: WriterName, seed: [u8; 32]) -> WriterKey {
+        WriterKey { signer: Signer::new(Secret::new(seed)), ..self.new_writer(name) }
     }
 
     /// To wrap it once more.
@@ -117,9 +123,38 @@ impl Opener {
         self.master.domain(&self.public.repository, id)
     }
 
+    /// The domain of a writer of that name: what is in it can be of no other machine.
+    pub fn domain_of(&self, name: &str) -> DomainId {
+        let (repository, name) = (&self.public.repository, blake3::hash(name.as_bytes()));
+        let id = self.master.0.derive("rempart 2026 writer's domain id", &[&repository.0, name.as_bytes()]);
+        DomainId(id.bytes()[..16].try_into().expect("32 bytes have a first half"))
+    }
+
     /// Opens a box; `None` if it was not closed for this repository, purpose and context, or was changed since.
     pub fn open(&self, purpose: BoxPurpose, context: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         self.recipient.open(&self.public.repository, purpose, context, sealed)
+    }
+}
+
+/// The machine that has a writer's key: a name that is safe to print, and to be a file's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriterName(String);
+
+impl WriterName {
+    /// Bytes, at most.
+    pub const LONGEST: usize = 64;
+
+    /// `None` if it is too long, or has characters that mean something elsewhere.
+    pub fn new(name: &str) -> Option<WriterName> {
+        let fits = |c: char| !c.is_control() && !c.is_whitespace() && !matches!(c, '/' | '@');
+        let is_name = (1..=Self::LONGEST).contains(&name.len())
+            && !name.starts_with(['.', '-'])
+            && name.chars().all(fits);
+        is_name.then(|| WriterName(name.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -135,6 +170,7 @@ impl Opener {
 #[derive(Debug)]
 pub struct WriterKey {
     pub(super) public: PublicKeys,
+    pub(super) name: Option<WriterName>,
     pub(super) domain: Domain,
     pub(super) signer: Signer,
 }
@@ -142,6 +178,11 @@ pub struct WriterKey {
 impl WriterKey {
     pub fn public(&self) -> &PublicKeys {
         &self.public
+    }
+
+    /// The machine whose restore points it may add; the owner's own adds those of any.
+    pub fn name(&self) -> Option<&WriterName> {
+        self.name.as_ref()
     }
 
     pub fn domain(&self) -> &Domain {
@@ -164,10 +205,24 @@ mod tests {
 
     const REPOSITORY: RepositoryId = RepositoryId([1; 16]);
 
+    fn name(name: &str) -> WriterName {
+        WriterName::new(name).expect("a name")
+    }
+
+    #[test]
+    fn what_leads_elsewhere_or_writes_on_terminals_is_no_name() {
+        for bad in ["", ".", "..", ".web", "-x", "a/b", "a@7", "a b", "a\nb", "\u{1b}[2J", &"a".repeat(65)] {
+            assert_eq!(WriterName::new(bad), None, "{bad:?}");
+        }
+        for good in ["web", "web-1.example", "büro", &"a".repeat(64)] {
+            assert_eq!(name(good).as_str(), good);
+        }
+    }
+
     #[test]
     fn only_the_master_key_of_the_repository_opens_a_box() {
         let ring = KeyRing::new(REPOSITORY, MasterKey::new([2; 32]));
-        let agent = ring.new_writer();
+        let agent = ring.new_writer(name("web"));
         let sealed = agent.seal(BoxPurpose::Commit, b"vm", b"secret");
         let opens = |ring: &KeyRing, purpose, context: &[u8], sealed: &[u8]| {
             ring.opener().open(purpose, context, sealed).map(|plain| plain.to_vec())
@@ -195,7 +250,7 @@ mod tests {
     #[test]
     fn an_agent_does_not_find_the_chunks_of_others() {
         let ring = KeyRing::new(REPOSITORY, MasterKey::new([2; 32]));
-        let (one, two) = (ring.new_writer(), ring.new_writer());
+        let (one, two) = (ring.new_writer(name("one")), ring.new_writer(name("two")));
         let ids = [ring.writer(), &one, &two].map(|key| key.domain().chunk_id(b"block"));
         assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
         let indexes = [ring.writer(), &one, &two].map(|key| *key.domain().index().bytes());
@@ -204,6 +259,10 @@ mod tests {
         assert_eq!(ring.opener().domain(one.domain().id()).chunk_id(b"block"), ids[1]);
         assert_ne!(one.signer().id(), ring.maintenance().id());
         assert_ne!(one.domain().node_id(b"block"), ids[1], "a chunk never passes for a node");
+        // A new key for the same machine finds what the old one stored.
+        let again = ring.new_writer(name("one"));
+        assert_eq!((again.domain().id(), again.domain().chunk_id(b"block")), (one.domain().id(), ids[1]));
+        assert_ne!(again.signer().id(), one.signer().id());
     }
 
     #[test]
@@ -212,7 +271,7 @@ mod tests {
         let mut signature = ring.maintenance().sign(b"forget");
         assert!(ring.public().maintenance.verify(b"forget", &signature));
         assert!(!ring.public().maintenance.verify(b"forge", &signature));
-        assert!(!ring.new_writer().signer().verifier().verify(b"forget", &signature));
+        assert!(!ring.new_writer(name("web")).signer().verifier().verify(b"forget", &signature));
         signature[3] ^= 1;
         assert!(!ring.public().maintenance.verify(b"forget", &signature));
     }
@@ -220,7 +279,7 @@ mod tests {
     #[test]
     fn nothing_secret_is_printed() {
         let ring = KeyRing::new(REPOSITORY, MasterKey::new([0xa7; 32]));
-        let printed = format!("{ring:?} {:?}", ring.new_writer());
+        let printed = format!("{ring:?} {:?}", ring.new_writer(name("web")));
         assert!(!printed.contains("a7a7") && !printed.contains("167, 167"), "{printed}");
         let seed = ring.maintenance().seed().bytes();
         assert!(!printed.contains(&format!("{seed:?}")));

@@ -15,6 +15,8 @@ pub const BOX_OVERHEAD: usize = 32 + 16;
 pub enum BoxPurpose {
     PackSecret,
     Commit,
+    /// The name of whoever has a writer's key.
+    WriterName,
 }
 
 impl BoxPurpose {
@@ -22,6 +24,7 @@ impl BoxPurpose {
         let name: &[u8] = match self {
             BoxPurpose::PackSecret => b"rempart pack secret 1",
             BoxPurpose::Commit => b"rempart commit 1",
+            BoxPurpose::WriterName => b"rempart writer name 1",
         };
         [name, &repository.0].concat()
     }

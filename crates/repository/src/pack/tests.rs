@@ -53,7 +53,7 @@ fn open(opener: &PackOpener, blob: &Blob, bytes: &[u8]) -> Result<Vec<u8>, crate
 #[test]
 fn a_pack_reads_back_and_is_verified_without_a_key() {
     let ring = ring(2);
-    let agent = ring.new_writer();
+    let agent = ring.new_writer(crate::WriterName::new("web").expect("a name"));
     for writer in [ring.writer(), &agent] {
         let pack = pack(writer);
         let objects = Memory::default();
@@ -141,7 +141,7 @@ fn what_an_index_says_of_a_blob_must_be_true() {
 #[test]
 fn a_writer_that_lies_about_a_chunk_is_found() {
     let ring = ring(2);
-    let agent = ring.new_writer();
+    let agent = ring.new_writer(crate::WriterName::new("web").expect("a name"));
     let mut builder = PackBuilder::new(&agent, 0, Vec::new());
     let claimed = agent.domain().chunk_id(b"a block that others have");
     let blob = builder.add(BlobKind::Data, claimed, b"garbage", &mut Compressor::new());
