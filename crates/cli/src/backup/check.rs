@@ -1,8 +1,9 @@
 //! `rempart verify` and `rempart repo check`.
 
 use super::access::{Access, chain, describe, now};
+use super::boot::{self, Boot};
 use super::create::shown;
-use super::points::{find, open_log};
+use super::points::{find, newest, open_log};
 use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
@@ -11,19 +12,30 @@ use rempart_repository::log::{Content as LogContent, Status};
 use rempart_repository::{BlobReader, PackName, verify_pack};
 use serde_json::json;
 
-/// Reads every chunk of restore points.
+/// Reads every chunk of restore points; or, with --boot, starts their machines and sees whether they come up.
 #[derive(Debug, Args)]
 pub struct Verify {
     #[command(flatten)]
     access: Access,
     /// `VM` for its newest point, or `VM@POINT`.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "boot")]
     points: Vec<String>,
+    #[command(flatten)]
+    boot: Boot,
 }
 
 pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
     let repository = command.access.open()?;
     let log = open_log(&repository)?;
+    if command.boot.boot {
+        let found = |wanted: &String| find(&repository, &log, wanted);
+        let points = match command.points.is_empty() {
+            true => newest(&repository, &log)?,
+            false => command.points.iter().map(found).collect::<Result<Vec<_>, _>>()?,
+        };
+        drop(log);
+        return boot::run(&command.boot, &repository, &points, output);
+    }
     let index = repository.index(log.state()).map_err(|e| describe("cannot read the index", &e))?;
     let reader = BlobReader::new(&repository, log.state(), index);
     let (mut checked, mut damaged, mut lost) = (Vec::new(), 0, Vec::new());

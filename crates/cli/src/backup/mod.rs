@@ -1,11 +1,13 @@
 //! Backups: commands that work on a repository themselves, with or without a daemon.
 
 mod access;
+mod boot;
 mod check;
 mod consistency;
 mod copy;
 mod create;
 mod gc;
+mod hardware;
 mod keys;
 mod leave_out;
 mod machine;

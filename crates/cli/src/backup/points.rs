@@ -8,6 +8,7 @@ use rempart_api::Error;
 use rempart_repository::log::{Content, Log, Status};
 use rempart_repository::{Point, Repository};
 use serde_json::json;
+use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -57,6 +58,13 @@ pub fn find(repository: &Repository, log: &Log, wanted: &str) -> Result<(u64, Po
     found.ok_or_else(|| {
         Error::not_found(format!("there is no restore point `{wanted}`")).hint("`rempart points` lists them")
     })
+}
+
+/// The newest point of every machine, by name.
+pub fn newest(repository: &Repository, log: &Log) -> Result<Vec<(u64, Point)>, Error> {
+    let points = all(repository, log)?.into_iter();
+    let newest: BTreeMap<String, _> = points.map(|(root, point)| (point.vm.clone(), (root, point))).collect();
+    Ok(newest.into_values().collect())
 }
 
 pub fn open_log(repository: &Repository) -> Result<Log, Error> {

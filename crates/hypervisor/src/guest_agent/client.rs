@@ -18,6 +18,12 @@ const LONGEST_LINE: usize = 4 << 20;
 /// Lines of earlier conversations that are read away before the answer to a synchronisation.
 const MOST_STALE_LINES: usize = 1000;
 
+/// Of each of a program's two outputs.
+const LONGEST_OUTPUT: usize = 4096;
+
+/// Between two looks at whether a program has ended.
+const POLL: Duration = Duration::from_millis(50);
+
 /// Ends whatever the agent is in the middle of reading, and begins its answer to a synchronisation.
 pub(super) const SENTINEL: u8 = 0xFF;
 
@@ -37,6 +43,15 @@ pub struct AgentInfo {
     pub version: String,
     /// Commands that are not switched off.
     pub commands: BTreeSet<String>,
+}
+
+/// How a program ended that ran in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// None: a signal ended it, or the agent does not say.
+    pub exit_code: Option<i64>,
+    /// The start of what it wrote to its standard output, then of what it wrote to its standard error.
+    pub output: Vec<u8>,
 }
 
 impl GuestAgent {
@@ -171,6 +186,32 @@ impl GuestAgent {
             version: info["version"].as_str().unwrap_or_default().chars().take(100).collect(),
             commands: enabled.filter_map(|command| command["name"].as_str().map(str::to_owned)).collect(),
         })
+    }
+
+    /// Runs a program in the guest to its end. After a deadline it may still run.
+    pub async fn run(&mut self, program: &str, arguments: &[String], deadline: Duration) -> Result<Ran> {
+        let end = Instant::now() + deadline;
+        let order = json!({ "path": program, "arg": arguments, "capture-output": true });
+        let started = self.execute("guest-exec", order, deadline).await?;
+        let left = || end.saturating_duration_since(Instant::now());
+        loop {
+            let asked = json!({ "pid": started["pid"] });
+            let told = self.execute("guest-exec-status", asked, left()).await?;
+            if told["exited"] == true {
+                let captured = |field: &str| {
+                    let text = told[field].as_str().unwrap_or_default();
+                    let mut bytes = BASE64.decode(text.as_bytes()).unwrap_or_default();
+                    bytes.truncate(LONGEST_OUTPUT);
+                    bytes
+                };
+                let output = [captured("out-data"), captured("err-data")].concat();
+                return Ok(Ran { exit_code: told["exitcode"].as_i64(), output });
+            }
+            if left() <= POLL {
+                return Err(Error::deadline(format!("run `{program}` in the guest"), deadline));
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Up to `longest` bytes from the start of one of the guest's files.
@@ -325,6 +366,39 @@ pub(super) mod tests {
         GuestAgent::connect(&socket, Duration::from_millis(50)).await.unwrap_err();
         let mut agent = GuestAgent::connect(&socket, SECOND).await.unwrap();
         assert_eq!(agent.execute("guest-next", Value::Null, SECOND).await.unwrap(), "right");
+    }
+
+    #[tokio::test]
+    async fn a_program_is_waited_for_and_its_output_is_bounded() {
+        let mut looks = 0;
+        let script = Script::new(move |name, arguments| match name {
+            "guest-exec" => {
+                assert_eq!(arguments["arg"], json!(["-q"]));
+                Some(json!({ "return": { "pid": 7 } }))
+            }
+            _ => {
+                assert_eq!(arguments["pid"], 7);
+                looks += 1;
+                let out = BASE64.encode(&vec![b'x'; 2 * LONGEST_OUTPUT]);
+                Some(match looks {
+                    1 => json!({ "return": { "exited": false } }),
+                    2 => {
+                        json!({ "return": { "exited": true, "exitcode": 2, "out-data": out, "err-data": "bm8=" } })
+                    }
+                    3 => json!({ "return": { "exited": true, "signal": 9, "out-data": 5 } }),
+                    _ => json!({ "return": { "exited": false } }),
+                })
+            }
+        });
+        let mut agent = GuestAgent::connect(&script.socket, SECOND).await.unwrap();
+        let arguments = ["-q".to_owned()];
+        let ran = agent.run("/bin/ready", &arguments, SECOND).await.unwrap();
+        assert_eq!((ran.exit_code, ran.output.len()), (Some(2), LONGEST_OUTPUT + 2));
+        assert!(ran.output.ends_with(b"no"));
+        let killed = agent.run("/bin/ready", &arguments, SECOND).await.unwrap();
+        assert_eq!(killed, Ran { exit_code: None, output: Vec::new() });
+        let error = agent.run("/bin/ready", &arguments, 3 * POLL).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Deadline);
     }
 
     #[tokio::test]

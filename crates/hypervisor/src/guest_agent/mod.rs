@@ -6,13 +6,13 @@
 //! | [`freeze`] | freezing and thawing, with the thaw on every way out |
 //! | [`report`] | what the guest's hooks say they did |
 //!
-//! The agent is software in the guest: what it says is foreign input, it may never answer, and it may lie. Nothing here
-//! runs programs in the guest.
+//! The agent is software in the guest: what it says is foreign input, it may never answer, and it may lie. A program is
+//! run in the guest only where somebody names it.
 
 pub mod client;
 pub mod freeze;
 pub mod report;
 
-pub use client::GuestAgent;
+pub use client::{GuestAgent, Ran};
 pub use freeze::{FreezeOptions, Frozen, Level, Thawed};
 pub use report::{HookOutcome, HookReport};

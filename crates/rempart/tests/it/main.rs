@@ -30,5 +30,6 @@ mod running;
 mod serve;
 mod service;
 mod units;
+mod verify_boot;
 mod views;
 mod witnesses;

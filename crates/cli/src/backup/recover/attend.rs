@@ -1,7 +1,7 @@
 //! A machine that runs from a restore point: its disks are moved to their overlays while it does.
 
+use super::super::hardware::Hardware;
 use super::folder::{Folder, Record, point_node};
-use super::machine::Hardware;
 use crate::Output;
 use rempart_api::{Error, Progress};
 use rempart_hypervisor::qmp::{Client, Event, Heard};

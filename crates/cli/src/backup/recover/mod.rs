@@ -5,13 +5,14 @@ mod folder;
 mod machine;
 
 use super::access::{Access, chain, describe};
+use super::hardware::Hardware;
 use super::points::{find, open_log};
 use super::serve::{Memory, SocketFile, disk_reader, tell_unreadable};
 use crate::{Output, parse};
 use attend::{Ended, attend, job};
 use clap::Args;
 use folder::{Folder, Record};
-use machine::{Hardware, running};
+use machine::{Start, running};
 use rempart_api::{Error, ErrorKind};
 use rempart_backup::{ChunkCache, DiskReader, DiskServer, Listener};
 use rempart_repository::Point;
@@ -111,17 +112,7 @@ fn instant(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), E
     let lock = folder.lock_soon()?.ok_or_else(|| busy(&folder))?;
     let mut record = folder.begin(Record::new(&repository, root, &point))?;
     let hardware =
-        match (&point.definition, command.arguments.is_empty()) {
-            (_, false) => Hardware::Arguments(command.arguments.clone()),
-            (Some(definition), true) if definition.kind == "rempart" => runtime.block_on(
-                Hardware::defined(&definition.content, &command.qemu, command.network, folder.what()),
-            )?,
-            _ => {
-                return Err(Error::invalid(folder.what())
-                    .cause("the restore point has no definition of a machine that could be run here")
-                    .hint("give QEMU's arguments after `--`, with `{disk0}` for the block node of `disk0`"));
-            }
-        };
+        runtime.block_on(Hardware::of(&point, &command.arguments, &command.qemu, folder.what()))?;
     let cache = command.memory.cache(&repository)?;
     let served = Served::start(&folder, &cache, &point, lock, output)?;
     folder.make_overlays(&record)?;
@@ -137,7 +128,8 @@ fn instant(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), E
                 // Before the machine can write anything.
                 record.has_run = true;
                 folder.write_record(&record)?;
-                hardware.start(&folder, &record, &command.qemu, nvram.as_deref()).await?
+                let (qemu, network) = (&command.qemu, command.network);
+                Start { qemu, network, nvram: nvram.as_deref() }.machine(&hardware, &folder, &record).await?
             }
         };
         let after = began.elapsed().as_secs_f64();
