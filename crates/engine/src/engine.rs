@@ -183,7 +183,6 @@ impl Engine {
         if recovered.log_end.lsn > recovered.applied {
             engine.with_store(|store, io| store.read_log(CONFIG_SCAN, recovered.applied, 1 << 20, io));
         }
-        engine.close_leftover_snapshots(&recovered.snapshots);
         engine.resume_resync_end();
         engine.pump();
         out.append(&mut engine.out);

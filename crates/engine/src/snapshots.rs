@@ -4,21 +4,13 @@ use crate::Engine;
 use rempart_store::{SnapshotId, SnapshotLoss};
 use rempart_types::Lsn;
 
-/// Snapshots from here on are opened here, and mean nothing to the next life of this engine.
+/// Snapshots from here on are opened here, and end with this engine.
 const FIRST: u64 = 1 << 48;
 
 impl Engine {
     pub(crate) fn new_snapshot(&mut self) -> SnapshotId {
         self.newest_snapshot = self.newest_snapshot.max(FIRST) + 1;
         SnapshotId(self.newest_snapshot)
-    }
-
-    /// Those that a restart cut off.
-    pub(crate) fn close_leftover_snapshots(&mut self, snapshots: &[(SnapshotId, Lsn)]) {
-        for &(snapshot, _) in snapshots.iter().filter(|(snapshot, _)| snapshot.0 >= FIRST) {
-            self.newest_snapshot = self.newest_snapshot.max(snapshot.0);
-            self.let_go_of(snapshot);
-        }
     }
 
     /// A store that refuses keeps it; it costs space, not safety.

@@ -1,9 +1,10 @@
 //! Application: rounds that bring the image from one position of the log to a later one.
 //!
-//! A round merges what it applies, saves what snapshots still need, durably, and only then writes:
+//! A round merges what it applies, saves what snapshots still need, and only then writes:
 //!
 //! ```text
 //! collect ─► save (read old extents, write them aside) ─► sync data ─► write map ─► sync map ─► write image
+//!    │                    └───────────── no resync: snapshots end with the process ────────────►┤
 //!    └──────────────────────────── nothing to save ────────────────────────────────────────────►┘
 //! ```
 //!
@@ -16,7 +17,6 @@ use crate::io::{FileId, IoClass, IoError, IoOp};
 use crate::params::EXTENT_BYTES;
 use crate::snapshot::SavedExtent;
 use crate::store::{Pending, Pressure, Store};
-use crate::superblock_writer::Waiter;
 use rempart_buffer::{Slice, is_zero};
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lsn};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,9 +46,8 @@ enum Stage {
     SyncData,
     WriteMap,
     SyncMap,
-    /// No room for what the snapshots need: they are dropped, durably, before anything is overwritten.
+    /// No room for what the snapshots need: they are dropped before anything is overwritten.
     DropSnapshots,
-    FreeSnapshots,
     Image,
 }
 
@@ -316,11 +315,17 @@ impl Store {
             match round.stage {
                 Stage::Save => {
                     if round.to_save.is_empty() {
-                        round.stage = if round.saved.is_empty() { Stage::Image } else { Stage::SyncData };
-                        if round.stage == Stage::Image {
+                        let durably = self.superblock.syncing.is_some() && !round.saved.is_empty();
+                        if !durably {
+                            round.stage = Stage::Image;
+                            self.save_done(&mut round);
                             self.issue_image_writes(&mut round, out);
-                        } else if round.data_written {
-                            self.issue_for_round(&mut round, IoOp::Sync { file: FileId::SnapshotData }, out);
+                        } else {
+                            round.stage = Stage::SyncData;
+                            if round.data_written {
+                                let op = IoOp::Sync { file: FileId::SnapshotData };
+                                self.issue_for_round(&mut round, op, out);
+                            }
                         }
                     } else {
                         let keep = round.to_save.len().saturating_sub(SAVE_AT_ONCE);
@@ -354,29 +359,20 @@ impl Store {
                     if self.no_room.take().is_some() {
                         out.events.push(StoreEvent::RoomAgain);
                     }
-                    // From here on readers of snapshots find them there, before the image changes.
-                    self.snapshots.keep(std::mem::take(&mut round.saved));
+                    self.save_done(&mut round);
                     self.issue_image_writes(&mut round, out);
                     self.round = Some(round);
                 }
                 Stage::DropSnapshots => {
-                    round.stage = Stage::FreeSnapshots;
-                    (round.to_save, round.saved) = (Vec::new(), Vec::new());
-                    self.superblock.snapshots.clear();
-                    self.superblock.snapshot_generation += 1;
-                    round.waiting += 1;
-                    self.round = Some(round);
-                    self.write_superblock(Waiter::Round, out);
-                }
-                Stage::FreeSnapshots => {
+                    assert!(self.superblock.syncing.is_none(), "a resync's undo snapshot is waited for");
                     round.stage = Stage::Image;
+                    (round.to_save, round.saved) = (Vec::new(), Vec::new());
                     let why = round.loss;
                     let lost = self.snapshots.open.iter();
                     out.events.extend(lost.map(|&(snapshot, _)| StoreEvent::SnapshotLost { snapshot, why }));
                     self.snapshots.clear();
-                    for file in [FileId::SnapshotMap, FileId::SnapshotData] {
-                        self.issue_for_round(&mut round, IoOp::SetLen { file, len: 0 }, out);
-                    }
+                    let op = IoOp::SetLen { file: FileId::SnapshotData, len: 0 };
+                    self.issue_for_round(&mut round, op, out);
                     self.issue_image_writes(&mut round, out);
                     self.round = Some(round);
                 }
@@ -386,6 +382,11 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// From here on readers of snapshots find what was put aside there, before the image changes.
+    fn save_done(&mut self, round: &mut Round) {
+        self.snapshots.keep(std::mem::take(&mut round.saved));
     }
 
     fn issue_for_round(&mut self, round: &mut Round, op: IoOp, out: &mut Output) {
@@ -440,6 +441,7 @@ impl Store {
             self.applied = round.target;
             out.events.push(StoreEvent::Applied(round.target));
         }
+        self.open_due_snapshots(out);
         self.apply_now &= self.apply_bound() > self.applied;
         self.apply_more(out);
         self.advance_task(out);

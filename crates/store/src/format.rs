@@ -166,7 +166,6 @@ impl Store {
             syncing: None,
             rolling_back: false,
             damage: None,
-            snapshots: Vec::new(),
             snapshot_generation: 1,
             disks,
             clean: false,

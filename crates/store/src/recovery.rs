@@ -239,10 +239,7 @@ fn roll_back(
     superblock.redo = JournalPosition { sequence, offset: BATCHES_START, chain: None };
     superblock.first_sequence = sequence;
     superblock.truncate_to = None;
-    superblock.snapshots.retain(|(id, _)| *id != syncing.undo);
-    if superblock.snapshots.is_empty() {
-        superblock.snapshot_generation += 1;
-    }
+    superblock.snapshot_generation += 1;
     superblock.syncing = None;
     superblock.rolling_back = false;
     write_superblock(disk, superblock)
@@ -255,20 +252,28 @@ fn load_snapshots(
 ) -> Result<Snapshots, OpenError> {
     const WHAT: &str = "read the snapshot map";
     let mut snapshots = Snapshots::default();
-    if !superblock.snapshots.is_empty() {
-        // What a killed process left in the page cache is relied on from here: data first, then the map. The data
-        // was synced before the map was written; the map's own sync may have failed, so it is written again.
-        run(disk, WHAT, &IoOp::Sync { file: FileId::SnapshotData })?;
-        let file = FileId::SnapshotMap;
-        let len = stat(disk, WHAT, file)?.0 as usize;
-        let map = read(disk, WHAT, file, 0, len)?;
-        if len > 0 {
-            write(disk, "write the snapshot map again", file, 0, map.slice(0..len))?;
+    let Some(syncing) = &superblock.syncing else {
+        // What the last process put aside for its views ended with it.
+        for file in [FileId::SnapshotMap, FileId::SnapshotData] {
+            if stat(disk, WHAT, file)?.0 > 0 {
+                run(disk, "empty the snapshot files", &IoOp::SetLen { file, len: 0 })?;
+            }
         }
-        run(disk, WHAT, &IoOp::Sync { file })?;
-        let unsound = snapshots.load(superblock.snapshots.clone(), superblock.snapshot_generation, &map);
-        rows.add_if('T', unsound);
+        return Ok(snapshots);
+    };
+    // What a killed process left in the page cache is relied on from here: data first, then the map. The data
+    // was synced before the map was written; the map's own sync may have failed, so it is written again.
+    run(disk, WHAT, &IoOp::Sync { file: FileId::SnapshotData })?;
+    let file = FileId::SnapshotMap;
+    let len = stat(disk, WHAT, file)?.0 as usize;
+    let map = read(disk, WHAT, file, 0, len)?;
+    if len > 0 {
+        write(disk, "write the snapshot map again", file, 0, map.slice(0..len))?;
     }
+    run(disk, WHAT, &IoOp::Sync { file })?;
+    let undo = (syncing.undo, syncing.old_lsn);
+    let unsound = snapshots.load(undo, superblock.snapshot_generation, &map);
+    rows.add_if('T', unsound);
     Ok(snapshots)
 }
 
@@ -554,7 +559,6 @@ impl Store {
                 .filter(|row| row.suspect)
                 .map(|row| row.entry.index)
                 .collect(),
-            snapshots: superblock.snapshots.clone(),
             disks: superblock.disks.iter().map(|row| row.entry.clone()).collect(),
             config: config.clone(),
             rows,

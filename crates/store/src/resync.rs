@@ -81,13 +81,8 @@ impl Store {
             return Err(Refused::NotServing);
         }
         // Snapshots that wait for records to come never open: this log ends here.
-        let opening = match &self.task {
-            Some(Task { purpose: Purpose::OpenSnapshot(id, _), .. }) => Some(*id),
-            _ => None,
-        };
-        for (id, _) in self.openings.extract_if(.., |(id, _)| Some(*id) != opening) {
-            out.events.push(StoreEvent::SnapshotClosed(id));
-        }
+        let waiting = self.openings.drain(..);
+        out.events.extend(waiting.map(|(id, _)| StoreEvent::SnapshotClosed(id)));
         self.resync_beginning = true;
         self.want_sync(out);
         self.queue_task(Purpose::BeginResync(undo), out);
@@ -169,7 +164,7 @@ impl Store {
 
     /// The undo snapshot of a resync that is over is about to go.
     fn is_ending_resync(&self) -> bool {
-        matches!(&self.task, Some(Task { purpose: Purpose::EndResync, .. }))
+        matches!(&self.task, Some(Task { purpose: Purpose::EndResync(_), .. }))
     }
 
     /// The number the log must durably reach before [`Store::end_resync`].
@@ -184,10 +179,11 @@ impl Store {
             Some(until) if !self.takes_extents() && self.journal.durable >= until => {}
             _ => return Err(Refused::State),
         }
-        if self.tasks.iter().any(|purpose| matches!(purpose, Purpose::EndResync)) {
+        if self.tasks.iter().any(|purpose| matches!(purpose, Purpose::EndResync(_))) {
             return Err(Refused::State);
         }
-        self.queue_task(Purpose::EndResync, out);
+        let undo = self.superblock.syncing.as_ref().expect("its log was restarted").undo;
+        self.queue_task(Purpose::EndResync(undo), out);
         Ok(())
     }
 }

@@ -4,6 +4,10 @@
 //! from the saved one with the smallest position not below `n`, or from the image if there is none: so
 //! one copy serves every older snapshot that had not saved the extent itself.
 //!
+//! A resync's undo snapshot survives crashes: its position is in the superblock, and what it saved is durable, with a
+//! row in the map, before the image changes. All others end with the process that opened them: nothing of theirs
+//! is synced, and recovery empties the files.
+//!
 //! Where the disk has no room for them, snapshots are dropped and the copy goes on. Only a resync's undo snapshot is
 //! not: without it an unfinished copy could not go back. The resync waits for room instead.
 
@@ -13,7 +17,7 @@ use crate::io::{FileId, IoClass, IoError, IoErrorKind, IoOp};
 use crate::params::EXTENT_BYTES;
 use crate::store::{Pending, Store};
 use crate::superblock::MAX_SNAPSHOTS;
-use crate::task::{Purpose, Task};
+use crate::task::Purpose;
 use rempart_buffer::{BufferMut, PAGE_SIZE, Slice, is_zero};
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lsn};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,7 +60,7 @@ pub(crate) struct Saved {
 
 #[derive(Debug, Default)]
 pub(crate) struct Snapshots {
-    /// Open ones by position; the same list is in the superblock.
+    /// Open ones and their positions.
     pub open: Vec<(SnapshotId, Lsn)>,
     saved: BTreeMap<(DiskIndex, ExtentIndex, Lsn), Saved>,
     free: BTreeSet<u64>,
@@ -153,10 +157,27 @@ impl Snapshots {
         }
     }
 
-    /// Reads the map back. Pages of another generation or behind a torn one were never relied on: nothing
+    /// The undo snapshot of a resync that began, or began again.
+    pub fn open_undo(&mut self, id: SnapshotId, at: Lsn) {
+        if self.position(id).is_none() {
+            // Rows that no map names must not be taken for the undo's.
+            assert!(
+                self.saved.keys().all(|&(.., upto)| upto < at),
+                "the image is at {at:?} for the first time"
+            );
+            self.open.push((id, at));
+        }
+    }
+
+    /// The map begins anew, in another generation.
+    pub fn restart_map(&mut self) {
+        self.next_page = 0;
+    }
+
+    /// Reads the undo snapshot's map back. Pages of another generation or behind a torn one were never relied on: nothing
     /// was overwritten before its page was durable. True if a page was unsound.
-    pub fn load(&mut self, open: Vec<(SnapshotId, Lsn)>, generation: u64, map: &[u8]) -> bool {
-        self.open = open;
+    pub fn load(&mut self, undo: (SnapshotId, Lsn), generation: u64, map: &[u8]) -> bool {
+        self.open = vec![undo];
         let mut entries = Vec::new();
         let mut unsound = false;
         for (index, page) in map.chunks_exact(PAGE_SIZE).enumerate() {
@@ -188,7 +209,7 @@ impl Snapshots {
         unsound
     }
 
-    /// Lets go of what no open snapshot reads. Only after the closing is durable: the slots are used again.
+    /// Lets go of what no open snapshot reads: the slots are used again.
     pub fn drop_unneeded(&mut self) {
         let open: BTreeSet<Lsn> = self.open.iter().map(|&(_, lsn)| lsn).collect();
         let mut previous: Option<(DiskIndex, ExtentIndex, Lsn)> = None;
@@ -280,7 +301,7 @@ impl Store {
         if self.snapshots.position(id).is_some() || self.openings.iter().any(|&(other, _)| other == id) {
             return Err(Refused::Name);
         }
-        if self.superblock.snapshots.len() + self.openings.len() >= MAX_SNAPSHOTS
+        if self.snapshots.open.len() + self.openings.len() >= MAX_SNAPSHOTS
             || self.superblock.syncing.is_some()
         {
             return Err(Refused::State);
@@ -289,9 +310,22 @@ impl Store {
             return Err(Refused::Passed);
         }
         self.openings.push((id, at));
+        self.open_due_snapshots(out);
         self.apply_more(out);
-        self.advance_task(out);
         Ok(())
+    }
+
+    /// Opens those whose position the image has reached, between two rounds.
+    pub(crate) fn open_due_snapshots(&mut self, out: &mut Output) {
+        if self.round.is_some() {
+            return;
+        }
+        let at = self.applied;
+        for (snapshot, wanted) in self.openings.extract_if(.., |&mut (_, wanted)| wanted <= at) {
+            assert_eq!(wanted, at, "the image does not pass where a snapshot opens");
+            self.snapshots.open.push((snapshot, at));
+            out.events.push(StoreEvent::SnapshotOpened { snapshot, at });
+        }
     }
 
     /// All snapshots together keep at most this aside from now on; what is kept already counts.
@@ -311,10 +345,6 @@ impl Store {
             return Err(Refused::State);
         }
         if let Some(index) = self.openings.iter().position(|&(opening, _)| opening == id) {
-            if matches!(&self.task, Some(Task { purpose: Purpose::OpenSnapshot(busy, _), .. }) if *busy == id)
-            {
-                return Err(Refused::State);
-            }
             self.openings.remove(index);
             out.events.push(StoreEvent::SnapshotClosed(id));
             return Ok(());

@@ -108,8 +108,6 @@ pub struct Recovered {
     /// Disks whose image changed while the store was closed: a full comparison is needed. Kept across
     /// restarts until a resync or [`SuperblockChange::images_trusted`] clears it.
     pub images_changed: Vec<DiskIndex>,
-    /// Snapshots that are still open, with their positions.
-    pub snapshots: Vec<(SnapshotId, Lsn)>,
     pub disks: Vec<DiskEntry>,
     /// The last configuration record that the image's position includes.
     pub config: Option<(Lsn, Slice)>,

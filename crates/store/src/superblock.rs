@@ -108,7 +108,6 @@ pub(crate) struct Superblock {
     pub syncing: Option<Syncing>,
     pub rolling_back: bool,
     pub damage: Option<Damage>,
-    pub snapshots: Vec<(SnapshotId, Lsn)>,
     pub snapshot_generation: u64,
     pub disks: Vec<DiskRow>,
     pub clean: bool,
@@ -159,10 +158,11 @@ impl Superblock {
             w.u64(damage.expected.0);
             w.u64(damage.claimed.0);
         });
-        w.u32(self.snapshots.len() as u32);
-        for (id, lsn) in &self.snapshots {
-            w.u64(id.0);
-            w.u64(lsn.0);
+        // The one snapshot that outlives a process. Earlier versions listed others, which nobody asked for again.
+        w.u32(self.syncing.is_some().into());
+        if let Some(syncing) = &self.syncing {
+            w.u64(syncing.undo.0);
+            w.u64(syncing.old_lsn.0);
         }
         w.u64(self.snapshot_generation);
         w.u32(self.disks.len() as u32);
@@ -266,8 +266,10 @@ fn decode_body(sequence: u64, body: &[u8]) -> Option<Superblock> {
                 claimed: Lsn(r.u64()?),
             })
         })?,
-        snapshots: r.list(MAX_SNAPSHOTS, |r| Some((SnapshotId(r.u64()?), Lsn(r.u64()?))))?,
-        snapshot_generation: r.u64()?,
+        snapshot_generation: {
+            r.list(MAX_SNAPSHOTS, |r| Some((r.u64()?, r.u64()?)))?;
+            r.u64()?
+        },
         disks: r.list(MAX_DISKS, |r| {
             let (index, size, base) = (DiskIndex(r.u16()?), r.u64()?, Lsn(r.u64()?));
             let location = String::from_utf8(r.bytes()?.to_vec()).ok()?;

@@ -11,7 +11,6 @@ use rempart_buffer::Slice;
 pub(crate) enum Waiter {
     Persist(Token),
     Task,
-    Round,
     Gate,
 }
 
@@ -81,7 +80,6 @@ impl Store {
                     self.place_batches(out);
                 }
                 Waiter::Task => self.task_step_done(out),
-                Waiter::Round => self.round_step_done(out),
             }
         }
         if self.superblock_writer.is_idle() && !self.superblock_writer.next.is_empty() {

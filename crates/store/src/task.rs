@@ -23,11 +23,15 @@ use rempart_types::{DiskIndex, Lineage, LogPosition, Lsn};
 #[derive(Debug, Clone)]
 pub(crate) enum Purpose {
     Checkpoint,
-    OpenSnapshot(SnapshotId, Lsn),
     CloseSnapshot(SnapshotId),
     BeginResync(SnapshotId),
-    StartLog { from: LogPosition, chain: Option<ChainValue>, lineage: Lineage },
-    EndResync,
+    StartLog {
+        from: LogPosition,
+        chain: Option<ChainValue>,
+        lineage: Lineage,
+    },
+    /// The undo snapshot goes with it.
+    EndResync(SnapshotId),
     Truncate(Lsn),
     AddDisk(Token, DiskEntry),
     RemoveDisk(Token, DiskIndex),
@@ -72,7 +76,7 @@ impl Store {
     /// Whether a queued task waits for application to pause between two rounds.
     pub(crate) fn wants_quiet(&self) -> bool {
         self.tasks.iter().any(|purpose| {
-            matches!(purpose, Purpose::CloseSnapshot(_) | Purpose::RemoveDisk(..) | Purpose::EndResync)
+            matches!(purpose, Purpose::CloseSnapshot(_) | Purpose::RemoveDisk(..) | Purpose::EndResync(_))
         })
     }
 
@@ -81,8 +85,7 @@ impl Store {
         let quiet = self.round.is_none();
         match purpose {
             Purpose::Checkpoint | Purpose::AddDisk(..) | Purpose::ResizeDisk(..) => true,
-            Purpose::CloseSnapshot(_) | Purpose::RemoveDisk(..) | Purpose::EndResync => quiet,
-            Purpose::OpenSnapshot(_, at) => quiet && self.applied >= *at,
+            Purpose::CloseSnapshot(_) | Purpose::RemoveDisk(..) | Purpose::EndResync(_) => quiet,
             Purpose::BeginResync(_) => {
                 // A copy that is syncing has its old state aside already; its log will be dropped.
                 let kept = self.superblock.syncing.is_some() || self.applied == self.journal.log_end;
@@ -113,24 +116,17 @@ impl Store {
         if self.task.is_some() || self.failed.is_some() {
             return false;
         }
-        let opening = self.openings.iter().copied().find(|&(_, at)| self.applied >= at);
-        let purpose = match opening {
-            Some((id, at)) if self.round.is_none() => Purpose::OpenSnapshot(id, at),
-            _ => {
-                let Some(ready) = self.tasks.iter().position(|purpose| self.is_ready(purpose)) else {
-                    return false;
-                };
-                self.tasks.remove(ready).expect("just found")
-            }
+        let Some(ready) = self.tasks.iter().position(|purpose| self.is_ready(purpose)) else {
+            return false;
         };
+        let purpose = self.tasks.remove(ready).expect("just found");
         self.apply_held = matches!(
             purpose,
-            Purpose::OpenSnapshot(..)
-                | Purpose::CloseSnapshot(_)
+            Purpose::CloseSnapshot(_)
                 | Purpose::BeginResync(_)
                 | Purpose::StartLog { .. }
                 | Purpose::RemoveDisk(..)
-                | Purpose::EndResync
+                | Purpose::EndResync(_)
                 | Purpose::Close
         );
         let (applied, position) = (self.applied, self.applied_position);
@@ -292,14 +288,10 @@ impl Store {
 
     fn purpose_superblock(&mut self, task: &Task) {
         match &task.purpose {
-            Purpose::OpenSnapshot(id, _) => {
-                self.superblock.snapshots.push((*id, task.applied));
-            }
             Purpose::BeginResync(undo) => {
                 if let Some(syncing) = &mut self.superblock.syncing {
                     syncing.log_until = None;
                 } else {
-                    self.superblock.snapshots.push((*undo, task.applied));
                     self.superblock.syncing = Some(Syncing {
                         undo: *undo,
                         old_lsn: task.applied,
@@ -324,12 +316,10 @@ impl Store {
                 syncing.log_until = Some(until);
                 self.restart_journal(*from);
             }
-            Purpose::EndResync => {
-                let syncing = self.superblock.syncing.take().expect("checked before it was queued");
-                self.superblock.snapshots.retain(|(id, _)| *id != syncing.undo);
-                if self.superblock.snapshots.is_empty() {
-                    self.superblock.snapshot_generation += 1;
-                }
+            Purpose::EndResync(_) => {
+                self.superblock.syncing.take().expect("checked before it was queued");
+                // What the map file holds is void from now on.
+                self.superblock.snapshot_generation += 1;
                 for row in &mut self.superblock.disks {
                     row.suspect = false;
                 }
@@ -376,9 +366,14 @@ impl Store {
                     self.issue_for_task(task, IoOp::Remove { file: FileId::Segment(slot) }, out);
                 }
             }
-            Purpose::EndResync => self.let_go_of_snapshots(task, out),
-            Purpose::OpenSnapshot(..) | Purpose::BeginResync(_) => {
-                self.snapshots.open = self.superblock.snapshots.clone();
+            Purpose::EndResync(undo) => {
+                self.snapshots.restart_map();
+                self.issue_for_task(task, IoOp::SetLen { file: FileId::SnapshotMap, len: 0 }, out);
+                self.let_go_of_snapshot(task, undo, out);
+            }
+            Purpose::BeginResync(_) => {
+                let syncing = self.superblock.syncing.as_ref().expect("set in an earlier step");
+                self.snapshots.open_undo(syncing.undo, syncing.old_lsn);
             }
             _ => {}
         }
@@ -389,10 +384,6 @@ impl Store {
             out.events.push(StoreEvent::Checkpointed(task.applied));
         }
         match &task.purpose {
-            Purpose::OpenSnapshot(id, _) => {
-                self.openings.retain(|(opening, _)| opening != id);
-                out.events.push(StoreEvent::SnapshotOpened { snapshot: *id, at: task.applied });
-            }
             Purpose::BeginResync(_) => {
                 let syncing = self.superblock.syncing.as_ref().expect("set in an earlier step");
                 self.resync_beginning = false;
@@ -403,7 +394,7 @@ impl Store {
                 self.log_restarting = false;
                 out.events.push(StoreEvent::ResyncLogStarted { from: *from });
             }
-            Purpose::EndResync => out.events.push(StoreEvent::ResyncEnded),
+            Purpose::EndResync(_) => out.events.push(StoreEvent::ResyncEnded),
             Purpose::Close => out.events.push(StoreEvent::Closed),
             _ => {}
         }
@@ -412,15 +403,7 @@ impl Store {
 
     fn close_snapshot_step(&mut self, task: &mut Task, step: u8, id: SnapshotId, out: &mut Output) -> bool {
         match step {
-            0 => {
-                self.superblock.snapshots.retain(|(open, _)| *open != id);
-                if self.superblock.snapshots.is_empty() {
-                    // What the map file holds is void from now on.
-                    self.superblock.snapshot_generation += 1;
-                }
-                self.task_superblock(task, out);
-            }
-            1 => self.let_go_of_snapshots(task, out),
+            0 => self.let_go_of_snapshot(task, id, out),
             _ => {
                 out.events.push(StoreEvent::SnapshotClosed(id));
                 return true;
@@ -429,14 +412,12 @@ impl Store {
         false
     }
 
-    /// The superblock durably knows fewer snapshots: what only the closed ones needed is given back.
-    fn let_go_of_snapshots(&mut self, task: &mut Task, out: &mut Output) {
-        self.snapshots.open = self.superblock.snapshots.clone();
+    /// What only the closed one needed is given back. An undo snapshot's end is durable before.
+    fn let_go_of_snapshot(&mut self, task: &mut Task, id: SnapshotId, out: &mut Output) {
+        self.snapshots.open.retain(|(open, _)| *open != id);
         if self.snapshots.open.is_empty() {
             self.snapshots.clear();
-            for file in [FileId::SnapshotMap, FileId::SnapshotData] {
-                self.issue_for_task(task, IoOp::SetLen { file, len: 0 }, out);
-            }
+            self.issue_for_task(task, IoOp::SetLen { file: FileId::SnapshotData, len: 0 }, out);
         } else {
             self.snapshots.drop_unneeded();
         }

@@ -4,7 +4,7 @@ mod common;
 
 use common::{GROUP, SEGMENT, World};
 use rempart_store::{Batch, BatchBuilder, BatchPlace, ChainValue, FileId, SuperblockChange, Token, crc32c};
-use rempart_types::{DiskIndex, Lsn, RegisterId, Term, WallTime};
+use rempart_types::{DiskIndex, ExtentIndex, Lsn, RegisterId, Term, WallTime};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -79,10 +79,12 @@ fn a_store_of_this_format_stays_as_it_is() {
     world.store.persist(Token(1), change, &mut world.out);
     world.append(vec![common::Change::Write { disk: 0, offset: 512, data: vec![5; 512] }]);
     world.make_all_stable();
-    world.store.open_snapshot(rempart_store::SnapshotId(4), None, &mut world.out).expect("opens");
-    world.drain();
-    world.append(vec![common::Change::Write { disk: 0, offset: 1024, data: vec![6; 512] }]);
-    world.make_all_stable();
+    world.store.begin_resync(rempart_store::SnapshotId(4), &mut world.out).expect("begins");
+    world.run_untwinned();
+    let data = Some(rempart_store::Slice::copy_of(&[6; 65536]));
+    let (disk, extent) = (DiskIndex(0), ExtentIndex(0));
+    world.store.write_extent(Token(2), disk, extent, Lsn(7), data, &mut world.out).expect("takes it");
+    world.run_untwinned();
     let sum = |file| world.disk.content(file).map(|bytes| (bytes.len(), format!("{:08x}", crc32c(&bytes))));
     let sums: Vec<String> = [
         FileId::Superblock,
