@@ -20,6 +20,8 @@ pub enum Bench {
     BackedUp(mirror::Run),
     /// Backups, restores and checks of a disk, against restic, borg and rustic
     Backup(backup::Options),
+    /// Memory of backups and collections in a repository of many TiB, none of whose chunks are there
+    LargeRepository(backup::large::Options),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
@@ -27,6 +29,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Mirror(options) => mirror::run(options),
         Bench::BackedUp(run) => mirror::backed_up(run),
         Bench::Backup(options) => backup::run(options),
+        Bench::LargeRepository(options) => backup::large::run(options),
     }
 }
 

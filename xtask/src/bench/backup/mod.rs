@@ -4,6 +4,7 @@
 //! system. What counts are ratios.
 
 mod image;
+pub mod large;
 mod measure;
 mod tool;
 mod tracked;
