@@ -117,9 +117,16 @@ fn commit(repository: &Arc<Repository>, size: u64, now: WallTime) -> Result<(), 
         blobs.finish()?;
         tree
     };
-    let how = HowRead { full_because: Some("first".to_owned()), read: size, new: size, audited: 0, missed: 0 };
-    let disk =
-        PointDisk { name: "disk0".to_owned(), size, root: tree.root, position: None, how, excluded: Vec::new() };
+    let how =
+        HowRead { full_because: Some("first".to_owned()), read: size, new: size, audited: 0, missed: 0 };
+    let disk = PointDisk {
+        name: "disk0".to_owned(),
+        size,
+        root: tree.root,
+        position: None,
+        how,
+        excluded: Vec::new(),
+    };
     let point = Point {
         vm: "large".to_owned(),
         host: "nowhere".to_owned(),
