@@ -61,7 +61,7 @@ fn chunk(index: u64) -> ChunkId {
 
 /// Tells the log and the index of packs that nobody wrote.
 fn put_segments(repository: &Repository, chunks: u64, now: WallTime) -> Result<u64, Box<dyn Error>> {
-    let mut session = Session::open(repository.log()?, repository.ring().clone(), SessionId::random(), now)?;
+    let mut session = Session::open(repository.log()?, repository.signer(), SessionId::random(), now)?;
     let mut builder = SegmentBuilder::new();
     let mut packs = 0;
     let mut next = 0;
@@ -98,7 +98,7 @@ fn publish(
     builder: SegmentBuilder,
     now: WallTime,
 ) -> Result<(), Box<dyn Error>> {
-    let sealed = builder.seal(repository.ring().writer());
+    let sealed = builder.seal(repository.writer());
     let name = sealed.name(session.id());
     repository.objects().create(&name.object(), &[sealed.bytes()], None)?;
     session.segment(now, Segment { packs: sealed.packs().to_vec(), indexes: vec![name.segment] })?;
