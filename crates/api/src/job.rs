@@ -24,6 +24,9 @@ pub struct Progress {
     pub phase: String,
     pub done_bytes: u64,
     pub total_bytes: u64,
+    /// Of what was done, what a repository did not have yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_bytes: Option<u64>,
 }
 
 /// Work that outlasts one request. `GET /v1/jobs/{id}` tells how far it is.

@@ -146,6 +146,7 @@ fn store_disk(
             }
         }
     }
+    progress.skip(size.saturating_sub(wanted.bytes()));
     let mut update = TreeUpdate::new(writer.domain(), &resized_nodes, tree)?;
     let mut next_zeroed = 0;
     let mut zero_until = |update: &mut TreeUpdate<'_>, nodes: &mut BlobWriter<'_>, end: u64| {

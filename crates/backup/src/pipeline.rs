@@ -25,6 +25,7 @@ pub trait ChunkSink: Send {
 #[derive(Debug, Default)]
 pub struct Progress {
     done: AtomicU64,
+    skipped: AtomicU64,
     /// Set by somebody who does not want it any more.
     stop: std::sync::atomic::AtomicBool,
 }
@@ -33,6 +34,15 @@ impl Progress {
     /// Bytes of disks that were read, or restored, so far.
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of disks that turned out to need neither: holes, and what did not change.
+    pub fn skipped(&self) -> u64 {
+        self.skipped.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn skip(&self, bytes: u64) {
+        self.skipped.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn add(&self, bytes: u64) {

@@ -121,7 +121,11 @@ fn tell_batches(
     let mut next = 0;
     let zero_to = |from: u64, to: u64| {
         let (start, end) = (from * chunk_len, (to * chunk_len).min(content.size));
-        if start < end { target.zero(start, end - start) } else { Ok(()) }
+        if start >= end {
+            return Ok(());
+        }
+        progress.skip(end - start);
+        target.zero(start, end - start)
     };
     for step in Walk::new(reader, content.tree)? {
         let Step::Chunk { index, id } = step? else { continue };

@@ -7,4 +7,4 @@ mod parse;
 
 pub use backup::{BackupCommand, run_backup};
 pub use command::{Command, run};
-pub use output::{Output, print_error};
+pub use output::{Output, ProgressFormat, print_error};

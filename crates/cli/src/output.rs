@@ -3,6 +3,8 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rempart_api::{Error, Progress};
 use serde::Serialize;
+use serde_json::json;
+use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -10,9 +12,25 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     pub json: bool,
+    pub progress: ProgressFormat,
+}
+
+/// How a command tells how far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ProgressFormat {
+    /// A bar on a terminal, a line every few seconds elsewhere, nothing with `--json`.
+    Auto,
+    /// Each second a line with a JSON object that has the one field `progress`.
+    Json,
+    None,
 }
 
 impl Output {
+    /// Only what is printed.
+    pub fn silent() -> Output {
+        Output { json: true, progress: ProgressFormat::None }
+    }
+
     /// One JSON value on stdout.
     pub fn print_json(self, value: &impl Serialize) -> Result<(), Error> {
         let text =
@@ -52,49 +70,95 @@ impl Output {
     }
 }
 
-/// A bar on a terminal, a line every few seconds otherwise.
+/// A bar on a terminal, a line every few seconds otherwise; or JSON for programs.
 #[derive(Debug)]
 pub struct ProgressShow {
     bar: Option<ProgressBar>,
-    quiet: bool,
+    format: ProgressFormat,
+    rate: Rate,
     last_line: Option<(Instant, String)>,
+}
+
+/// Bytes a second, of late.
+#[derive(Debug, Default)]
+struct Rate {
+    /// The newest, and those of the seconds before it.
+    known: VecDeque<(Instant, u64)>,
+}
+
+impl Rate {
+    const OVER: Duration = Duration::from_secs(10);
+
+    fn tell(&mut self, done_bytes: u64, now: Instant) {
+        if self.known.back().is_some_and(|(_, before)| *before > done_bytes) {
+            // Something else began.
+            self.known.clear();
+        }
+        self.known.push_back((now, done_bytes));
+        while self.known.get(1).is_some_and(|(at, _)| now - *at >= Rate::OVER) {
+            self.known.pop_front();
+        }
+    }
+
+    /// Not before something can be said.
+    fn per_second(&self) -> Option<u64> {
+        let ((start, from), (end, to)) = (self.known.front()?, self.known.back()?);
+        let seconds = (*end - *start).as_secs_f64();
+        (seconds >= 0.5).then(|| ((to - from) as f64 / seconds) as u64)
+    }
+
+    fn left(&self, progress: &Progress) -> Option<Duration> {
+        let rate = self.per_second().filter(|rate| *rate > 0 && progress.total_bytes > 0)?;
+        Some(Duration::from_secs(progress.total_bytes.saturating_sub(progress.done_bytes).div_ceil(rate)))
+    }
 }
 
 impl ProgressShow {
     fn new(output: Output) -> ProgressShow {
-        let terminal = std::io::stderr().is_terminal() && !output.json;
+        let format = match output.progress {
+            ProgressFormat::Auto if output.json => ProgressFormat::None,
+            asked => asked,
+        };
+        let terminal = std::io::stderr().is_terminal() && format == ProgressFormat::Auto;
         let bar = terminal.then(|| {
-            let style =
-                ProgressStyle::with_template("{msg:24} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-                    .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template(
+                "{msg:24} {bar:30} {bytes}/{total_bytes}{prefix} {bytes_per_sec} {eta}",
+            )
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style)
         });
-        ProgressShow { bar, quiet: output.json, last_line: None }
+        ProgressShow { bar, format, rate: Rate::default(), last_line: None }
     }
 
     pub fn show(&mut self, progress: &Progress) {
         if let Some(bar) = &self.bar {
             bar.set_message(progress.phase.clone());
+            bar.set_prefix(new(progress));
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.done_bytes);
             return;
         }
-        if self.quiet || progress.phase.is_empty() {
+        if self.format == ProgressFormat::None || progress.phase.is_empty() {
             return;
         }
+        let now = Instant::now();
+        self.rate.tell(progress.done_bytes, now);
+        let every = Duration::from_secs(if self.format == ProgressFormat::Json { 1 } else { 5 });
         let due = self.last_line.as_ref().is_none_or(|(at, phase)| {
-            let moved = progress.total_bytes != 0 && at.elapsed() >= Duration::from_secs(5);
-            *phase != progress.phase || moved
+            *phase != progress.phase || progress.total_bytes != 0 && now - *at >= every
         });
         if due {
-            let share = if progress.total_bytes == 0 {
-                String::new()
-            } else {
-                format!(" {}/{}", bytes(progress.done_bytes), bytes(progress.total_bytes))
-            };
-            let _ = writeln!(std::io::stderr(), "{}{share}", progress.phase);
-            self.last_line = Some((Instant::now(), progress.phase.clone()));
+            self.line(progress);
+            self.last_line = Some((now, progress.phase.clone()));
         }
+    }
+
+    fn line(&self, progress: &Progress) {
+        let line = match self.format {
+            ProgressFormat::Json => json_line(progress, &self.rate),
+            _ => plain_line(progress, &self.rate),
+        };
+        let _ = writeln!(std::io::stderr(), "{line}");
     }
 
     pub fn finish(&self) {
@@ -102,6 +166,47 @@ impl ProgressShow {
             bar.finish_and_clear();
         }
     }
+
+    /// Where it ended, for programs.
+    pub fn end(&mut self, progress: &Progress) {
+        if self.format == ProgressFormat::Json {
+            self.rate.tell(progress.done_bytes, Instant::now());
+            self.line(progress);
+        }
+        self.finish();
+    }
+}
+
+fn new(progress: &Progress) -> String {
+    progress.new_bytes.map_or_else(String::new, |count| format!(", new {}", bytes(count)))
+}
+
+fn plain_line(progress: &Progress, rate: &Rate) -> String {
+    let Progress { phase, done_bytes, total_bytes, .. } = progress;
+    if *total_bytes == 0 {
+        return phase.clone();
+    }
+    let mut line = format!("{phase} {}/{}{}", bytes(*done_bytes), bytes(*total_bytes), new(progress));
+    if let Some(rate) = rate.per_second() {
+        line += &format!(", {}/s", bytes(rate));
+    }
+    if let Some(left) = rate.left(progress).map(|left| left.as_secs()) {
+        line += &format!(", {}:{:02}:{:02} left", left / 3600, left / 60 % 60, left % 60);
+    }
+    line
+}
+
+fn json_line(progress: &Progress, rate: &Rate) -> String {
+    json!({ "progress": {
+        "phase": progress.phase,
+        "done_bytes": progress.done_bytes,
+        "total_bytes": progress.total_bytes,
+        "remaining_bytes": progress.total_bytes.saturating_sub(progress.done_bytes),
+        "new_bytes": progress.new_bytes,
+        "bytes_per_s": rate.per_second(),
+        "eta_s": rate.left(progress).map(|left| left.as_secs()),
+    }})
+    .to_string()
 }
 
 /// `error:`, `cause:` and `hint:` lines on stderr.
@@ -154,6 +259,34 @@ mod tests {
              cause: last contact with `a` was 38 s ago\n\
              hint:  run `rempart failover db-01 --force` to give up what was written since\n"
         );
+    }
+
+    #[test]
+    fn progress_tells_rate_and_time_left() {
+        const MIB: u64 = 1 << 20;
+        let begun = Instant::now();
+        let mut rate = Rate::default();
+        let progress = |done: u64| Progress {
+            phase: "back up shop".to_owned(),
+            done_bytes: done * MIB,
+            total_bytes: 4000 * MIB,
+            new_bytes: Some(3 * MIB),
+        };
+        rate.tell(0, begun);
+        assert_eq!(plain_line(&progress(0), &rate), "back up shop 0 B/3.9 GiB, new 3.0 MiB");
+        // Slow at first, which is forgotten.
+        for second in 1..=20 {
+            rate.tell(10 * MIB, begun + Duration::from_secs(second));
+        }
+        rate.tell(110 * MIB, begun + Duration::from_secs(30));
+        let expected = "back up shop 110.0 MiB/3.9 GiB, new 3.0 MiB, 10.0 MiB/s, 0:06:29 left";
+        assert_eq!(plain_line(&progress(110), &rate), expected);
+        let line: serde_json::Value = serde_json::from_str(&json_line(&progress(110), &rate)).unwrap();
+        assert_eq!(line["progress"]["bytes_per_s"], 10 * MIB);
+        assert_eq!(line["progress"]["eta_s"], 389);
+        assert_eq!(line["progress"]["remaining_bytes"], 3890 * MIB);
+        rate.tell(0, begun + Duration::from_secs(31));
+        assert_eq!(rate.per_second(), None, "something else began");
     }
 
     #[test]

@@ -29,7 +29,10 @@ pub struct Reporter {
 
 impl Reporter {
     pub fn progress(&self, phase: impl Into<String>, done_bytes: u64, total_bytes: u64) {
-        let progress = Progress { phase: phase.into(), done_bytes, total_bytes };
+        self.tell(Progress { phase: phase.into(), done_bytes, total_bytes, new_bytes: None });
+    }
+
+    pub fn tell(&self, progress: Progress) {
         self.sender.send_if_modified(|job| {
             let changed = job.progress != progress;
             job.progress = progress;

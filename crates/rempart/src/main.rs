@@ -2,7 +2,7 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use rempart_api::{Client, Error};
-use rempart_cli::Output;
+use rempart_cli::{Output, ProgressFormat};
 use rempart_node::config::{DEFAULT_CONFIG, NodeConfig, WitnessConfig};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,9 @@ struct Program {
     /// Print one JSON value on stdout instead of text.
     #[arg(long, global = true)]
     json: bool,
+    /// How far a command is, on stderr.
+    #[arg(long, global = true, value_enum, default_value = "auto", hide_possible_values = true)]
+    progress: ProgressFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -110,6 +113,7 @@ fn main() -> ExitCode {
 
 fn run(program: Program) -> Result<ExitCode, Error> {
     let config = program.config;
+    let output = Output { json: program.json, progress: program.progress };
     let done = |()| ExitCode::SUCCESS;
     match program.command {
         Command::Guard(args) => {
@@ -152,11 +156,10 @@ fn run(program: Program) -> Result<ExitCode, Error> {
         }
         Command::Backups(command) => {
             let client = || Ok(Client::new(socket(program.socket, &config)?));
-            rempart_cli::run_backup(command, client, Output { json: program.json }).map(done)
+            rempart_cli::run_backup(command, client, output).map(done)
         }
         Command::Operator(command) => {
             let client = Client::new(socket(program.socket, &config)?);
-            let output = Output { json: program.json };
             runtime(false)?.block_on(rempart_cli::run(command, &client, output)).map(done)
         }
     }

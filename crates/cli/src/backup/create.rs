@@ -290,7 +290,9 @@ fn store(
     let progress = Progress::default();
     let mut disks: Vec<PointDisk> = Vec::new();
     let mut notes = taken.notes;
-    let stored = shown(output, "read", total, &progress, || {
+    let phase = format!("back up {vm}");
+    let new = || Some(writer.new_bytes());
+    let stored = shown_with(output, &phase, total, &progress, new, || {
         for TakenDisk { name, source, position, changes } in taken.disks {
             let (left_out, remarks) =
                 leave_out.look(&name, source, taken.consistency.level, repository.chunk_size())?;
@@ -328,16 +330,32 @@ pub fn shown<T>(
     progress: &Progress,
     work: impl FnOnce() -> Result<T, BackupError>,
 ) -> Result<T, BackupError> {
+    shown_with(output, phase, total_bytes, progress, || None, work)
+}
+
+/// Tells what of it is new to the repository, too.
+fn shown_with<T>(
+    output: Output,
+    phase: &str,
+    total_bytes: u64,
+    progress: &Progress,
+    new_bytes: impl Fn() -> Option<u64> + Sync,
+    work: impl FnOnce() -> Result<T, BackupError>,
+) -> Result<T, BackupError> {
+    let told = || {
+        let done_bytes = progress.done();
+        let total_bytes = total_bytes.saturating_sub(progress.skipped()).max(done_bytes);
+        Shown { phase: phase.to_owned(), done_bytes, total_bytes, new_bytes: new_bytes() }
+    };
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let showing = scope.spawn(|| {
             let mut show = output.progress();
             while !over.load(Ordering::Acquire) {
-                let done_bytes = progress.done();
-                show.show(&Shown { phase: phase.to_owned(), done_bytes, total_bytes });
+                show.show(&told());
                 std::thread::park_timeout(Duration::from_millis(200));
             }
-            show.finish();
+            show.end(&told());
         });
         let ended = work();
         over.store(true, Ordering::Release);

@@ -181,7 +181,7 @@ impl Qemu {
         });
         let opened = opened.map_err(|e: rempart_hypervisor::Error| told(&e))?;
         if opened.is_err() {
-            self.end(false, Output { json: true });
+            self.end(false, Output::silent());
         }
         opened.map_err(|e| Error::failed("cannot read the view").cause(chain(&e)))
     }

@@ -94,6 +94,42 @@ impl Vault {
     }
 }
 
+/// What a command told of its progress; nothing else is on stderr.
+fn progress_of(answer: &Answer) -> Vec<Value> {
+    let lines =
+        answer.err.lines().map(|line| serde_json::from_str::<Value>(line).expect("one JSON value a line"));
+    lines.map(|line| line["progress"].clone()).collect()
+}
+
+#[test]
+fn programs_are_told_the_progress() {
+    let vault = Vault::new();
+    let (disk, _) = vault.filled();
+    // Of 8 MiB, 5 are a hole.
+    std::fs::File::options().write(true).open(&disk).unwrap().set_len(8 * MIB as u64).unwrap();
+    let disk = disk.to_str().unwrap();
+    let backup = vault.ok(&["backup", "other", "--disk", disk, "--json", "--progress", "json"]);
+    serde_json::from_str::<Value>(&backup.out).expect("the result is on stdout");
+    let told = progress_of(&backup);
+    let last = told.last().expect("the end is told");
+    assert_eq!(last["phase"], "back up other");
+    assert_eq!((&last["done_bytes"], &last["total_bytes"]), (&Value::from(3 * MIB), &Value::from(3 * MIB)));
+    assert_eq!(last["remaining_bytes"], 0);
+    assert!(last["new_bytes"].as_u64().unwrap() < 100_000, "only nodes of its tree: {last}");
+    for (command, to) in
+        [("restore", &["--to", vault.rack.path("back").to_str().unwrap()][..]), ("verify", &[])]
+    {
+        let answer = vault.ok(&[&[command, "other", "--json", "--progress", "json"], to].concat());
+        let last = progress_of(&answer).pop().expect("the end is told");
+        assert_eq!(
+            (&last["done_bytes"], &last["total_bytes"]),
+            (&Value::from(3 * MIB), &Value::from(3 * MIB))
+        );
+    }
+    let silent = vault.ok(&["verify", "other", "--json", "--progress", "none"]);
+    assert_eq!(silent.err, "");
+}
+
 #[test]
 fn a_disk_comes_back_as_it_was() {
     let vault = Vault::new();

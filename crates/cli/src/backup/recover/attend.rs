@@ -88,7 +88,8 @@ pub async fn attend(
                     (done + number(job, "offset"), total + number(job, "len"))
                 });
                 if total_bytes > 0 {
-                    show.show(&Progress { phase: "move the disks".to_owned(), done_bytes, total_bytes });
+                    let phase = "move the disks".to_owned();
+                    show.show(&Progress { phase, done_bytes, total_bytes, new_bytes: None });
                 }
                 for place in left.iter().copied() {
                     let is_through = |found: &&Value| {
