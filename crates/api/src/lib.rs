@@ -7,6 +7,7 @@ pub mod client;
 mod cluster;
 mod error;
 mod job;
+mod schedule;
 mod status;
 mod view;
 mod vm;
@@ -17,6 +18,10 @@ pub use cluster::{
 };
 pub use error::{Error, ErrorKind};
 pub use job::{Job, JobId, JobState, Progress};
+pub use schedule::{
+    BackupRun, MachineBackup, MachineOutcome, MachineProgress, RunResult, RunTrigger, Schedule,
+    ScheduledMachine,
+};
 pub use status::{
     Condition, NodeStatus, PeerStatus, ReplicaRole, ResyncStatus, Severity, Status, UnopenedVm, VmState,
     VmStatus,

@@ -1,5 +1,7 @@
 //! The configuration files, parsed once into types that cannot be wrong.
 
+use crate::schedule::BackupSection;
+use rempart_notify::{MailConfig, WebhookConfig};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -32,6 +34,12 @@ pub struct NodeConfig {
     pub nbd: NbdSection,
     #[serde(default)]
     pub metrics: MetricsSection,
+    #[serde(default, rename = "backup")]
+    pub backups: Vec<BackupSection>,
+    #[serde(default)]
+    pub mail: Option<MailConfig>,
+    #[serde(default)]
+    pub webhook: Option<WebhookConfig>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -180,6 +188,12 @@ impl NodeConfig {
                 "replication: window_bytes must be at least 1 MiB and journal_bytes at least twice that window".into(),
             ));
         }
+        for (at, backup) in config.backups.iter().enumerate() {
+            backup.check().map_err(|e| wrong(format!("backup `{}`: {e}", backup.name)))?;
+            if config.backups[..at].iter().any(|other| other.name == backup.name) {
+                return Err(wrong(format!("backup `{}`: there are two of that name", backup.name)));
+            }
+        }
         Ok(config)
     }
 
@@ -242,6 +256,21 @@ run_dir = {run_dir}
 [metrics]
 # Prometheus metrics, loopback only. They are also on the API socket under /metrics.
 # listen = "127.0.0.1:9411"
+
+# Backups by the clock, of the machines that this node leads then: the same may stand in every node's configuration.
+# docs/backup.md has all keys.
+# [[backup]]
+# name = "nightly"
+# repository = "/srv/backups"
+# key_file = "/root/backups.key"
+# machines = "all"
+# schedule = "15 2 * * *"
+
+# Who is told when one fails.
+# [mail]
+# server = "mail.example"
+# from = "rempart@example.com"
+# to = ["operator@example.com"]
 "#,
             name = quote(name),
             listen = quote(&listen.to_string()),
@@ -375,6 +404,9 @@ mod tests {
         )
     }
 
+    const SCHEDULES: [&str; 8] =
+        ["name", "repository", "key_file", "machines", "schedule", "server", "from", "to"];
+
     #[test]
     fn the_template_is_valid_and_its_comments_are_the_defaults() {
         let plain = parse(&template()).unwrap();
@@ -382,7 +414,9 @@ mod tests {
             .lines()
             .map(|line| match line.strip_prefix("# ") {
                 Some(rest)
+                    // Not those of sections that are comments, too.
                     if rest.contains(" = ")
+                        && !SCHEDULES.iter().any(|key| rest.starts_with(key))
                         && !rest.contains("advertise")
                         && !rest.contains("watchdog")
                         && !rest.contains("listen") =>
@@ -408,6 +442,8 @@ mod tests {
             ("[metrics]", "[metrics]\nlisten = \"0.0.0.0:1\""),
             ("[timing]", "[timing]\nlease = 3"),
             ("[replication]", "[replication]\nwindow_bytes = 1"),
+            ("# [[backup]]\n# name", "[[backup]]\nname"),
+            ("# [mail]\n# server", "[mail]\nserver"),
         ] {
             let text = template();
             assert!(text.contains(from), "{from}");

@@ -6,7 +6,7 @@ use crate::node::Node;
 use crate::paths::Paths;
 use crate::{
     cannot, cannot_listen, durable, http, links, make_private_dir, membership, metrics, notify_ready,
-    remote_exports, watchdog,
+    remote_exports, schedule, watchdog,
 };
 use rempart_api::{Error, Severity};
 use rempart_engine::Command;
@@ -123,6 +123,7 @@ pub async fn run(
     );
     notify_ready();
     watchdog();
+    tokio::spawn(schedule::keep(node.clone()));
     tokio::select! {
         served = http::serve_local(node.clone(), api) => served.map_err(|e| failed(&e))?,
         _ = stop.wait_for(|stop| *stop) => {}

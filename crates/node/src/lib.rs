@@ -12,6 +12,7 @@
 //! | `membership` | joining, renewing, removing |
 //! | `http` | the operator's API, the API between nodes, enrolment |
 //! | `remote_exports` | disks over TCP and TLS |
+//! | `schedule` | backups by the clock |
 //! | `links` | connections between replicas |
 
 mod clock;
@@ -31,6 +32,7 @@ mod operation;
 mod paths;
 mod registers;
 mod remote_exports;
+mod schedule;
 mod status;
 mod vm;
 mod witness;

@@ -8,8 +8,9 @@ use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
-use rempart_api::{ReplicaRole, VmState};
+use rempart_api::{ReplicaRole, ScheduledMachine, VmState};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use tokio::net::TcpListener;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -21,6 +22,12 @@ struct VmLabel {
 struct PeerLabel {
     vm: String,
     peer: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BackupLabel {
+    schedule: String,
+    vm: String,
 }
 
 type PerVm = Family<VmLabel, Gauge>;
@@ -78,12 +85,52 @@ pub fn render(node: &Node) -> String {
         }
     }
     registry.register("peer_connected", "There is a connection with the peer's copy", connected);
+    backups(node, &mut registry);
     let witness = Gauge::<i64>::default();
     witness.set(i64::from(node.host.registers.witness().is_some_and(|witness| witness.is_reachable())));
     registry.register("witness_reachable", "The witness answers", witness);
     let mut out = String::new();
     text::encode(&mut out, &registry).expect("writing to a string does not fail");
     out
+}
+
+/// Of the machines that this node backed up by its schedules.
+fn backups(node: &Node, registry: &mut Registry) {
+    let machines: Vec<(String, Vec<ScheduledMachine>)> = node.schedules.machines();
+    let mut per_machine =
+        |name: &str, help: &str, unit: Option<Unit>, value: &dyn Fn(&ScheduledMachine) -> f64| {
+            let family = Family::<BackupLabel, Gauge<f64, AtomicU64>>::default();
+            for (schedule, machine) in
+                machines.iter().flat_map(|(name, all)| all.iter().map(move |vm| (name, vm)))
+            {
+                let label = BackupLabel { schedule: schedule.clone(), vm: machine.vm.clone() };
+                family.get_or_create(&label).set(value(machine));
+            }
+            match unit {
+                Some(unit) => registry.register_with_unit(name, help, unit, family),
+                None => registry.register(name, help, family),
+            }
+        };
+    let seconds = |unix_ms: u64| unix_ms as f64 / 1000.0;
+    per_machine(
+        "backup_last_success_timestamp",
+        "When the newest backup ended that succeeded; 0: none did",
+        Some(Unit::Seconds),
+        &|machine| seconds(machine.last_success_unix_ms.unwrap_or_default()),
+    );
+    per_machine("backup_failures", "Runs that failed since", None, &|machine| machine.failures as f64);
+    per_machine(
+        "backup_duration",
+        "How long the last one took, tries and pauses included",
+        Some(Unit::Seconds),
+        &|machine| seconds(machine.last.ended_unix_ms.saturating_sub(machine.last.begun_unix_ms)),
+    );
+    per_machine("backup_read", "Read by the last one", Some(Unit::Bytes), &|machine| {
+        machine.last.read_bytes as f64
+    });
+    per_machine("backup_new", "Of it, what the repository did not have", Some(Unit::Bytes), &|machine| {
+        machine.last.new_bytes as f64
+    });
 }
 
 /// On loopback, for a collector on this machine.

@@ -9,6 +9,7 @@ use crate::members::Cluster;
 use crate::operation;
 use crate::paths::Paths;
 use crate::registers::{Registers, Witness};
+use crate::schedule::Schedules;
 use crate::vm::record::{RegisterPlace, VmRecord};
 use crate::vm::{First, Host, LinkWanted, Names, Vm};
 use rempart_api::{Error, MemberRole};
@@ -31,6 +32,7 @@ pub struct Node {
     pub config: Arc<NodeConfig>,
     pub paths: Paths,
     pub jobs: Jobs,
+    pub schedules: Schedules,
     /// Found out while machines run already: it takes longer than a lease should wait.
     host_report: OnceCell<HostReport>,
     pub started: Instant,
@@ -110,6 +112,7 @@ impl Node {
         let local = rempart_register::FileRegister::open(paths.registers())
             .map_err(|e| failed("open the local registers")(&e))?;
         let (links, links_wanted) = mpsc::unbounded_channel();
+        let schedules = Schedules::open(&config, &paths)?;
         let config = Arc::new(config);
         let host = Host {
             me: identity.id,
@@ -123,6 +126,7 @@ impl Node {
             config,
             paths,
             jobs: Jobs::default(),
+            schedules,
             host_report: OnceCell::new(),
             started: Instant::now(),
             host,

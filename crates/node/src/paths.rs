@@ -70,6 +70,11 @@ impl Paths {
         self.data.join("diverged").join(format!("{name}-{unix_s}"))
     }
 
+    /// What came of a schedule's backups.
+    pub fn schedule(&self, name: &str) -> PathBuf {
+        self.data.join("schedules").join(name)
+    }
+
     pub fn api_socket(&self) -> PathBuf {
         self.run.join("api.sock")
     }

@@ -19,6 +19,8 @@ pub fn of_node(node: &Node) -> Status {
     {
         conditions.push(condition(Severity::Warning, "the witness does not answer"));
     }
+    conditions
+        .extend(node.schedules.warnings().into_iter().map(|warning| condition(Severity::Warning, warning)));
     let unopened: Vec<_> =
         node.unopened().into_iter().map(|(name, error)| UnopenedVm { name, error }).collect();
     conditions.extend(

@@ -20,6 +20,8 @@ mod retain;
 mod serve;
 mod stop;
 
+pub(crate) use points::time;
+
 use crate::Output;
 use access::Access;
 use clap::Subcommand;

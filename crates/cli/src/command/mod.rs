@@ -2,6 +2,7 @@ mod cluster;
 mod compare;
 mod failover;
 mod protect;
+mod schedule;
 mod status;
 mod vm;
 
@@ -30,6 +31,9 @@ pub enum Command {
     Failback(failover::Failback),
     /// After a forced takeover elsewhere: give up what only this copy holds, and follow.
     Rejoin(failover::Rejoin),
+    /// Backups by the clock, as this node's configuration has them.
+    #[command(subcommand)]
+    Schedule(schedule::ScheduleCommand),
     /// Check both copies of a virtual machine's disks byte for byte, while it runs.
     Compare(compare::Compare),
 }
@@ -45,6 +49,7 @@ pub async fn run(command: Command, client: &Client, output: Output) -> Result<()
         Command::Failover(command) => failover::failover(command, client, output).await,
         Command::Failback(command) => failover::failback(command, client, output).await,
         Command::Rejoin(command) => failover::rejoin(command, client, output).await,
+        Command::Schedule(command) => schedule::run(command, client, output).await,
         Command::Compare(command) => compare::run(command, client, output).await,
     }
 }

@@ -5,14 +5,15 @@ use crate::membership;
 use crate::metrics;
 use crate::node::Node;
 use crate::operation;
+use crate::schedule;
 use crate::status;
 use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use rempart_api::{
-    ClusterCreate, DiskAdd, DiskResize, Error, FailoverRequest, ImportRequest, Job, JobId, JoinRequest,
-    Members, ProtectRequest, RejoinRequest, RevokeRequest, Status, StopRequest, Token, TokenRequest,
-    VmDetail,
+    BackupRun, ClusterCreate, DiskAdd, DiskResize, Error, FailoverRequest, ImportRequest, Job, JobId,
+    JoinRequest, Members, ProtectRequest, RejoinRequest, RevokeRequest, Schedule, Status, StopRequest, Token,
+    TokenRequest, VmDetail,
 };
 use serde::Deserialize;
 use std::sync::Arc;
@@ -34,6 +35,10 @@ fn router(node: Arc<Node>) -> Router {
         .route("/v1/cluster/join", post(cluster_join))
         .route("/v1/cluster/remove", post(cluster_remove))
         .route("/v1/cluster/renew", post(cluster_renew))
+        .route("/v1/schedules", get(schedules))
+        .route("/v1/schedules/{name}", get(one_schedule))
+        .route("/v1/schedules/{name}/history", get(schedule_history))
+        .route("/v1/schedules/{name}/run", post(schedule_run))
         .route("/v1/vms", post(import))
         .route("/v1/vms/{name}", get(vm).delete(delete))
         .route("/v1/vms/{name}/start", post(start))
@@ -93,6 +98,31 @@ async fn cluster_remove(State(node): Shared, Body(request): Body<RevokeRequest>)
 
 async fn cluster_renew(State(node): Shared) -> Answer<Members> {
     answer(membership::renew(&node).await)
+}
+
+async fn schedules(State(node): Shared) -> Answer<Vec<Schedule>> {
+    answer(Ok(node.schedules.shown()))
+}
+
+async fn one_schedule(State(node): Shared, Path(name): Path<String>) -> Answer<Schedule> {
+    answer(node.schedules.one(&name))
+}
+
+#[derive(Deserialize)]
+struct HistoryQuery {
+    newest: Option<usize>,
+}
+
+async fn schedule_history(
+    State(node): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<HistoryQuery>,
+) -> Answer<Vec<BackupRun>> {
+    answer(node.schedules.history(&name, query.newest.unwrap_or(usize::MAX)))
+}
+
+async fn schedule_run(State(node): Shared, Path(name): Path<String>) -> Answer<Job> {
+    answer(schedule::run_now(&node, &name))
 }
 
 async fn import(State(node): Shared, Body(request): Body<ImportRequest>) -> Answer<Job> {

@@ -9,6 +9,7 @@ use crate::members::Cluster;
 use crate::membership;
 use crate::node::Node;
 use crate::operation::{self, DiskChange, HandOver, ReplicaOffer};
+use crate::schedule;
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -100,6 +101,7 @@ type From = Extension<Peer>;
 fn router(node: Arc<Node>) -> Router {
     Router::new()
         .route("/peer/v1/ping", get(|| async { axum::Json(()) }))
+        .route("/peer/v1/leads", post(leads))
         .route("/peer/v1/members", post(members))
         .route("/peer/v1/renew", post(renew))
         .route("/peer/v1/replicas", post(replica_offer))
@@ -121,6 +123,10 @@ async fn nodes_only(
         return Err(Refused(Error::new(rempart_api::ErrorKind::Forbidden, "only nodes may ask this")));
     }
     Ok(next.run(request).await)
+}
+
+async fn leads(State(node): Shared, Body(vm): Body<String>) -> Answer<bool> {
+    answer(Ok(schedule::leads(&node, &vm)))
 }
 
 async fn members(State(node): Shared, Body(news): Body<membership::News>) -> Answer<Option<Cluster>> {

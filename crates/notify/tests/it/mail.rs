@@ -1,4 +1,5 @@
-use crate::receiver::{Receiver, SelfSigned, closed_port};
+use crate::receiver::Receiver;
+use crate::self_signed::{SelfSigned, closed_port};
 use data_encoding::BASE64;
 use rempart_notify::{Attachment, MailConfig, MailTls, Mailer, Message, NotifyError};
 use serde_json::Value;

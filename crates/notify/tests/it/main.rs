@@ -2,4 +2,5 @@
 
 mod mail;
 mod receiver;
+mod self_signed;
 mod webhook;

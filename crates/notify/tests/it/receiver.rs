@@ -1,9 +1,8 @@
-//! Servers of Python, which keep what they are told as files.
+//! Servers of Python, which keep what they are told as files. Other crates' tests use them, too.
 
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
@@ -26,7 +25,7 @@ impl Receiver {
         let home = TempDir::new().expect("a directory");
         // The one whose modules are Debian's packages, whatever else comes first in the path.
         let mut command = Command::new("/usr/bin/python3");
-        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(program));
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../notify/tests/it").join(program));
         let mut child =
             command.arg(home.path()).args(arguments).stdout(Stdio::piped()).spawn().expect("it starts");
         let mut line = String::new();
@@ -47,36 +46,6 @@ impl Receiver {
             .iter()
             .map(|path| serde_json::from_slice(&fs::read(path).expect("read")).expect("JSON"))
             .collect()
-    }
-}
-
-/// A port at which nobody listens.
-pub fn closed_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
-}
-
-/// A certificate for `localhost`, which is its own authority, and its key.
-pub struct SelfSigned {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-    home: TempDir,
-}
-
-impl SelfSigned {
-    pub fn new() -> SelfSigned {
-        let home = TempDir::new().expect("a directory");
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("made");
-        let (certificate, key) = (home.path().join("certificate.pem"), home.path().join("key.pem"));
-        fs::write(&certificate, made.cert.pem()).expect("written");
-        fs::write(&key, made.signing_key.serialize_pem()).expect("written");
-        SelfSigned { certificate, key, home }
-    }
-
-    /// A file beside it.
-    pub fn beside(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.home.path().join(name);
-        secret(&path, content);
-        path
     }
 }
 

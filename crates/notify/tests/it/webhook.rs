@@ -1,4 +1,5 @@
-use crate::receiver::{Receiver, SelfSigned, closed_port};
+use crate::receiver::Receiver;
+use crate::self_signed::{SelfSigned, closed_port};
 use rempart_notify::{NotifyError, Webhook, WebhookConfig};
 use serde_json::json;
 use std::process::Command;

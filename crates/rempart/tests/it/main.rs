@@ -24,9 +24,13 @@ mod mount;
 mod protection;
 mod qemu;
 mod rack;
+#[path = "../../../notify/tests/it/receiver.rs"]
+#[allow(dead_code)]
+mod receiver;
 mod recover;
 mod retention;
 mod running;
+mod schedule;
 mod serve;
 mod service;
 mod units;

@@ -33,7 +33,11 @@ fn documented() -> BTreeSet<String> {
 fn the_metrics_are_those_of_the_manual() {
     let rack = Rack::new();
     let listen = Rack::free_address();
-    let a = rack.node_with("node-a", "[metrics]", &format!("[metrics]\nlisten = \"{listen}\""));
+    // A schedule that fails has figures, too.
+    let schedule = "[[backup]]\nname = 'nightly'\nrepository = '/no-such'\nkey_file = '/no-such'\n\
+                    machines = ['shop']\nschedule = '0 0 30 2 *'\nretries = 0";
+    let sections = format!("{schedule}\n[metrics]\nlisten = \"{listen}\"");
+    let a = rack.node_with("node-a", "[metrics]", &sections);
     let b = rack.node("node-b");
     a.ok(&["cluster", "create", "lab"]);
     rack.join(&b, &a);
@@ -41,6 +45,7 @@ fn the_metrics_are_those_of_the_manual() {
     a.import("shop", &[&rack.image("disk.raw", 1 << 20, 7)]);
     // So that there is a peer to tell of.
     a.ok(&["protect", "shop", "--peer", "node-b"]);
+    a.refused(&["schedule", "run", "nightly"]);
     let names = scraped(TcpStream::connect(listen).unwrap());
     assert_eq!(names, documented());
     assert_eq!(names, scraped(UnixStream::connect(a.home.join("run/api.sock")).unwrap()));

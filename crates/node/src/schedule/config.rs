@@ -1,0 +1,364 @@
+//! A schedule as the configuration file has it.
+
+use super::plan::{Calendar, Window};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Which machines, of those that this node leads when it is time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Machines {
+    /// `"all"`.
+    All(Every),
+    Named(Vec<String>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Every {
+    All,
+}
+
+/// After which runs somebody is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Notify {
+    Always,
+    #[default]
+    Failure,
+    Never,
+}
+
+/// One `[[backup]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupSection {
+    pub name: String,
+    /// As `rempart backup --repo` takes it.
+    pub repository: String,
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
+    #[serde(default)]
+    pub passphrase_file: Option<PathBuf>,
+    /// Of a bucket.
+    #[serde(default)]
+    pub credentials_file: Option<PathBuf>,
+    #[serde(default)]
+    pub cache_dir: Option<PathBuf>,
+    pub machines: Machines,
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// The monitor of a QEMU that is not Rempart's; its machine is the one that is named.
+    #[serde(default)]
+    pub qmp: Option<PathBuf>,
+    /// The host's end of the guest agent's channel there.
+    #[serde(default)]
+    pub agent: Option<PathBuf>,
+    /// Images and block devices that nobody writes to, as the one machine that is named.
+    #[serde(default)]
+    pub disks: Vec<PathBuf>,
+    /// Of the images.
+    #[serde(default)]
+    pub format: Option<String>,
+    /// In cron's form.
+    pub schedule: String,
+    /// This machine's without it.
+    #[serde(default)]
+    pub time_zone: Option<String>,
+    /// Machines are begun in it only.
+    #[serde(default)]
+    pub window: Option<String>,
+    /// Whether what was due while no daemon ran is run once as soon as one does.
+    #[serde(default = "yes")]
+    pub catch_up: bool,
+    /// Tries of a machine after the first.
+    #[serde(default = "two")]
+    pub retries: u32,
+    #[serde(default = "five_minutes")]
+    pub retry_delay_s: u64,
+    /// Machines that are backed up at once.
+    #[serde(default = "one")]
+    pub parallel: usize,
+    /// Sent to the repository, of each machine that is backed up; 0: as fast as it goes.
+    #[serde(default)]
+    pub limit_bytes_per_s: u64,
+    /// Read each new point again, and compare it.
+    #[serde(default)]
+    pub verify: bool,
+    /// Which points of the machines that were backed up are kept.
+    #[serde(default)]
+    pub retain: Option<RetainSection>,
+    /// Remove what no point has any more, at the end of a run that forgot points.
+    #[serde(default)]
+    pub gc: bool,
+    #[serde(default)]
+    pub notify: Notify,
+}
+
+/// As the options of `rempart retain`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetainSection {
+    pub keep_last: u64,
+    pub keep_hourly: u64,
+    pub keep_daily: u64,
+    pub keep_weekly: u64,
+    pub keep_monthly: u64,
+    pub keep_yearly: u64,
+    pub keep_within: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> usize {
+    1
+}
+
+fn two() -> u32 {
+    2
+}
+
+fn five_minutes() -> u64 {
+    300
+}
+
+impl RetainSection {
+    fn arguments(&self) -> Vec<OsString> {
+        let RetainSection {
+            keep_last,
+            keep_hourly,
+            keep_daily,
+            keep_weekly,
+            keep_monthly,
+            keep_yearly,
+            keep_within,
+        } = self;
+        let numbers = [
+            ("--keep-last", keep_last),
+            ("--keep-hourly", keep_hourly),
+            ("--keep-daily", keep_daily),
+            ("--keep-weekly", keep_weekly),
+            ("--keep-monthly", keep_monthly),
+            ("--keep-yearly", keep_yearly),
+        ];
+        let numbers = numbers.into_iter().filter(|(_, number)| **number > 0);
+        let mut arguments: Vec<OsString> =
+            numbers.flat_map(|(option, number)| [option.into(), number.to_string().into()]).collect();
+        if let Some(within) = keep_within {
+            arguments.extend(["--keep-within".into(), within.into()]);
+        }
+        arguments
+    }
+}
+
+impl BackupSection {
+    /// What is wrong with it by itself, key by key.
+    pub fn check(&self) -> Result<(), String> {
+        crate::config::check_name(&self.name).map_err(|e| format!("name: {e}"))?;
+        self.calendar()?;
+        self.opens()?;
+        for (key, path) in [
+            ("key_file", &self.key_file),
+            ("passphrase_file", &self.passphrase_file),
+            ("credentials_file", &self.credentials_file),
+            ("cache_dir", &self.cache_dir),
+            ("qmp", &self.qmp),
+            ("agent", &self.agent),
+            ("disks", &self.disks.iter().find(|path| !path.is_absolute()).cloned()),
+        ] {
+            if let Some(path) = path.as_deref().filter(|path| !path.is_absolute()) {
+                return Err(format!("{key}: `{}` is not an absolute path", path.display()));
+            }
+        }
+        if !self.repository.contains("://") && !Path::new(&self.repository).is_absolute() {
+            return Err(format!("repository: `{}` is no URL and no absolute path", self.repository));
+        }
+        if let Machines::Named(names) = &self.machines {
+            for name in names {
+                crate::config::check_name(name).map_err(|e| format!("machines: {e}"))?;
+            }
+            if names.is_empty() {
+                return Err("machines: it names none; `\"all\"` means all".to_owned());
+            }
+        }
+        let is_one = matches!(&self.machines, Machines::Named(names) if names.len() == 1);
+        if self.is_foreign() && !is_one {
+            return Err(
+                "machines: with `qmp` or `disks` it names the one machine that they belong to".to_owned()
+            );
+        }
+        for (key, is_there, needs, has) in [
+            ("qmp", self.qmp.is_some(), "no `disks`", self.disks.is_empty()),
+            ("agent", self.agent.is_some(), "`qmp`", self.qmp.is_some()),
+            ("format", self.format.is_some(), "`disks`", !self.disks.is_empty()),
+        ] {
+            if is_there && !has {
+                return Err(format!("{key}: it goes with {needs}"));
+            }
+        }
+        if self.parallel == 0 {
+            return Err("parallel: it must be at least 1".to_owned());
+        }
+        if self.retain.as_ref().is_some_and(|retain| retain.arguments().is_empty()) {
+            return Err("retain: it keeps nothing; leave it out to keep everything".to_owned());
+        }
+        Ok(())
+    }
+
+    /// When, and in which window.
+    pub fn calendar(&self) -> Result<(Calendar, Option<Window>), String> {
+        let zone = self.time_zone.as_deref();
+        let calendar = Calendar::parse(&self.schedule, zone).map_err(|e| format!("schedule: {e}"))?;
+        let window = self.window.as_deref().map(Window::parse).transpose();
+        Ok((calendar, window.map_err(|e| format!("window: {e}"))?))
+    }
+
+    fn opens(&self) -> Result<[OsString; 2], String> {
+        match (&self.key_file, &self.passphrase_file) {
+            (Some(file), None) => Ok(["--key-file".into(), file.into()]),
+            (None, Some(file)) => Ok(["--passphrase-file".into(), file.into()]),
+            _ => Err("one of `key_file` and `passphrase_file` opens the repository".to_owned()),
+        }
+    }
+
+    /// Arguments of a command of the program on the repository.
+    pub fn arguments(&self, command: &[&str]) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = command.iter().map(|word| word.into()).collect();
+        arguments.extend(["--repo".into(), (&self.repository).into()]);
+        arguments.extend(self.opens().expect("it was checked"));
+        for (option, path) in [("--credentials", &self.credentials_file), ("--cache-dir", &self.cache_dir)] {
+            if let Some(path) = path {
+                arguments.extend([option.into(), path.into()]);
+            }
+        }
+        arguments
+    }
+
+    /// Whether its machine is none of Rempart's: whoever has the schedule backs it up.
+    pub fn is_foreign(&self) -> bool {
+        self.qmp.is_some() || !self.disks.is_empty()
+    }
+
+    /// Arguments that back one machine up.
+    pub fn backup_arguments(&self, vm: &str) -> Vec<OsString> {
+        let mut arguments = self.arguments(&["backup", vm]);
+        let paths = self.disks.iter().map(|disk| ("--disk", disk));
+        let paths = paths.chain(
+            [("--qmp", &self.qmp), ("--agent", &self.agent)]
+                .into_iter()
+                .filter_map(|(option, path)| path.as_ref().map(|path| (option, path))),
+        );
+        arguments.extend(paths.flat_map(|(option, path)| [option.into(), path.into()]));
+        if let Some(format) = &self.format {
+            arguments.extend(["--format".into(), format.into()]);
+        }
+        if self.limit_bytes_per_s > 0 {
+            arguments.extend(["--bandwidth".into(), self.limit_bytes_per_s.to_string().into()]);
+        }
+        arguments
+    }
+
+    /// Arguments that forget points of these machines; `None` if all are kept.
+    pub fn retain_arguments(&self, vms: &[&str]) -> Option<Vec<OsString>> {
+        let rule = self.retain.as_ref()?.arguments();
+        let mut arguments = self.arguments(&["retain"]);
+        arguments.extend(rule);
+        if let Some(zone) = &self.time_zone {
+            arguments.extend(["--time-zone".into(), zone.into()]);
+        }
+        arguments.extend(vms.iter().map(|vm| vm.into()));
+        Some(arguments)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: &str = "name = 'nightly'\nrepository = '/srv/backups'\nkey_file = '/root/key'\n\
+                         machines = 'all'\nschedule = '15 2 * * *'\n";
+
+    fn parse(text: &str) -> Result<BackupSection, String> {
+        let section: BackupSection = toml::from_str(text).map_err(|e| e.to_string())?;
+        section.check().map(|()| section)
+    }
+
+    #[test]
+    fn a_plain_schedule_has_its_defaults() {
+        let plain = parse(PLAIN).unwrap();
+        assert_eq!(plain.machines, Machines::All(Every::All));
+        assert_eq!((plain.catch_up, plain.retries, plain.parallel), (true, 2, 1));
+        assert_eq!(plain.notify, Notify::Failure);
+        let arguments = ["backup", "shop", "--repo", "/srv/backups", "--key-file", "/root/key"];
+        assert_eq!(plain.backup_arguments("shop"), arguments);
+        assert_eq!(plain.retain_arguments(&["shop"]), None);
+    }
+
+    #[test]
+    fn all_there_is_is_said_to_the_program() {
+        let text = format!(
+            "{PLAIN}credentials_file = '/root/bucket'\ncache_dir = '/c'\ntime_zone = 'Europe/Zurich'\n\
+             retain = {{ keep_last = 3, keep_daily = 7, keep_within = '14d' }}\n"
+        );
+        let section = parse(&text).unwrap();
+        let retain = section.retain_arguments(&["shop", "db"]).unwrap();
+        let retain: Vec<_> = retain.iter().map(|argument| argument.to_str().unwrap()).collect();
+        assert_eq!(
+            retain.join(" "),
+            "retain --repo /srv/backups --key-file /root/key --credentials /root/bucket --cache-dir /c --keep-last 3 \
+             --keep-daily 7 --keep-within 14d --time-zone Europe/Zurich shop db"
+        );
+    }
+
+    #[test]
+    fn machines_that_are_not_ours_are_named_one_by_one() {
+        let plain = PLAIN.replace("'all'", "['shop']");
+        let backup = |more: &str| {
+            let section = parse(&format!("{plain}{more}")).unwrap();
+            assert!(section.is_foreign());
+            let arguments = section.backup_arguments("shop");
+            let arguments: Vec<_> =
+                arguments[6..].iter().map(|argument| argument.to_str().unwrap()).collect();
+            arguments.join(" ")
+        };
+        assert_eq!(
+            backup("qmp = '/run/q'\nagent = '/run/a'\nlimit_bytes_per_s = 7"),
+            "--qmp /run/q --agent /run/a --bandwidth 7"
+        );
+        assert_eq!(backup("disks = ['/a', '/b']\nformat = 'qcow2'"), "--disk /a --disk /b --format qcow2");
+        for wrong in
+            ["qmp = 'q'", "agent = '/run/a'", "disks = ['a']", "qmp = '/q'\ndisks = ['/a']", "format = 'raw'"]
+        {
+            parse(&format!("{plain}{wrong}")).expect_err(wrong);
+        }
+        parse(&format!("{PLAIN}qmp = '/run/q'")).expect_err("all");
+    }
+
+    #[test]
+    fn what_cannot_be_right_is_refused() {
+        for (from, to) in [
+            ("'nightly'", "'night ly'"),
+            ("'/srv/backups'", "'backups'"),
+            ("key_file = '/root/key'", ""),
+            ("key_file = '/root/key'", "key_file = 'key'"),
+            ("machines", "passphrase_file = '/root/p'\nmachines"),
+            ("'all'", "'some'"),
+            ("'all'", "[]"),
+            ("'all'", "['Shop']"),
+            ("'15 2 * * *'", "'daily'"),
+            ("machines", "time_zone = 'Mars'\nmachines"),
+            ("machines", "window = '22-6'\nmachines"),
+            ("machines", "parallel = 0\nmachines"),
+            ("machines", "retain = {}\nmachines"),
+            ("machines", "retain = { keep_secret = 1 }\nmachines"),
+            ("machines", "notify = 'sometimes'\nmachines"),
+            ("machines", "unknown = 1\nmachines"),
+        ] {
+            assert!(PLAIN.contains(from), "{from}");
+            parse(&PLAIN.replacen(from, to, 1)).expect_err(to);
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Backups by the clock: which machines, when, how often tried, and who is told. The work itself is done by this program
+//! as a process of its own.
+//!
+//! A schedule may stand in the configuration of every node: each backs up the machines that it leads.
+
+mod child;
+mod config;
+mod history;
+mod leader;
+mod plan;
+mod report;
+mod run;
+
+pub use config::BackupSection;
+pub use leader::leads;
+
+use crate::config::NodeConfig;
+use crate::node::Node;
+use crate::paths::Paths;
+use crate::{clock, vm};
+use child::Program;
+use config::Machines;
+use history::History;
+use plan::{Calendar, Due, Window};
+use rempart_api::{
+    BackupRun, Error, Job, MachineProgress, Progress, RunResult, RunTrigger, ScheduledMachine,
+};
+use report::Receivers;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// The clock may be set, and the machine may sleep: it is looked at anew this often.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Coming runs that are shown.
+const SHOWN_AHEAD: usize = 3;
+
+#[derive(Debug)]
+pub struct Schedules {
+    all: Vec<Arc<Schedule>>,
+    program: Program,
+    receivers: Receivers,
+    /// What is wrong with all of them.
+    problems: Mutex<Vec<String>>,
+}
+
+#[derive(Debug)]
+struct Schedule {
+    section: BackupSection,
+    calendar: Calendar,
+    window: Option<Window>,
+    history: Mutex<History>,
+    /// Of the machines that are being backed up.
+    progress: Mutex<BTreeMap<String, Progress>>,
+    /// Held while it runs.
+    busy: Arc<tokio::sync::Mutex<()>>,
+    problem: Mutex<Option<Error>>,
+}
+
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("held for a moment only, and nothing panics meanwhile")
+}
+
+impl Schedules {
+    /// None of them keeps the daemon from starting: one that cannot be followed is told.
+    pub fn open(config: &NodeConfig, paths: &Paths) -> Result<Schedules, Error> {
+        let program = Program::new(&paths.api_socket())
+            .map_err(|e| Error::failed("cannot find this program").cause(e))?;
+        let mut all = Vec::new();
+        let mut problems = Vec::new();
+        for section in &config.backups {
+            let (calendar, window) = section.calendar().map_err(Error::invalid)?;
+            match History::open(&paths.schedule(&section.name), clock::wall()) {
+                Ok(history) => all.push(Arc::new(Schedule {
+                    section: section.clone(),
+                    calendar,
+                    window,
+                    history: Mutex::new(history),
+                    progress: Mutex::default(),
+                    busy: Arc::default(),
+                    problem: Mutex::default(),
+                })),
+                Err(error) => {
+                    tracing::error!(schedule = section.name, %error, "not followed: its history cannot be opened");
+                    problems.push(format!(
+                        "backup schedule `{}` is not followed: its history cannot be opened: {error}",
+                        section.name
+                    ));
+                }
+            }
+        }
+        Ok(Schedules { all, program, receivers: Receivers::new(config), problems: Mutex::new(problems) })
+    }
+
+    fn find(&self, name: &str) -> Result<&Arc<Schedule>, Error> {
+        self.all.iter().find(|schedule| schedule.section.name == name).ok_or_else(|| {
+            Error::not_found(format!("this node follows no backup schedule `{name}`")).hint(
+                "`rempart schedule list` shows those of its configuration; it is read when the daemon starts",
+            )
+        })
+    }
+
+    pub fn shown(&self) -> Vec<rempart_api::Schedule> {
+        self.all.iter().map(|schedule| schedule.shown()).collect()
+    }
+
+    pub fn one(&self, name: &str) -> Result<rempart_api::Schedule, Error> {
+        self.find(name).map(|schedule| schedule.shown())
+    }
+
+    /// The newest runs that ended, oldest first.
+    pub fn history(&self, name: &str, newest: usize) -> Result<Vec<BackupRun>, Error> {
+        let history = hold(&self.find(name)?.history);
+        let runs = history.runs();
+        Ok(runs[runs.len().saturating_sub(newest)..].to_vec())
+    }
+
+    /// By schedule.
+    pub fn machines(&self) -> Vec<(String, Vec<ScheduledMachine>)> {
+        let known = self.all.iter().map(|schedule| {
+            let history = hold(&schedule.history);
+            (schedule.section.name.clone(), history.machines().cloned().collect())
+        });
+        known.collect()
+    }
+
+    /// What an operator should know.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = hold(&self.problems).clone();
+        for schedule in &self.all {
+            let name = &schedule.section.name;
+            if let Some(problem) = &*hold(&schedule.problem) {
+                warnings.push(format!("backup schedule `{name}`: {problem}"));
+            } else if hold(&schedule.history)
+                .runs()
+                .last()
+                .is_some_and(|run| run.result == Some(RunResult::Failure))
+            {
+                warnings.push(format!(
+                    "backup schedule `{name}`: its last run failed; `rempart schedule show {name}` says why"
+                ));
+            }
+        }
+        warnings
+    }
+}
+
+impl Schedule {
+    fn now_due(&self) -> Due {
+        let since = hold(&self.history).since();
+        self.calendar.due(since, clock::wall(), self.section.catch_up)
+    }
+
+    fn shown(&self) -> rempart_api::Schedule {
+        let mut next = Vec::new();
+        let mut time = clock::wall();
+        while let Some(then) = self.calendar.after(time).filter(|_| next.len() < SHOWN_AHEAD) {
+            next.push(then.0);
+            time = then;
+        }
+        let history = hold(&self.history);
+        let progress = hold(&self.progress);
+        let progress = progress
+            .iter()
+            .map(|(vm, progress)| MachineProgress { vm: vm.clone(), progress: progress.clone() });
+        rempart_api::Schedule {
+            name: self.section.name.clone(),
+            repository: self.section.repository.clone(),
+            schedule: self.section.schedule.clone(),
+            time_zone: self.calendar.zone_name().to_owned(),
+            window: self.section.window.clone(),
+            next_unix_ms: next,
+            running: history.running().cloned(),
+            progress: progress.collect(),
+            last: history.runs().last().cloned(),
+            machines: history.machines().cloned().collect(),
+            problem: hold(&self.problem).clone(),
+        }
+    }
+}
+
+/// Follows all schedules until the daemon ends.
+pub async fn keep(node: Arc<Node>) {
+    for schedule in &node.schedules.all {
+        tokio::spawn(follow(node.clone(), schedule.clone()));
+    }
+    try_out(&node).await;
+}
+
+/// Says what is known to fail before the night in which it would.
+async fn try_out(node: &Arc<Node>) {
+    let schedules = &node.schedules;
+    for schedule in &schedules.all {
+        let section = &schedule.section;
+        if let Err(error) = schedules.program.run(section.arguments(&["repo", "show"]), |_| {}).await {
+            let hint = error.hint.as_deref().unwrap_or_default();
+            tracing::warn!(schedule = section.name, %error, hint, "the repository of a backup schedule does not open");
+            hold(&schedule.problem).get_or_insert(error);
+        }
+    }
+    let receivers = schedules.receivers.clone();
+    let checked = tokio::task::spawn_blocking(move || receivers.check()).await;
+    for error in checked.into_iter().flatten() {
+        tracing::warn!(%error, "nobody will be told of backups");
+        hold(&schedules.problems).push(format!("nobody will be told of backups: {error}"));
+    }
+}
+
+async fn follow(node: Arc<Node>, schedule: Arc<Schedule>) {
+    loop {
+        let is_open = hold(&schedule.history).running().is_some();
+        let due = schedule.now_due();
+        let wait = match due {
+            _ if is_open => Duration::ZERO,
+            Due::Now { .. } => Duration::ZERO,
+            Due::At(then) => Duration::from_millis(then.0.saturating_sub(vm::unix_ms())).min(LOOK_EVERY),
+            Due::Never => LOOK_EVERY,
+        };
+        if wait > Duration::ZERO {
+            tokio::time::sleep(wait).await;
+            continue;
+        }
+        // Who had it before may have done what was due.
+        let _busy = schedule.busy.lock().await;
+        let is_open = hold(&schedule.history).running().is_some();
+        match schedule.now_due() {
+            _ if is_open => run::go_on(&node, &schedule, &mut |_| {}).await,
+            Due::Now { since, missed } => {
+                let trigger = if missed { RunTrigger::CatchUp } else { RunTrigger::Schedule };
+                run::begin(&schedule, trigger, since);
+                run::go_on(&node, &schedule, &mut |_| {}).await
+            }
+            Due::At(_) | Due::Never => continue,
+        };
+    }
+}
+
+/// Runs one now, whatever time it is.
+pub fn run_now(node: &Arc<Node>, name: &str) -> Result<Job, Error> {
+    let schedule = node.schedules.find(name)?.clone();
+    let busy = schedule.busy.clone().try_lock_owned().map_err(|_| {
+        Error::conflict(format!("backup schedule `{name}` runs already"))
+            .hint(format!("`rempart schedule show {name}` tells how far it is"))
+    })?;
+    let node = node.clone();
+    let shared = node.clone();
+    Ok(node.jobs.start(format!("run backup schedule `{name}`"), move |reporter| async move {
+        let _busy = busy;
+        if hold(&schedule.history).running().is_none() {
+            run::begin(&schedule, RunTrigger::Operator, clock::wall());
+        }
+        let run = run::go_on(&shared, &schedule, &mut |progress| reporter.tell(progress)).await;
+        serde_json::to_value(run).map_err(|e| Error::failed("cannot write what came of the run").cause(e))
+    }))
+}

@@ -1,0 +1,251 @@
+//! One run of a schedule.
+
+use super::config::Notify;
+use super::leader::{self, Leader};
+use super::{Machines, Schedule, hold};
+use crate::clock;
+use crate::node::Node;
+use rempart_api::{BackupRun, Error, MachineBackup, MachineOutcome, Progress, RunResult, RunTrigger};
+use rempart_types::WallTime;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// A window that is shut is looked at this often; and how far a run is, for whoever waits for it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Writes down that a run has begun.
+pub fn begin(schedule: &Schedule, trigger: RunTrigger, due: WallTime) {
+    let run = hold(&schedule.history).begin(BackupRun {
+        run: 0,
+        trigger,
+        due_unix_ms: due.0,
+        begun_unix_ms: clock::wall().0,
+        ended_unix_ms: None,
+        result: None,
+        machines: Vec::new(),
+        errors: Vec::new(),
+        not_told: Vec::new(),
+    });
+    tracing::info!(schedule = schedule.section.name, run = run.run, ?trigger, "a run of backups begins");
+}
+
+/// Brings the run under way to its end, also one that an earlier daemon began.
+pub async fn go_on(
+    node: &Arc<Node>,
+    schedule: &Arc<Schedule>,
+    tell: &mut (dyn FnMut(Progress) + Send),
+) -> BackupRun {
+    back_up_all(node, schedule, tell).await;
+    let mut run = hold(&schedule.history).running().expect("it is under way").clone();
+    tidy_up(node, schedule, &mut run).await;
+    let is_bad = |machine: &MachineBackup| {
+        matches!(machine.outcome, MachineOutcome::Failed | MachineOutcome::NotBegun)
+    };
+    let failed = run.machines.iter().any(is_bad) || !run.errors.is_empty();
+    run.result = Some(if failed { RunResult::Failure } else { RunResult::Success });
+    run.ended_unix_ms = Some(clock::wall().0);
+    let is_told = match schedule.section.notify {
+        Notify::Never => false,
+        Notify::Failure => failed,
+        // A node that leads none of the machines leaves it to the one that does.
+        Notify::Always => failed || run.machines.iter().any(|done| done.outcome != MachineOutcome::Elsewhere),
+    };
+    if is_told {
+        run.not_told = told(node, schedule, &run).await;
+    }
+    tracing::info!(schedule = schedule.section.name, run = run.run, result = ?run.result, "a run of backups ended");
+    hold(&schedule.history).end(run.clone());
+    run
+}
+
+/// The machines that the schedule names, those first that have waited longest for a backup.
+fn wanted(node: &Node, schedule: &Schedule) -> Vec<String> {
+    let section = &schedule.section;
+    let names: BTreeSet<String> = match &section.machines {
+        Machines::Named(names) => names.iter().cloned().collect(),
+        Machines::All(_) => {
+            let unopened = node.unopened().into_iter().map(|(name, _)| name);
+            node.vms().iter().map(|vm| vm.name()).chain(unopened).collect()
+        }
+    };
+    let history = hold(&schedule.history);
+    let done = history.running().map_or(&[][..], |run| &run.machines);
+    let is_left =
+        |name: &String| !section.exclude.contains(name) && !done.iter().any(|done| done.vm == *name);
+    let mut names: Vec<_> = names.into_iter().filter(is_left).collect();
+    names.sort_by_key(|name| history.last_success(name));
+    names
+}
+
+async fn back_up_all(node: &Arc<Node>, schedule: &Arc<Schedule>, tell: &mut (dyn FnMut(Progress) + Send)) {
+    let (trigger, mut has_begun) = {
+        let history = hold(&schedule.history);
+        let run = history.running().expect("it is under way");
+        (run.trigger, !run.machines.is_empty())
+    };
+    let names = wanted(node, schedule);
+    let at_once = Arc::new(Semaphore::new(schedule.section.parallel));
+    let mut at_work = JoinSet::new();
+    // An operator who says now means now.
+    let may_begin = move |schedule: &Schedule| trigger == RunTrigger::Operator || is_open(schedule);
+    for vm in names {
+        let place = loop {
+            match tokio::time::timeout(LOOK_EVERY, at_once.clone().acquire_owned()).await {
+                Ok(place) => break place.expect("it is never closed"),
+                Err(_) => tell(schedule.sum()),
+            }
+        };
+        if !may_begin(schedule) {
+            if has_begun {
+                let mut left = MachineBackup::begun(vm, clock::wall());
+                left.outcome = MachineOutcome::NotBegun;
+                hold(&schedule.history).machine(left);
+                continue;
+            }
+            while !may_begin(schedule) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+        has_begun = true;
+        let (node, schedule) = (node.clone(), schedule.clone());
+        at_work.spawn(async move {
+            let done = back_up(&node, &schedule, vm, may_begin).await;
+            hold(&schedule.progress).remove(&done.vm);
+            hold(&schedule.history).machine(done);
+            drop(place);
+        });
+    }
+    while !at_work.is_empty() {
+        if tokio::time::timeout(LOOK_EVERY, at_work.join_next()).await.is_err() {
+            tell(schedule.sum());
+        }
+    }
+}
+
+fn is_open(schedule: &Schedule) -> bool {
+    schedule.window.is_none_or(|window| window.is_open(&schedule.calendar, clock::wall()))
+}
+
+impl Schedule {
+    /// Over all machines that are being backed up.
+    fn sum(&self) -> Progress {
+        let progress = hold(&self.progress);
+        let names: Vec<_> = progress.keys().map(String::as_str).collect();
+        Progress {
+            phase: format!("back up {}", names.join(", ")),
+            done_bytes: progress.values().map(|progress| progress.done_bytes).sum(),
+            total_bytes: progress.values().map(|progress| progress.total_bytes).sum(),
+            new_bytes: Some(progress.values().filter_map(|progress| progress.new_bytes).sum()),
+        }
+    }
+}
+
+/// One machine, tried as often as the schedule says.
+async fn back_up(
+    node: &Arc<Node>,
+    schedule: &Arc<Schedule>,
+    vm: String,
+    may_begin: impl Fn(&Schedule) -> bool,
+) -> MachineBackup {
+    let section = &schedule.section;
+    let mut done = MachineBackup::begun(vm, clock::wall());
+    for attempt in 0..=section.retries {
+        if attempt > 0 {
+            tokio::time::sleep(Duration::from_secs(section.retry_delay_s)).await;
+            if !may_begin(schedule) {
+                break;
+            }
+        }
+        done.tries += 1;
+        // Whom others run belongs to whoever has the schedule.
+        let leader = if section.is_foreign() { Leader::Here } else { leader::of(node, &done.vm).await };
+        match leader {
+            Leader::Here => {}
+            Leader::Elsewhere => {
+                done.outcome = MachineOutcome::Elsewhere;
+                break;
+            }
+            Leader::Nobody(error) => {
+                done.error = Some(error);
+                continue;
+            }
+        }
+        match try_once(node, schedule, &mut done).await {
+            Ok(()) => {
+                done.outcome = MachineOutcome::Success;
+                done.error = None;
+                *hold(&schedule.problem) = None;
+                break;
+            }
+            Err(error) => {
+                tracing::warn!(schedule = section.name, vm = done.vm, attempt, %error, "a backup failed");
+                done.error = Some(error);
+            }
+        }
+    }
+    done.ended_unix_ms = clock::wall().0;
+    done
+}
+
+async fn try_once(node: &Arc<Node>, schedule: &Arc<Schedule>, done: &mut MachineBackup) -> Result<(), Error> {
+    let section = &schedule.section;
+    let program = &node.schedules.program;
+    let tell = || {
+        let (schedule, vm) = (schedule.clone(), done.vm.clone());
+        move |progress| {
+            hold(&schedule.progress).insert(vm.clone(), progress);
+        }
+    };
+    let made = program.run(section.backup_arguments(&done.vm), tell()).await?;
+    let number = |key: &str| made[key].as_u64();
+    let point = number("point").ok_or_else(|| Error::failed("a backup did not say which point it made"))?;
+    done.point = Some(point);
+    done.read_bytes = number("read_bytes").unwrap_or_default();
+    done.new_bytes = number("new_bytes").unwrap_or_default();
+    done.stored_bytes = number("stored_bytes").unwrap_or_default();
+    done.consistency = made["consistency"]["level"].as_str().map(str::to_owned);
+    if section.verify {
+        let name = format!("{}@{point}", done.vm);
+        program.run(section.arguments(&["verify", &name]), tell()).await.map_err(|error| {
+            let hint = error.hint.clone();
+            Error { hint, ..Error::failed(format!("`{name}` was made, and does not verify")).cause(error) }
+        })?;
+    }
+    Ok(())
+}
+
+/// Forgets and collects, for the machines that have a new point. Where a backup failed, its old points stay.
+async fn tidy_up(node: &Arc<Node>, schedule: &Schedule, run: &mut BackupRun) {
+    let good = run.machines.iter().filter(|machine| machine.outcome == MachineOutcome::Success);
+    let names: Vec<&str> = good.map(|machine| machine.vm.as_str()).collect();
+    if names.is_empty() {
+        return;
+    }
+    let section = &schedule.section;
+    let Some(retain) = section.retain_arguments(&names) else { return };
+    let collect = section.gc.then(|| section.arguments(&["gc"]));
+    for arguments in [Some(retain), collect].into_iter().flatten() {
+        if let Err(error) = node.schedules.program.run(arguments, |_| {}).await {
+            tracing::warn!(schedule = section.name, %error, "tidying up after backups failed");
+            run.errors.push(error);
+            return;
+        }
+    }
+}
+
+/// Why somebody could not be told.
+async fn told(node: &Arc<Node>, schedule: &Schedule, run: &BackupRun) -> Vec<String> {
+    let receivers = node.schedules.receivers.clone();
+    let (name, run) = (node.name().to_owned(), run.clone());
+    let (schedule, repository) = (schedule.section.name.clone(), schedule.section.repository.clone());
+    let telling =
+        tokio::task::spawn_blocking(move || receivers.tell(&name, &schedule, &repository, &run)).await;
+    let failed = telling.unwrap_or_default();
+    for error in &failed {
+        tracing::warn!(%error, "somebody was not told of backups");
+    }
+    failed.iter().map(ToString::to_string).collect()
+}

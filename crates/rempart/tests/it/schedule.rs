@@ -1,0 +1,225 @@
+//! Backups by the clock: real daemons, repositories, mail and webhooks.
+
+use crate::backup::Vault;
+use crate::rack::{Rack, Server, noise};
+use crate::receiver::Receiver;
+use serde_json::Value;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+const MIB: usize = 1 << 20;
+/// So seldom that only an operator runs it.
+const NEVER: &str = "0 0 30 2 *";
+
+/// Adds to the node's configuration, where the example stands.
+fn schedule(node: &Server, vault: &Vault, when: &str, more: &str) {
+    let text = format!(
+        "[[backup]]\nname = 'nightly'\nrepository = '{}'\npassphrase_file = '{}'\ncache_dir = '{}'\n\
+         schedule = '{when}'\nretry_delay_s = 1\nretries = 1\n{more}\n\n# [[backup]]\n",
+        vault.repo().display(),
+        vault.rack.path("passphrase").display(),
+        node.home.join("cache").display(),
+    );
+    node.configure("# [[backup]]\n", &text);
+}
+
+fn history(node: &Server) -> Vec<Value> {
+    node.json(&["schedule", "history", "nightly"]).as_array().expect("a list").clone()
+}
+
+fn show(node: &Server) -> Value {
+    node.json(&["schedule", "show", "nightly"])
+}
+
+fn outcome<'a>(run: &'a Value, vm: &str) -> &'a Value {
+    let machines = run["machines"].as_array().expect("a list");
+    machines.iter().find(|machine| machine["vm"] == vm).unwrap_or_else(|| panic!("{vm}: {run}"))
+}
+
+fn points(vault: &Vault, vm: &str) -> usize {
+    vault.json(&["points", vm]).as_array().expect("a list").len()
+}
+
+fn text_of(mail: &Value) -> String {
+    let text = mail["parts"][0]["base64"].as_str().expect("a text");
+    let mut decoder = Command::new("base64");
+    let mut child = decoder.arg("-d").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn success_and_failure_are_told_by_mail_and_webhook() {
+    let (rack, vault) = (Rack::new(), Vault::new());
+    let mails = Receiver::start("smtp_server.py", &["plain"]);
+    let calls = Receiver::start("http_receiver.py", &["200"]);
+    let mut node = rack.initialised("node-a");
+    let retain = "machines = 'all'\nexclude = ['test']\nnotify = 'always'\nverify = true\ngc = true\n\
+                  retain = { keep_last = 2 }";
+    schedule(&node, &vault, NEVER, retain);
+    let receivers = format!(
+        "[mail]\nserver = '127.0.0.1:{}'\ntls = 'none'\nfrom = 'rempart@example.com'\nto = ['ops@example.com']\n\
+         [webhook]\nurl = 'http://127.0.0.1:{}/hook'\n# [mail]\n",
+        mails.port, calls.port
+    );
+    node.configure("# [mail]\n", &receivers);
+    node.start();
+    for name in ["shop", "test"] {
+        node.import(name, &[&rack.image(&format!("{name}.raw"), MIB, 7)]);
+    }
+    for expected in [1, 2, 2] {
+        let run = node.json(&["schedule", "run", "nightly"]);
+        assert_eq!((&run["result"], &run["trigger"]), (&"success".into(), &"operator".into()), "{run}");
+        assert_eq!(run["machines"].as_array().unwrap().len(), 1, "{run}");
+        assert_eq!(points(&vault, "shop"), expected);
+    }
+    let (mail, call) = (mails.kept().pop().unwrap(), calls.kept().pop().unwrap());
+    assert_eq!(mail["subject"], "Backup `nightly` on node-a done: 1 of 1 machines");
+    assert!(text_of(&mail).contains("shop: point "), "{}", text_of(&mail));
+    let call: Value = serde_json::from_str(call["body"].as_str().unwrap()).unwrap();
+    assert_eq!((&call["event"], &call["run"]["run"]), (&"backup-run".into(), &3.into()));
+
+    // The place is gone.
+    std::fs::rename(vault.repo(), rack.path("elsewhere")).unwrap();
+    let refused = node.refused(&["schedule", "run", "nightly"]);
+    assert!(refused.err.contains("1 of 1 machines were not backed up"), "{}", refused.err);
+    let mail = mails.kept().pop().unwrap();
+    assert_eq!(mail["subject"], "Backup `nightly` on node-a FAILED: 0 of 1 machines");
+    assert!(text_of(&mail).contains("tried 2 times"), "{}", text_of(&mail));
+    let shown = show(&node);
+    assert_eq!((&shown["machines"][0]["failures"], shown["running"].is_null()), (&1.into(), true));
+    let warnings = node.json(&["status"])["node"]["conditions"].to_string();
+    assert!(warnings.contains("its last run failed"), "{warnings}");
+    assert_eq!(history(&node).len(), 4);
+    assert_eq!((mails.kept().len(), calls.kept().len()), (4, 4));
+
+    // Said when the daemon starts, and not only at night.
+    node.kill();
+    node.start();
+    node.until("it is said", || !show(&node)["problem"].is_null());
+    assert!(node.log().contains("does not open"), "{}", node.log());
+    assert_eq!(history(&node).len(), 4, "it is kept");
+    std::fs::rename(rack.path("elsewhere"), vault.repo()).unwrap();
+    let run = node.json(&["schedule", "run", "nightly"]);
+    assert_eq!((&run["result"], &run["run"]), (&"success".into(), &5.into()), "{run}");
+    assert_eq!((&show(&node)["machines"][0]["failures"], &show(&node)["problem"]), (&0.into(), &Value::Null));
+}
+
+#[test]
+fn it_runs_by_the_clock() {
+    let (rack, vault) = (Rack::new(), Vault::new());
+    let mut node = rack.initialised("node-a");
+    schedule(&node, &vault, "* * * * * *", "machines = ['shop']\nretain = { keep_last = 1 }");
+    node.start();
+    node.import("shop", &[&rack.image("disk.raw", MIB, 7)]);
+    node.until("two runs", || history(&node).iter().filter(|run| run["result"] == "success").count() >= 2);
+    let runs = history(&node);
+    let good = runs.iter().filter(|run| run["result"] == "success");
+    assert!({ good }.all(|run| run["trigger"] == "schedule"), "{runs:?}");
+    let shown = node.ok(&["schedule", "list"]);
+    assert!(shown.contains("nightly") && shown.contains("* * * * * *"), "{shown}");
+    assert!(node.ok(&["schedule", "show", "nightly"]).contains("shop"));
+    let unknown = node.refused(&["schedule", "run", "weekly"]);
+    assert!(unknown.err.contains("`weekly`"), "{}", unknown.err);
+}
+
+/// The processes that work on the repository.
+fn at_work(vault: &Vault) -> usize {
+    let repo = vault.repo().to_str().unwrap().to_owned();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+    lines.filter(|line| String::from_utf8_lossy(line).split('\0').any(|word| word == repo)).count()
+}
+
+#[test]
+fn a_run_goes_on_after_the_daemon_was_killed_in_it() {
+    let (rack, vault) = (Rack::new(), Vault::new());
+    let mut node = rack.initialised("node-a");
+    schedule(&node, &vault, NEVER, "machines = ['large', 'a-first']");
+    node.start();
+    let large = rack.path("large.raw");
+    std::fs::write(&large, noise(1, 256 * MIB)).unwrap();
+    node.import("a-first", &[&rack.image("first.raw", MIB, 7)]);
+    node.import("large", &[&large]);
+    let answer: Value = node.json(&["schedule", "run", "nightly", "--no-wait"]);
+    assert_eq!(answer["state"], "running", "{answer}");
+    let busy = node.refused(&["schedule", "run", "nightly"]);
+    assert!(busy.err.contains("runs already"), "{}", busy.err);
+    node.until("the second is under way", || {
+        let shown = show(&node);
+        let under_way = shown["progress"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|machine| machine["vm"] == "large" && machine["done_bytes"].as_u64() > Some(0));
+        assert!(!shown["running"].is_null(), "it ended too soon: {shown}");
+        under_way
+    });
+    assert!(at_work(&vault) > 0);
+    node.kill();
+    node.until_dead(&vault);
+    assert_eq!((points(&vault, "a-first"), points(&vault, "large")), (1, 0));
+    node.start();
+    node.until("the run ended", || !history(&node).is_empty());
+    let runs = history(&node);
+    assert_eq!(
+        (runs.len(), &runs[0]["run"], &runs[0]["result"]),
+        (1, &1.into(), &"success".into()),
+        "{runs:?}"
+    );
+    assert_eq!((points(&vault, "a-first"), points(&vault, "large")), (1, 1));
+    vault.ok(&["verify", "large"]);
+}
+
+impl Server {
+    fn until_dead(&self, vault: &Vault) {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while at_work(vault) > 0 {
+            assert!(std::time::Instant::now() < end, "what the daemon started lives on");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn each_machine_is_backed_up_by_the_node_that_leads_it() {
+    let (rack, vault) = (Rack::new(), Vault::new());
+    let (mut a, mut b, _witness) = rack.cluster();
+    for node in [&mut a, &mut b] {
+        node.kill();
+        schedule(node, &vault, NEVER, "machines = ['shop', 'alone']");
+        node.start();
+    }
+    let disk = rack.path("disk.raw");
+    std::fs::write(&disk, noise(1, 40 * MIB)).unwrap();
+    a.import("shop", &[&disk]);
+    b.import("alone", &[&rack.image("alone.raw", MIB, 7)]);
+    a.ok(&["protect", "shop", "--peer", "node-b"]);
+    a.until_mirrored("shop");
+    let run = |node: &Server| node.json(&["schedule", "run", "nightly"]);
+    let (by_a, by_b) = (run(&a), run(&b));
+    assert_eq!(outcome(&by_a, "shop")["outcome"], "success", "{by_a}");
+    assert_eq!(outcome(&by_a, "alone")["outcome"], "elsewhere", "{by_a}");
+    assert_eq!(outcome(&by_b, "shop")["outcome"], "elsewhere", "{by_b}");
+    assert_eq!(outcome(&by_b, "alone")["outcome"], "success", "{by_b}");
+    assert_eq!(outcome(&by_a, "shop")["read_bytes"], 40 * MIB);
+
+    // The new leader goes on where the old one was.
+    b.ok(&["failover", "shop"]);
+    b.until("it leads", || b.vm("shop")["role"] == "primary");
+    let (by_a, by_b) = (run(&a), run(&b));
+    assert_eq!(outcome(&by_a, "shop")["outcome"], "elsewhere", "{by_a}");
+    let shop = outcome(&by_b, "shop");
+    assert_eq!(shop["outcome"], "success", "{by_b}");
+    let read = shop["read_bytes"].as_u64().unwrap();
+    assert!(read <= 64 * 256 * 1024, "what did not change is not read, but for samples: {shop}");
+    assert_eq!(points(&vault, "shop"), 2);
+
+    // Nobody knows whether a node that is gone has it.
+    b.kill();
+    a.refused(&["schedule", "run", "nightly"]);
+    let last = history(&a).pop().unwrap();
+    let error = &outcome(&last, "alone")["error"];
+    assert_eq!(error["message"], "no node is known to lead `alone`", "{last}");
+    assert!(error["cause"].as_str().unwrap().contains("node-b"), "{last}");
+}
