@@ -13,6 +13,8 @@ pub enum BackupError {
     Target { disk: String, offset: u64, source: std::io::Error },
     #[error("cannot {action} qemu-img: {why}")]
     Image { action: &'static str, why: String },
+    #[error("cannot {action} `{path}`")]
+    File { action: &'static str, path: std::path::PathBuf, source: std::io::Error },
     #[error("it was stopped")]
     Stopped,
 }

@@ -4,8 +4,10 @@ mod chunk_set;
 mod copy;
 mod disk;
 mod error;
+mod files;
 mod image;
 pub mod leave_out;
+mod lvm;
 mod mount;
 mod pipeline;
 mod point;
@@ -18,7 +20,12 @@ pub use chunk_set::ChunkSet;
 pub use copy::PointSource;
 pub use disk::{Changes, DiskJob, Pace, back_up_disk};
 pub use error::BackupError;
+pub use files::{
+    CheckedFiles, DamagedFile, Entry, FileReader, FilesJob, InvalidPattern, Kind, RestoredFiles, Selection,
+    StoredFiles, Time, back_up_files, check_files, copy_files, restore_files,
+};
 pub use image::{NewFile, QemuImg};
+pub use lvm::Snapshot;
 pub use mount::{Mounted, PointFiles};
 pub use pipeline::Progress;
 pub use point::{ChunkCache, DiskReader, ReadError, Run};

@@ -341,7 +341,7 @@ pub fn check_disk(
 }
 
 /// The place does not answer: that says nothing of what it holds.
-fn is_of_the_place(error: &Error) -> bool {
+pub(crate) fn is_of_the_place(error: &Error) -> bool {
     use rempart_objects::ErrorKind as Place;
     use rempart_repository::ErrorKind;
     matches!(error.kind, ErrorKind::Objects(kind) if !matches!(kind, Place::Missing | Place::TooShort | Place::Failed))

@@ -137,6 +137,7 @@ fn commit(repository: &Arc<Repository>, size: u64, now: WallTime) -> Result<(), 
         definition: None,
         nvram: None,
         notes: Vec::new(),
+        files: None,
     };
     writer.commit(repository.chain("large"), None, &point, None)?;
     Ok(())

@@ -48,7 +48,7 @@ pub use names::{CHECKPOINTS, PACKS, PackName, SEGMENTS, SegmentName};
 pub use pack::{
     Blob, MAX_BLOBS, MAX_PACK, MIN_PACK, PACK_HEADER, Pack, PackBuilder, PackHeader, PackOpener, verify_pack,
 };
-pub use point::{Consistency, ConsistencyLevel, Definition, Excluded, HowRead, Point, PointDisk};
+pub use point::{Consistency, ConsistencyLevel, Definition, Excluded, FileTree, HowRead, Point, PointDisk};
 pub use reader::BlobReader;
 pub use repository::{NewRepository, Repository, keys};
 pub use tree::{

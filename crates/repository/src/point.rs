@@ -1,12 +1,12 @@
 //! What a backup says of itself: sealed in its log entry, for who holds the master key.
 
 use crate::error::{Error, ErrorKind};
-use crate::{ChunkId, Tree};
+use crate::{ChunkId, ChunkSize, Tree};
 use rempart_types::WallTime;
 use serde::{Deserialize, Serialize};
 
-/// The newest form that is known here.
-const VERSION: u8 = 1;
+/// The newest form that is known here. The first one had no files.
+const VERSION: u8 = 2;
 /// Disks of one virtual machine, at most.
 const MAX_DISKS: usize = 1024;
 /// Bytes of a disk's name: a file system's limit, less what is added to it.
@@ -31,6 +31,30 @@ pub struct Point {
     pub nvram: Option<(Vec<ChunkId>, u64)>,
     /// For people: things that were not as they should be.
     pub notes: Vec<String>,
+    /// Files that were read one after the other, by a program in the machine.
+    pub files: Option<FileTree>,
+}
+
+/// Folders and what is in them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileTree {
+    /// What stands in it, in order: chunks of entries.
+    pub pages: Tree,
+    /// For each page the number of the first chunk of content that its files have, 8 bytes each, in chunks, and how many bytes
+    /// they are: whoever loses a page loses no other.
+    pub starts: (Vec<ChunkId>, u64),
+    /// What the files hold, one after the other. A file's last chunk may be shorter than the others.
+    pub contents: Tree,
+    /// Bytes of a chunk of content.
+    pub chunk_size: u32,
+    pub entries: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Entries whose content could not be read, and is not there.
+    pub unread: u64,
+    /// Where they were copied from, if they were.
+    pub position: Option<String>,
+    pub how: HowRead,
 }
 
 /// How much the guest took part.
@@ -43,8 +67,8 @@ pub struct Consistency {
     pub pause_ms: Option<u64>,
 }
 
-/// From the weakest to the strongest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// From the weakest to the strongest, but for the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConsistencyLevel {
     /// As after a power cut.
@@ -57,6 +81,8 @@ pub enum ConsistencyLevel {
     Application,
     /// It did not run.
     Stopped,
+    /// Weaker than any other: read while it was in use, one part after the other.
+    Live,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,8 +146,10 @@ impl Point {
             let why = "its backup was made by a newer version of this program";
             return Err(Error::new(ErrorKind::Newer, object, why));
         }
-        let point = match postcard::take_from_bytes::<Point>(bytes) {
-            Ok((point, [])) if *version == VERSION => point,
+        // None.
+        let files: &[u8] = if *version == 1 { &[0] } else { &[] };
+        let point = match postcard::take_from_bytes::<Point>(&[bytes, files].concat()) {
+            Ok((point, [])) if *version >= 1 => point,
             _ => return Err(damaged("what it says of its backup makes no sense")),
         };
         let mut names: Vec<&str> = point.disks.iter().map(|disk| disk.name.as_str()).collect();
@@ -137,10 +165,11 @@ impl Point {
 
     /// All that its chunks are reached by: disks, and chunks beside them. A field that is new must be looked at here: what is
     /// left out is removed by the next collection.
-    pub(crate) fn reaches(&self) -> (&[PointDisk], &[ChunkId]) {
+    pub(crate) fn reaches(&self, chunk_size: ChunkSize) -> (Vec<Tree>, Vec<ChunkId>) {
         let Point {
             disks,
             nvram,
+            files,
             vm: _,
             host: _,
             taken: _,
@@ -149,7 +178,13 @@ impl Point {
             definition: _,
             notes: _,
         } = self;
-        (disks, nvram.as_ref().map_or(&[], |(chunks, _)| chunks))
+        let mut trees: Vec<Tree> = disks.iter().map(|disk| disk.tree(chunk_size)).collect();
+        let mut chunks = nvram.as_ref().map_or(Vec::new(), |(chunks, _)| chunks.clone());
+        if let Some(files) = files {
+            trees.extend([files.pages, files.contents]);
+            chunks.extend(&files.starts.0);
+        }
+        (trees, chunks)
     }
 
     /// Whether its texts are lines of plain text. Whoever may write here may be an enemy of who reads.
@@ -159,9 +194,15 @@ impl Point {
             let reasons = disk.excluded.iter().map(|excluded| &excluded.reason);
             reasons.chain(&disk.position).chain(&disk.how.full_because)
         });
+        let read = self.files.iter().flat_map(|files| files.how.full_because.iter().chain(&files.position));
         let kind = self.definition.as_ref().map(|definition| &definition.kind);
-        let mut texts =
-            [&self.vm, &self.host].into_iter().chain(why).chain(&self.notes).chain(disks).chain(kind);
+        let mut texts = [&self.vm, &self.host]
+            .into_iter()
+            .chain(why)
+            .chain(&self.notes)
+            .chain(disks)
+            .chain(kind)
+            .chain(read);
         texts.all(|text| !text.chars().any(char::is_control))
     }
 
@@ -212,7 +253,27 @@ mod tests {
             definition: Some(Definition { kind: "rempart".to_owned(), content: b"memory = 1".to_vec() }),
             nvram: Some((vec![ChunkId([3; 32])], 528 << 10)),
             notes: vec!["the clock went back".to_owned()],
+            files: Some(FileTree {
+                pages: Tree { root: ChunkId([4; 32]), chunks: 3 },
+                starts: (vec![ChunkId([5; 32])], 24),
+                contents: Tree { root: ChunkId([6; 32]), chunks: 700 },
+                chunk_size: 1 << 18,
+                entries: 999,
+                bytes: 1 << 27,
+                unread: 1,
+                position: None,
+                how: HowRead { full_because: None, read: 1 << 20, new: 1 << 18, audited: 0, missed: 0 },
+            }),
         }
+    }
+
+    #[test]
+    fn what_had_no_files_yet_is_read() {
+        let old = Point { files: None, ..point() };
+        let bytes = old.encode();
+        let (last, first) = bytes[1..].split_last().expect("it says something");
+        assert_eq!(*last, 0);
+        assert_eq!(Point::decode("log/1", &[&[1], first].concat()).expect("whole"), old);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::log::{Commit, Damaged, Number, Numbers, Segment as LogSegment, Sessio
 use crate::pack::{Pack, PackBuilder};
 use crate::repository;
 use crate::tree::NodeSink;
-use crate::{BlobReader, ChainId, ChunkId, PackId, PackName, Point, Repository, SessionId};
+use crate::{BlobReader, ChainId, ChunkId, ChunkSize, PackId, PackName, Point, Repository, SessionId};
 use rempart_objects::{Created, Name, Objects};
 use rempart_types::WallTime;
 use std::collections::{BTreeSet, HashSet};
@@ -181,6 +181,11 @@ impl BackupWriter {
     /// The keys of the ids that this writer gives.
     pub fn domain(&self) -> &Domain {
         self.repository.writer().domain()
+    }
+
+    /// Of the repository's chunks.
+    pub fn chunk_size(&self) -> ChunkSize {
+        self.repository.chunk_size()
     }
 
     /// Bytes so far that no earlier backup had, before compression.

@@ -147,6 +147,7 @@ impl Lab {
             definition: None,
             nvram: None,
             notes: Vec::new(),
+            files: None,
         }
     }
 

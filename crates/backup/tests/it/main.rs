@@ -1,6 +1,7 @@
 //! Sources against the real programs; disks there and back; collections.
 
 mod collection;
+mod files;
 mod lab;
 mod left_out;
 mod qemu_image;

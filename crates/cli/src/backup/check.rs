@@ -3,11 +3,12 @@
 use super::access::{Access, chain, describe, now};
 use super::boot::{self, Boot};
 use super::create::shown;
+use super::files::shown_path;
 use super::points::{find, newest, open_log};
 use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
-use rempart_backup::{Content, Pace, Progress, check_disk};
+use rempart_backup::{Content, DamagedFile, FileReader, Pace, Progress, check_disk, check_files};
 use rempart_repository::log::{Content as LogContent, Status};
 use rempart_repository::{BlobReader, PackName, verify_pack};
 use serde_json::json;
@@ -68,6 +69,27 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
             }));
             output.tell(&format!("{}@{root} {}: {} as they were", point.vm, disk.name, bytes(found.sound)));
         }
+        if let Some(tree) = &point.files {
+            let what = format!("cannot verify the files of `{}@{root}`", point.vm);
+            let files = FileReader::new(&reader, tree).map_err(|e| describe(&what, &e))?;
+            let progress = Progress::default();
+            let phase = format!("verify {}@{root} files", point.vm);
+            let found = shown(output, &phase, tree.bytes, &progress, || check_files(&files, &progress));
+            let found = found.map_err(|e| Error::failed(&what).cause(chain(&e)))?;
+            damaged += found.damaged.len();
+            lost.extend(found.chunks);
+            let told = |file: &DamagedFile| {
+                (shown_path(&file.path), shown_path(file.why.as_bytes())[1..].to_owned())
+            };
+            for (path, why) in found.damaged.iter().map(told) {
+                output.tell(&format!("{}@{root}, {path}: {why}", point.vm));
+            }
+            checked.push(json!({
+                "vm": point.vm, "point": root, "files": found.entries, "sound_bytes": found.sound,
+                "damaged": found.damaged.iter().map(told).map(|(path, why)| json!({ "path": path, "why": why })).collect::<Vec<_>>(),
+            }));
+            output.tell(&format!("{}@{root} files: {} as they were", point.vm, bytes(found.sound)));
+        }
     }
     if output.json {
         output.print_json(&checked)?;
@@ -82,7 +104,7 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
     }
     match damaged {
         0 => Ok(()),
-        ranges => Err(Error::failed(format!("{ranges} ranges of bytes cannot be restored"))
+        ranges => Err(Error::failed(format!("{ranges} ranges of bytes, or files, cannot be restored"))
             .hint("back the machine up again: what it still holds is stored anew")),
     }
 }

@@ -7,11 +7,11 @@ use crate::{Output, output::bytes, parse};
 use clap::Args;
 use rempart_api::Error;
 use rempart_backup::{
-    BackupError, Changes, ChunkCache, Content, DiskJob, Pace, PointSource, Progress, back_up_disk,
+    BackupError, Changes, ChunkCache, Content, DiskJob, Pace, PointSource, Progress, back_up_disk, copy_files,
 };
 use rempart_repository::log::Log;
 use rempart_repository::{
-    BackupWriter, BlobReader, Decompressor, Point, PointDisk, Repository, RepositoryId, Written,
+    BackupWriter, BlobReader, Decompressor, FileTree, Point, PointDisk, Repository, RepositoryId, Written,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -62,7 +62,8 @@ struct Origin {
 
 impl Origin {
     fn of(point: &Point) -> Option<Origin> {
-        let positions = point.disks.iter().filter_map(|disk| disk.position.as_deref());
+        let disks = point.disks.iter().filter_map(|disk| disk.position.as_deref());
+        let positions = disks.chain(point.files.iter().filter_map(|files| files.position.as_deref()));
         positions.filter_map(|position| serde_json::from_str(position).ok()).next()
     }
 }
@@ -210,6 +211,15 @@ fn copy(
         }
         Ok(())
     })?;
+    let files = match &point.files {
+        Some(files) => {
+            Some(shown(output, &format!("copy {} files", point.vm), files.bytes, &progress, || {
+                let copied = copy_files(&writer, &from.reader, files, &progress)?;
+                Ok(FileTree { position: Some(position.clone()), ..copied })
+            })?)
+        }
+        None => None,
+    };
     let nvram = from.nvram(point)?.map(|content| writer.keep(&content)).transpose()?;
     let mut notes = point.notes.clone();
     notes.push(format!(
@@ -218,6 +228,6 @@ fn copy(
         origin.point,
         origin.copied_from
     ));
-    let copied = Point { disks, nvram, notes, ended: now(), ..point.clone() };
+    let copied = Point { disks, files, nvram, notes, ended: now(), ..point.clone() };
     Ok(writer.commit(machine, base, &copied, None)?)
 }

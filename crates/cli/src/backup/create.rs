@@ -317,6 +317,7 @@ fn store(
         definition: taken.definition,
         nvram,
         notes,
+        files: None,
     };
     let written = writer.commit(repository.chain(vm), before.filter(|_| builds_on), &point, None)?;
     Ok((written, point))
@@ -418,7 +419,7 @@ pub fn level_name(level: ConsistencyLevel) -> String {
     name.as_str().expect("it is a text").to_owned()
 }
 
-fn host_name() -> String {
+pub fn host_name() -> String {
     let read = std::fs::read_to_string("/proc/sys/kernel/hostname");
     read.map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
 }

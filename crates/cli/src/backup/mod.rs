@@ -1,11 +1,13 @@
 //! Backups: commands that work on a repository themselves, with or without a daemon.
 
 mod access;
+mod agent;
 mod boot;
 mod check;
 mod consistency;
 mod copy;
 mod create;
+mod files;
 mod gc;
 mod hardware;
 mod keys;
@@ -35,9 +37,14 @@ pub enum BackupCommand {
     Repo(RepoCommand),
     /// Back up a virtual machine, or disks, into a repository.
     Backup(create::Backup),
+    /// Back up the machine that this runs in, from within.
+    #[command(subcommand)]
+    Agent(agent::AgentCommand),
     /// List restore points.
     Points(points::Points),
-    /// Bring back a restore point's disks.
+    /// List a restore point's files.
+    Files(files::Files),
+    /// Bring back a restore point's disks or files.
     Restore(restore::Restore),
     /// Write one disk of a restore point as an image file.
     Export(restore::Export),
@@ -87,6 +94,8 @@ pub fn run_backup(
         BackupCommand::Repo(RepoCommand::Check(command)) => check::packs(&command, output),
         BackupCommand::Repo(RepoCommand::Key(command)) => keys::run(&command, output),
         BackupCommand::Backup(command) => create::run(&command, client, output),
+        BackupCommand::Agent(command) => agent::run(command, output),
+        BackupCommand::Files(command) => files::run(&command, output),
         BackupCommand::Points(command) => points::run(&command, output),
         BackupCommand::Restore(command) => restore::run(&command, output),
         BackupCommand::Export(command) => restore::export(&command, output),

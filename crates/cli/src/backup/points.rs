@@ -90,6 +90,9 @@ pub fn run(command: &Points, output: Output) -> Result<(), Error> {
             json!({
                 "vm": point.vm, "point": root, "taken_unix_ms": point.taken.0, "host": point.host,
                 "consistency": point.consistency, "notes": point.notes, "disks": point.disks,
+                "files": point.files.as_ref().map(|files| json!({
+                    "entries": files.entries, "size_bytes": files.bytes, "unread": files.unread,
+                })),
                 "definition": point.definition.as_ref().map(|definition| definition.kind.as_str()),
                 "nvram_bytes": point.nvram.as_ref().map(|(_, length)| length),
             })
@@ -97,7 +100,8 @@ pub fn run(command: &Points, output: Output) -> Result<(), Error> {
         return output.print_json(&points.collect::<Vec<_>>());
     }
     let rows = points.iter().map(|(root, point)| {
-        let size = point.disks.iter().map(|disk| disk.size).sum();
+        let disks: u64 = point.disks.iter().map(|disk| disk.size).sum();
+        let size = disks + point.files.as_ref().map_or(0, |files| files.bytes);
         vec![
             format!("{}@{root}", point.vm),
             time(point.taken),

@@ -2,6 +2,7 @@
 
 use super::access::{Access, chain, describe};
 use super::create::shown;
+use super::files;
 use super::points::{find, open_log};
 use super::serve::{Memory, disk_reader};
 use crate::{Output, output::bytes};
@@ -15,7 +16,10 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Restores disks as images, or one disk onto a block device.
+/// Restores disks as images, or one disk onto a block device; files of a machine that `rempart agent` backed up into a folder.
+///
+/// Files get their owners, permissions, times and attributes where this runs as root. Nothing is overwritten, and nothing is
+/// written outside of the folder, whatever is in the point.
 #[derive(Debug, Args)]
 pub struct Restore {
     #[command(flatten)]
@@ -25,9 +29,12 @@ pub struct Restore {
     /// Only this disk.
     #[arg(long)]
     disk: Option<String>,
-    /// A folder in which an image is made of each disk. There must be none of its name.
+    /// A folder in which an image is made of each disk. There must be none of its name. For files it must be new, or empty.
     #[arg(long, required_unless_present = "device", conflicts_with = "device")]
     to: Option<PathBuf>,
+    /// Only this file, or folder with all that is in it, of a point that has files.
+    #[arg(long, conflicts_with_all = ["disk", "device", "format", "compare"])]
+    path: Option<PathBuf>,
     #[command(flatten)]
     image: ImageArgs,
     /// A block device that the disk is written to; all it holds is lost.
@@ -116,6 +123,10 @@ impl Opened {
         Ok(vec![found])
     }
 
+    fn has_files_only(&self) -> bool {
+        self.point.disks.is_empty() && self.point.files.is_some()
+    }
+
     fn one_disk(&self, name: Option<&str>) -> Result<&PointDisk, Error> {
         match self.disks(name)?[..] {
             [disk] => Ok(disk),
@@ -181,7 +192,18 @@ impl Opened {
 
 pub fn run(command: &Restore, output: Output) -> Result<(), Error> {
     let opened = Opened::new(&command.access, &command.point, "restore")?;
+    if let Some(to) = command.to.as_ref().filter(|_| command.path.is_some() || opened.has_files_only()) {
+        let (restored, told) =
+            files::restore(&opened.reader, &opened.point, command.path.as_deref(), to, &opened.what, output)?;
+        if output.json {
+            output.print_json(
+                &json!({ "vm": opened.point.vm, "point": opened.root, "disks": [], "files": told }),
+            )?;
+        }
+        return files::judge(&restored, &opened.what);
+    }
     let mut restored = Vec::new();
+    let mut files_told = None;
     let mut tell = |disk: &PointDisk, path: &Path| {
         restored.push(json!({ "disk": disk.name, "path": path, "size_bytes": disk.size }));
     };
@@ -196,6 +218,11 @@ pub fn run(command: &Restore, output: Output) -> Result<(), Error> {
                 opened.write_image(disk, &path, &command.image, output)?;
                 tell(disk, &path);
             }
+            if opened.point.files.is_some() && command.disk.is_none() {
+                let to = folder.join("files");
+                let told = files::restore(&opened.reader, &opened.point, None, &to, &opened.what, output)?;
+                files_told = Some(told);
+            }
         }
         (None, Some(device)) => {
             let disk = opened.one_disk(command.disk.as_deref())?;
@@ -207,9 +234,12 @@ pub fn run(command: &Restore, output: Output) -> Result<(), Error> {
         (None, None) => unreachable!("the arguments ask for one of both"),
     }
     if output.json {
-        return output.print_json(&json!({ "vm": opened.point.vm, "point": opened.root, "disks": restored }));
+        let files = files_told.as_ref().map(|(_, told)| told);
+        output.print_json(&json!({
+            "vm": opened.point.vm, "point": opened.root, "disks": restored, "files": files,
+        }))?;
     }
-    Ok(())
+    files_told.map_or(Ok(()), |(restored, _)| files::judge(&restored, &opened.what))
 }
 
 pub fn export(command: &Export, output: Output) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 //! command line. No machine runs in them, but for where one is needed; disks are written through the NBD export.
 //! Needs root, QEMU's and libnbd's programs.
 
+mod agent;
 mod backup;
 mod bad_input;
 mod buckets;

@@ -78,10 +78,8 @@ impl<'r> Reach<'r> {
 
     fn follow_root(&mut self, state: &State, root: u64) -> Result<(), Error> {
         let point = self.repository.point_of(state, root)?;
-        let (disks, chunks) = point.reaches();
-        for disk in disks {
-            self.follow_tree(&disk.tree(self.repository.chunk_size()))?;
-        }
+        let (trees, chunks) = point.reaches(self.repository.chunk_size());
+        trees.iter().try_for_each(|tree| self.follow_tree(tree))?;
         chunks.iter().try_for_each(|chunk| self.mark(chunk))
     }
 

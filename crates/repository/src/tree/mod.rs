@@ -20,9 +20,10 @@ pub use walk::{Step, Walk};
 
 use crate::ChunkId;
 use crate::error::{Error, Fault};
+use serde::{Deserialize, Serialize};
 
 /// A disk's tree: the id of its top node, and how many chunks the disk has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tree {
     /// [`ChunkId::ZERO`] when the disk is all zeroes.
     pub root: ChunkId,

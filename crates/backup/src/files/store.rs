@@ -1,0 +1,531 @@
+//! Files' way into the repository.
+
+use super::entry::{Entry, Kind, LONGEST_PAGE};
+use super::known::{Identity, Kept, Known, NewKnown, Record};
+use super::scan::{Met, PassedOver, scan};
+use super::select::Selection;
+use crate::{BackupError, Pace, Progress};
+use rempart_repository::{
+    BackupWriter, BlobWriter, ChunkId, FileTree, HowRead, NodeSink, NodeSource, Tree, TreeUpdate, is_zero,
+};
+use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom, fadvise, fstat, openat, seek};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Files, and bytes of them, that are stored side by side before their entries are written.
+const BATCH: usize = 512;
+const BATCH_BYTES: u64 = 64 << 20;
+/// Attempts to read a file that changes meanwhile.
+const TRIES: u32 = 3;
+/// A longer one is not read again for having changed.
+const WORTH_IT: u64 = 256 << 20;
+/// A page ends behind one entry in so many, chosen by their paths: what comes later is then the same page again, wherever
+/// something was added; or when it is so long.
+const ENTRIES: u64 = 1024;
+const LONG_PAGE: usize = 256 << 10;
+/// What could not be read is named, up to so many.
+const NAMED: usize = 100;
+
+/// Files that are to be backed up.
+#[derive(Debug)]
+pub struct FilesJob<'a> {
+    pub selection: &'a Selection,
+    /// A folder of this machine for what it remembers of this repository.
+    pub cache: &'a Path,
+}
+
+/// What was stored.
+#[derive(Debug)]
+pub struct StoredFiles {
+    pub tree: FileTree,
+    /// Paths whose content could not be read, and why: the first ones.
+    pub unread: Vec<(Vec<u8>, String)>,
+    /// For people.
+    pub notes: Vec<String>,
+    /// To be kept when the point is in the repository.
+    pub known: Kept,
+}
+
+/// Stores what is new of files.
+pub fn back_up_files(
+    writer: &BackupWriter,
+    job: &FilesJob<'_>,
+    pace: Pace,
+    progress: &Progress,
+) -> Result<StoredFiles, BackupError> {
+    let new_before = writer.new_bytes();
+    let chunk_size = writer.chunk_size().bytes();
+    let name = blake3::hash(&job.selection.identity()).to_hex();
+    let path = job.cache.join(format!("files-{}", &name[..32]));
+    let domain = writer.domain().id();
+    let mut known = Known::open(&path, domain, chunk_size);
+    let full_because = known.is_none().then(|| "this machine remembers no backup of these before".to_owned());
+    let mut store = Store {
+        writer,
+        chunk_size,
+        progress,
+        sinks: (0..pace.threads.max(1)).map(|_| writer.blobs()).collect(),
+        batch: Vec::new(),
+        batch_bytes: 0,
+        pages: Pages::default(),
+        known: NewKnown::create(&path, domain, chunk_size)?,
+        names: HashMap::new(),
+        sums: Sums::default(),
+    };
+    let passed_over = scan(job.selection, &mut |met| store.take(met, known.as_mut()))?;
+    store.store_batch()?;
+    let Store { sinks, mut pages, known, sums, .. } = store;
+    let mut sinks = sinks.into_iter();
+    let mut blobs = sinks.next().expect("there is one at least");
+    sinks.try_for_each(BlobWriter::finish)?;
+    pages.end(&mut blobs)?;
+    let (mut records, kept) = known.finish()?;
+    let mut next =
+        || records.next().map_err(|why| super::failed("read", path.as_os_str().as_encoded_bytes(), why));
+    let mut contents = Growing::new(writer, sums.chunks)?;
+    let mut first = 0;
+    while let Some(record) = next()? {
+        for (chunk, id) in record.chunks {
+            contents.set(first + chunk, id, &mut blobs)?;
+        }
+        first += record.size.div_ceil(chunk_size.into());
+    }
+    assert_eq!(first, sums.chunks, "each file with content has its record");
+    let contents = contents.finish(&mut blobs)?;
+    let mut tree = Growing::new(writer, pages.ids.len() as u64)?;
+    for (page, id) in (0..).zip(&pages.ids) {
+        tree.set(page, *id, &mut blobs)?;
+    }
+    let tree = tree.finish(&mut blobs)?;
+    blobs.finish()?;
+    let starts: Vec<u8> = pages.starts.iter().flat_map(|start| start.to_le_bytes()).collect();
+    let starts = writer.keep(&starts)?;
+    let new = writer.new_bytes() - new_before;
+    let how = HowRead { full_because, read: sums.read, new, audited: 0, missed: 0 };
+    Ok(StoredFiles {
+        tree: FileTree {
+            pages: tree,
+            starts,
+            contents,
+            chunk_size,
+            entries: sums.entries,
+            bytes: sums.bytes,
+            unread: sums.unread,
+            position: None,
+            how,
+        },
+        notes: notes(&passed_over, &sums),
+        unread: sums.named,
+        known: kept,
+    })
+}
+
+/// What may be asked for why it is not there.
+fn notes(passed_over: &PassedOver, sums: &Sums) -> Vec<String> {
+    let PassedOver { excluded, caches, vanished, mounts, more_mounts } = passed_over;
+    let mut notes = Vec::new();
+    let mut count = |count: u64, what: &str| {
+        if count > 0 {
+            notes.push(format!("{count} {what}"));
+        }
+    };
+    count(sums.unread, "files or folders could not be read, and are not in it");
+    count(sums.changed, "files changed while they were read, and may be part old, part new");
+    count(*vanished + sums.vanished, "files were removed before they were read");
+    count(*excluded, "files or folders were excluded");
+    count(*caches, "caches were left empty");
+    if !mounts.is_empty() {
+        let named = mounts.iter().map(|path| format!("/{}", String::from_utf8_lossy(path).escape_debug()));
+        let named = named.collect::<Vec<_>>().join(", ");
+        let more = if *more_mounts > 0 { format!(" and {more_mounts} more") } else { String::new() };
+        notes.push(format!("other file systems are mounted there, and were not read: {named}{more}"));
+    }
+    notes
+}
+
+#[derive(Debug, Default)]
+struct Sums {
+    entries: u64,
+    bytes: u64,
+    chunks: u64,
+    read: u64,
+    unread: u64,
+    changed: u64,
+    vanished: u64,
+    named: Vec<(Vec<u8>, String)>,
+}
+
+struct Store<'a> {
+    writer: &'a BackupWriter,
+    chunk_size: u32,
+    progress: &'a Progress,
+    sinks: Vec<BlobWriter<'a>>,
+    batch: Vec<Pending>,
+    batch_bytes: u64,
+    pages: Pages,
+    known: NewKnown,
+    /// Files that have several names: the first.
+    names: HashMap<(u64, u64), Vec<u8>>,
+    sums: Sums,
+}
+
+/// An entry whose turn has not come.
+struct Pending {
+    entry: Entry,
+    content: Content,
+}
+
+enum Content {
+    None,
+    Known(Record),
+    /// To be read.
+    At(Arc<OwnedFd>, CString),
+}
+
+/// What came of a file.
+enum Outcome {
+    Read { record: Record, read: u64, changed: bool },
+    Unread(String),
+    Vanished,
+}
+
+impl<'a> Store<'a> {
+    fn take(&mut self, met: Met, known: Option<&mut Known>) -> Result<(), BackupError> {
+        if self.progress.is_stopped() {
+            return Err(BackupError::Stopped);
+        }
+        let Met { mut entry, stat, folder, name } = met;
+        let mut content = Content::None;
+        if matches!(entry.kind, Kind::File { .. }) && entry.unread.is_none() {
+            let identity = Identity::of(&stat);
+            let first = (stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino));
+            if let Some(of) = first.and_then(|file| self.names.get(&file)) {
+                entry.kind = Kind::Again { of: of.clone() };
+            } else {
+                if let Some(file) = first {
+                    self.names.insert(file, entry.path.clone());
+                }
+                let record = known.and_then(|known| known.find(&entry.path));
+                content = match record.filter(|record| record.identity == identity) {
+                    Some(record) if self.is_there(&record)? => Content::Known(record),
+                    _ => Content::At(folder, name),
+                };
+                self.batch_bytes += identity.size;
+            }
+        }
+        self.batch.push(Pending { entry, content });
+        if self.batch.len() >= BATCH || self.batch_bytes >= BATCH_BYTES {
+            self.store_batch()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the repository still has what the file holds. Then this backup requires it.
+    fn is_there(&self, record: &Record) -> Result<bool, BackupError> {
+        for (_, id) in &record.chunks {
+            if !self.writer.take_over(id)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn store_batch(&mut self) -> Result<(), BackupError> {
+        self.batch_bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        let outcomes = self.read_batch(&batch)?;
+        for (Pending { mut entry, content }, outcome) in batch.into_iter().zip(outcomes) {
+            let record = match (content, outcome) {
+                (Content::Known(record), _) => Some(record),
+                (_, Some(Outcome::Read { record, read, changed })) => {
+                    self.sums.read += read;
+                    self.sums.changed += u64::from(changed);
+                    Some(record)
+                }
+                (_, Some(Outcome::Unread(why))) => {
+                    entry.unread = Some(why);
+                    None
+                }
+                (_, Some(Outcome::Vanished)) => {
+                    self.sums.vanished += 1;
+                    continue;
+                }
+                (_, None) => None,
+            };
+            let first = self.sums.chunks;
+            if let Some(record) = record {
+                entry.kind = Kind::File { size: record.size };
+                self.sums.bytes += record.size;
+                self.sums.chunks += entry.chunks(self.chunk_size);
+                self.known.push(&record)?;
+            }
+            if let Some(why) = &entry.unread {
+                self.sums.unread += 1;
+                if self.sums.named.len() < NAMED {
+                    self.sums.named.push((entry.path.clone(), why.clone()));
+                }
+            }
+            self.sums.entries += 1;
+            self.pages.push(&entry, first, &mut self.sinks[0])?;
+        }
+        Ok(())
+    }
+
+    /// Reads what must be read of a batch, on several threads.
+    fn read_batch(&mut self, batch: &[Pending]) -> Result<Vec<Option<Outcome>>, BackupError> {
+        let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
+        let outcomes: Vec<Mutex<Option<Outcome>>> = batch.iter().map(|_| Mutex::new(None)).collect();
+        let (chunk_size, progress) = (self.chunk_size, self.progress);
+        std::thread::scope(|scope| {
+            for blobs in &mut self.sinks {
+                scope.spawn(|| {
+                    let mut buffer = vec![0; chunk_size as usize];
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(pending) = batch.get(number) else { return };
+                        let Content::At(folder, name) = &pending.content else { continue };
+                        if failed.lock().expect("no holder panics").is_some() {
+                            return;
+                        }
+                        let reading = Reading {
+                            path: &pending.entry.path,
+                            folder,
+                            name,
+                            buffer: &mut buffer,
+                            progress,
+                        };
+                        match reading.store(blobs) {
+                            Ok(outcome) => {
+                                *outcomes[number].lock().expect("no holder panics") = Some(outcome);
+                            }
+                            Err(error) => {
+                                failed.lock().expect("no holder panics").get_or_insert(error);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        if let Some(error) = failed.into_inner().expect("a panic of a thread goes on here") {
+            return Err(error);
+        }
+        Ok(outcomes.into_iter().map(|outcome| outcome.into_inner().expect("no holder panics")).collect())
+    }
+}
+
+/// One file that is being read.
+struct Reading<'a> {
+    path: &'a [u8],
+    folder: &'a OwnedFd,
+    name: &'a CString,
+    /// A chunk long.
+    buffer: &'a mut [u8],
+    progress: &'a Progress,
+}
+
+/// Why a file was not read to its end.
+enum NotRead {
+    /// All ends.
+    Backup(BackupError),
+    /// It ends before it should.
+    CutShort,
+    Errno(Errno),
+}
+
+impl From<Errno> for NotRead {
+    fn from(errno: Errno) -> NotRead {
+        NotRead::Errno(errno)
+    }
+}
+
+impl From<rempart_repository::Error> for NotRead {
+    fn from(error: rempart_repository::Error) -> NotRead {
+        NotRead::Backup(error.into())
+    }
+}
+
+impl Reading<'_> {
+    fn store(mut self, blobs: &mut BlobWriter<'_>) -> Result<Outcome, BackupError> {
+        for attempt in 1..=TRIES {
+            let file = match self.open() {
+                Ok(file) => file,
+                Err(Errno::NOENT) => return Ok(Outcome::Vanished),
+                Err(errno) => return Ok(Outcome::Unread(format!("cannot be opened: {errno}"))),
+            };
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let unread = |errno: Errno| Outcome::Unread(format!("cannot be read: {errno}"));
+            let before = match fstat(&file) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
+                    Identity::of(&stat)
+                }
+                Ok(_) => return Ok(Outcome::Unread("is no file any more".to_owned())),
+                Err(errno) => return Ok(unread(errno)),
+            };
+            let (chunks, read) = match self.read(&file, before.size, blobs) {
+                Ok(read) => read,
+                Err(NotRead::CutShort) => continue,
+                Err(NotRead::Errno(errno)) => return Ok(unread(errno)),
+                Err(NotRead::Backup(error)) => return Err(error),
+            };
+            let after = match fstat(&file) {
+                Ok(stat) => Identity::of(&stat),
+                Err(errno) => return Ok(unread(errno)),
+            };
+            // A file whose pages are dropped is not in the way of those that are used.
+            let _ = fadvise(&file, 0, None, Advice::DontNeed);
+            let changed = before != after;
+            if changed && attempt < TRIES && before.size <= WORTH_IT {
+                continue;
+            }
+            let is_settled = !changed && before.is_settled(i64::try_from(now).unwrap_or_default());
+            let record =
+                Record { path: self.path.to_vec(), identity: before, is_settled, size: before.size, chunks };
+            return Ok(Outcome::Read { record, read, changed });
+        }
+        Ok(Outcome::Unread("was cut short while it was read, again and again".to_owned()))
+    }
+
+    fn open(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match openat(self.folder, self.name, flags | OFlags::NOATIME, Mode::empty()) {
+            // Only its owner may ask for that.
+            Err(Errno::PERM) => openat(self.folder, self.name, flags, Mode::empty()),
+            // It is a link now.
+            Err(Errno::LOOP) => Err(Errno::NOENT),
+            opened => opened,
+        }
+    }
+
+    /// Stores what is not zeroes. Tells how many bytes were read.
+    fn read(
+        &mut self,
+        file: &OwnedFd,
+        size: u64,
+        blobs: &mut BlobWriter<'_>,
+    ) -> Result<(Vec<(u64, ChunkId)>, u64), NotRead> {
+        let chunk_size = self.buffer.len() as u64;
+        let (mut chunks, mut at, mut read) = (Vec::new(), 0, 0);
+        while at < size {
+            let data = data_from(file, at, size)?;
+            if data.is_empty() {
+                break;
+            }
+            let first = (data.start / chunk_size).max(at / chunk_size);
+            for chunk in first..data.end.div_ceil(chunk_size) {
+                if self.progress.is_stopped() {
+                    return Err(NotRead::Backup(BackupError::Stopped));
+                }
+                let start = chunk * chunk_size;
+                let plain = &mut self.buffer[..(size - start).min(chunk_size) as usize];
+                if !read_at(file, plain, start)? {
+                    return Err(NotRead::CutShort);
+                }
+                read += plain.len() as u64;
+                self.progress.add(plain.len() as u64);
+                if !is_zero(plain) {
+                    chunks.push((chunk, blobs.chunk(plain)?));
+                }
+            }
+            at = data.end.next_multiple_of(chunk_size);
+        }
+        Ok((chunks, read))
+    }
+}
+
+/// The next bytes that are no hole.
+fn data_from(file: &OwnedFd, at: u64, size: u64) -> Result<Range<u64>, Errno> {
+    let start = match seek(file, SeekFrom::Data(at)) {
+        Ok(start) => start.min(size),
+        Err(Errno::NXIO) => return Ok(size..size),
+        // This file system does not tell.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(at..size),
+        Err(errno) => return Err(errno),
+    };
+    Ok(start..seek(file, SeekFrom::Hole(start)).unwrap_or(size).clamp(start, size))
+}
+
+/// Whether there was enough.
+fn read_at(file: &OwnedFd, mut buffer: &mut [u8], mut at: u64) -> Result<bool, Errno> {
+    while !buffer.is_empty() {
+        match rustix::io::pread(file, &mut *buffer, at) {
+            Ok(0) => return Ok(false),
+            Ok(len) => {
+                buffer = &mut buffer[len..];
+                at += len as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(true)
+}
+
+/// Entries on their way into pages.
+#[derive(Debug, Default)]
+struct Pages {
+    bytes: Vec<u8>,
+    /// The first chunk of content of the page that is being filled.
+    start: u64,
+    ids: Vec<ChunkId>,
+    starts: Vec<u64>,
+}
+
+impl Pages {
+    /// `first` is the first chunk of its content.
+    fn push(&mut self, entry: &Entry, first: u64, blobs: &mut BlobWriter<'_>) -> Result<(), BackupError> {
+        let encoded = entry.encode();
+        assert!(encoded.len() <= LONGEST_PAGE - LONG_PAGE, "its parts are bounded");
+        if self.bytes.is_empty() {
+            self.start = first;
+        }
+        self.bytes.extend(encoded);
+        let chosen = blake3::hash(&entry.path);
+        let chosen = u64::from_le_bytes(chosen.as_bytes()[..8].try_into().expect("8 bytes"));
+        if self.bytes.len() >= LONG_PAGE || chosen.is_multiple_of(ENTRIES) {
+            self.end(blobs)?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, blobs: &mut BlobWriter<'_>) -> Result<(), BackupError> {
+        if !self.bytes.is_empty() {
+            self.ids.push(blobs.chunk(&self.bytes)?);
+            self.starts.push(self.start);
+            self.bytes.clear();
+        }
+        Ok(())
+    }
+}
+
+/// A tree that is made from nothing.
+pub(super) struct Growing<'a>(TreeUpdate<'a>);
+
+/// There is nothing to read where all was zeroes.
+struct Nothing;
+
+impl NodeSource for Nothing {
+    fn node(&self, id: &ChunkId) -> Result<Vec<u8>, rempart_repository::Error> {
+        unreachable!("node {id} of a tree of zeroes")
+    }
+}
+
+impl<'a> Growing<'a> {
+    pub fn new(writer: &'a BackupWriter, chunks: u64) -> Result<Growing<'a>, BackupError> {
+        Ok(Growing(TreeUpdate::new(writer.domain(), &Nothing, Tree::zero(chunks))?))
+    }
+
+    pub fn set(&mut self, chunk: u64, id: ChunkId, sink: &mut dyn NodeSink) -> Result<(), BackupError> {
+        Ok(self.0.set(chunk, id, sink)?)
+    }
+
+    pub fn finish(self, sink: &mut dyn NodeSink) -> Result<Tree, BackupError> {
+        Ok(self.0.finish(sink)?)
+    }
+}

@@ -1,0 +1,265 @@
+//! `rempart agent`: a machine backs itself up with a key that only adds, and its files come back.
+
+use crate::backup::Vault;
+use crate::rack::Answer;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A machine with a key of its own, and files.
+struct Machine {
+    vault: Vault,
+    key: PathBuf,
+    files: PathBuf,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let vault = Vault::new();
+        let (key, files) = (vault.rack.path("web.key"), vault.rack.path("files"));
+        let path = key.to_str().unwrap();
+        vault.ok(&["repo", "key", "add", "--write-only", "--name", "web", "--new-key-file", path]);
+        fs::create_dir_all(files.join("etc")).unwrap();
+        fs::write(files.join("etc/fstab"), "/dev/vda / ext4\n").unwrap();
+        fs::write(files.join("log"), "one\n".repeat(200_000)).unwrap();
+        Machine { vault, key, files }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.vault.command(&[&["agent", "backup"], arguments].concat());
+        command.env_remove("REMPART_PASSPHRASE_FILE").env("REMPART_KEY_FILE", &self.key);
+        command.env("REMPART_CACHE_DIR", self.vault.rack.path("agent-cache"));
+        command
+    }
+
+    fn back_up(&self, arguments: &[&str]) -> (Answer, Value) {
+        let answer = Answer::of(self.command(&[arguments, &["--json"]].concat()).output().unwrap());
+        let told = serde_json::from_str(&answer.out).unwrap_or_default();
+        (answer, told)
+    }
+
+    /// The path that an entry of one of its files has.
+    fn entry(&self, name: &str) -> String {
+        self.files.join(name).to_str().unwrap().to_owned()
+    }
+
+    fn restored(&self, arguments: &[&str], to: &str) -> PathBuf {
+        let to = self.vault.rack.path(to);
+        self.vault.ok(&[&["restore", "web", "--to", to.to_str().unwrap()], arguments].concat());
+        to.join(self.files.strip_prefix("/").unwrap())
+    }
+}
+
+fn same(one: &Path, other: &Path) -> bool {
+    let diff = Command::new("diff").arg("-r").args([one, other]).output().unwrap();
+    diff.status.success()
+}
+
+#[test]
+fn files_are_backed_up_by_a_key_that_opens_nothing_and_come_back() {
+    let machine = Machine::new();
+    let vault = &machine.vault;
+    let files = machine.files.to_str().unwrap();
+    let device = vault.rack.path("device");
+    fs::write(&device, [9; 1 << 20]).unwrap();
+    let (answer, first) = machine.back_up(&["--path", files, "--device", device.to_str().unwrap()]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    assert_eq!(
+        (&first["vm"], &first["files"]["entries"]),
+        (&"web".into(), &fs_entries(&machine.files).into())
+    );
+    assert_eq!(first["consistency"]["level"], "live");
+
+    // Whoever has the key reads nothing with it.
+    let mut stolen = machine.vault.command(&["restore", "web", "--to", "/nowhere"]);
+    let stolen = stolen.env_remove("REMPART_PASSPHRASE_FILE").env("REMPART_KEY_FILE", &machine.key);
+    let stolen = Answer::of(stolen.output().unwrap());
+    assert!(stolen.code != 0 && stolen.err.contains("opens nothing"), "{}", stolen.err);
+    let (other_name, _) = machine.back_up(&["--path", files, "--name", "shop"]);
+    assert!(other_name.code != 0 && other_name.err.contains("of nothing else"), "{}", other_name.err);
+
+    let listed = vault.json(&["files", "web", &machine.entry("etc")]);
+    let fstab =
+        listed.as_array().unwrap().iter().find(|file| file["path"] == machine.entry("etc/fstab")).unwrap();
+    assert_eq!((&fstab["size_bytes"], &fstab["kind"]), (&16.into(), &"file".into()));
+    let listed = vault.ok(&["files", "web", &machine.entry("etc/fstab")]);
+    assert!(listed.out.contains("-rw-") && listed.out.ends_with("etc/fstab\n"), "{}", listed.out);
+    vault.refused(&["files", "web", "/no/such/file"]);
+
+    let verified = vault.json(&["verify", "web"]);
+    assert_eq!(verified[1]["damaged"], serde_json::json!([]));
+    let to = machine.restored(&["--path", &machine.entry("etc/fstab")], "one");
+    assert_eq!(fs::read(to.join("etc/fstab")).unwrap(), b"/dev/vda / ext4\n");
+    assert!(!to.join("log").exists());
+    let whole = vault.rack.path("all");
+    vault.ok(&["restore", "web", "--to", whole.to_str().unwrap()]);
+    assert!(same(&whole.join("files").join(machine.files.strip_prefix("/").unwrap()), &machine.files));
+    assert!(fs::read(whole.join("device.raw")).unwrap() == [9; 1 << 20]);
+
+    // Only what changed is stored, and what is excluded is not there.
+    fs::write(machine.files.join("new.tmp"), "temporary").unwrap();
+    fs::write(machine.files.join("etc/hosts"), "127.0.0.1 localhost\n").unwrap();
+    let (_, second) = machine.back_up(&["--path", files, "--exclude", "*.tmp"]);
+    let new = second["new_bytes"].as_u64().unwrap();
+    assert!(new < 64 << 10, "{second}");
+    assert_eq!(second["notes"], serde_json::json!(["1 files or folders were excluded"]));
+    let to = machine.restored(&[], "second");
+    assert!(to.join("etc/hosts").exists() && !to.join("new.tmp").exists());
+
+    // A collection keeps what both have, and a copy has it, too.
+    vault.ok(&["gc"]);
+    let points = vault.json(&["points", "web"]);
+    let point = format!("web@{}", points[1]["point"]);
+    vault.ok(&["verify", &point]);
+    let (second, passphrase) = (vault.rack.path("copies"), vault.rack.path("passphrase"));
+    vault.ok(&["repo", "create", second.to_str().unwrap()]);
+    let to = ["--to", second.to_str().unwrap(), "--to-passphrase-file", passphrase.to_str().unwrap()];
+    vault.ok(&[&["copy", &point], &to[..]].concat());
+    let again = vault.json(&[&["copy", &point], &to[..]].concat());
+    assert_eq!(again[0]["was_there"], true);
+    vault.ok(&["verify", "web", "--repo", second.to_str().unwrap()]);
+}
+
+fn fs_entries(folder: &Path) -> usize {
+    let found = Command::new("find").arg(folder).output().unwrap();
+    // The folders that lead there are in it, too.
+    String::from_utf8(found.stdout).unwrap().lines().count() + folder.ancestors().count() - 2
+}
+
+#[test]
+fn what_cannot_be_read_is_told_and_all_else_is_there() {
+    let machine = Machine::new();
+    let secret = machine.files.join("secret");
+    fs::write(&secret, "root's").unwrap();
+    // Somebody who is not root runs it.
+    let root = machine.vault.rack.path("");
+    fs::create_dir(machine.vault.rack.path("agent-cache")).unwrap();
+    assert!(Command::new("chown").args(["-R", "65534:65534"]).arg(&root).status().unwrap().success());
+    std::os::unix::fs::chown(&secret, Some(0), Some(0)).unwrap();
+    fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let command = machine.command(&["--path", machine.files.to_str().unwrap(), "--json"]);
+    let mut as_nobody = Command::new("setpriv");
+    as_nobody
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
+        .arg(command.get_program());
+    as_nobody.args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => as_nobody.env(key, value),
+            None => as_nobody.env_remove(key),
+        };
+    }
+    let answer = Answer::of(as_nobody.output().unwrap());
+    assert_eq!(answer.code, 1, "{}", answer.err);
+    assert!(answer.err.contains("1 files or folders could not be read"), "{}", answer.err);
+    let told: Value = serde_json::from_str(&answer.out).expect("one JSON value");
+    assert_eq!(told["unread"][0]["path"], machine.entry("secret"));
+    let listed = machine.vault.json(&["files", "web", &machine.entry("secret")]);
+    assert!(listed[0]["unread"].as_str().unwrap().contains("cannot be opened"), "{listed}");
+    let to = machine.vault.rack.path("to");
+    let restored = machine.vault.refused(&["restore", "web", "--to", to.to_str().unwrap()]);
+    assert!(restored.err.contains("was not backed up"), "{}", restored.err);
+    let to = to.join(machine.files.strip_prefix("/").unwrap());
+    assert!(fs::read(to.join("log")).unwrap() == fs::read(machine.files.join("log")).unwrap());
+}
+
+#[test]
+fn damage_is_named_by_file_and_mended_by_the_next_backup() {
+    let machine = Machine::new();
+    let vault = &machine.vault;
+    fs::write(machine.files.join("noise"), crate::rack::noise(5, 3 << 20)).unwrap();
+    let files = machine.files.to_str().unwrap();
+    assert_eq!(machine.back_up(&["--path", files]).0.code, 0);
+    let pack =
+        vault.files_below("packs").into_iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    let verified = vault.refused(&["verify", "web"]);
+    assert!(verified.err.contains(&machine.entry("noise")), "{}", verified.err);
+    let to = vault.rack.path("to");
+    let restored = vault.refused(&["restore", "web", "--to", to.to_str().unwrap()]);
+    assert!(restored.err.contains(&machine.entry("noise")), "{}", restored.err);
+    let to = to.join(machine.files.strip_prefix("/").unwrap());
+    assert!(to.join("log").exists() && !to.join("noise").exists(), "nothing that is not whole");
+    assert_eq!(machine.back_up(&["--path", files]).0.code, 0);
+    vault.ok(&["verify", "web"]);
+    let first = vault.json(&["points", "web"])[0]["point"].to_string();
+    vault.ok(&["verify", &format!("web@{first}")]);
+}
+
+/// Stands in for LVM: volumes are files in a folder, and what was told is written down.
+const LVM: &str = r#"#!/bin/sh
+cd "$(dirname "$0")/volumes" || exit 5
+echo "$(basename "$0") $*" >>../told
+for last; do :; done
+row() {
+    printf '{"vg_name":"vg","lv_name":"%s","lv_path":"%s/%s","segtype":"linear",' "$1" "$PWD" "$1"
+    printf '"lv_size":"%s","vg_free":"1073741824"}' "$(stat -c %s "$1")"
+}
+case $(basename "$0") in
+lvs)
+    case $last in
+    lv_tags=rempart) found=$(ls | grep -e -rempart-) ;;
+    *) found=$(basename "$last"); [ -e "$found" ] || exit 5 ;;
+    esac
+    printf '{"report":[{"lv":['
+    comma=
+    for one in $found; do printf '%s' "$comma"; row "$one"; comma=,; done
+    printf ']}]}\n' ;;
+lvcreate)
+    while [ "$1" != --name ]; do shift; done
+    cp "$(basename "$last")" "$2" ;;
+lvremove) rm "$(basename "$last")" ;;
+esac
+"#;
+
+/// LVM itself takes a kernel that has it.
+#[test]
+fn a_logical_volume_is_read_from_a_snapshot_that_is_removed_also_after_a_kill() {
+    let machine = Machine::new();
+    let lvm = machine.vault.rack.path("lvm");
+    let volumes = lvm.join("volumes");
+    fs::create_dir_all(&volumes).unwrap();
+    fs::write(volumes.join("data"), crate::rack::noise(6, 8 << 20)).unwrap();
+    for program in ["lvs", "lvcreate", "lvremove"] {
+        fs::write(lvm.join(program), LVM).unwrap();
+        fs::set_permissions(lvm.join(program), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let data = volumes.join("data");
+    let data = data.to_str().unwrap();
+    let with_lvm = |arguments: &[&str]| {
+        let mut command = machine.command(&[&["--device", data, "--json"], arguments].concat());
+        command.env("PATH", format!("{}:{}", lvm.display(), std::env::var("PATH").unwrap()));
+        command
+    };
+    let snapshots = || fs::read_dir(&volumes).unwrap().count() - 1;
+    let mut killed = with_lvm(&["--bandwidth", "1K"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while snapshots() == 0 {
+        assert!(std::time::Instant::now() < deadline, "no snapshot was made");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert_eq!(snapshots(), 1);
+
+    let answer = Answer::of(with_lvm(&["--snapshot-size", "12M"]).output().unwrap());
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    let told: Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!(told["consistency"]["level"], "crash");
+    assert_eq!(snapshots(), 0);
+    let commands = fs::read_to_string(lvm.join("told")).unwrap();
+    assert!(commands.contains("--size 12582912b vg/data"), "{commands}");
+    let to = machine.vault.rack.path("to");
+    machine.vault.ok(&["restore", "web", "--to", to.to_str().unwrap()]);
+    assert!(fs::read(to.join("data.raw")).unwrap() == fs::read(data).unwrap());
+
+    let refused = Answer::of(with_lvm(&["--snapshot-size", "2G"]).output().unwrap());
+    assert!(refused.code != 0 && refused.err.contains("bytes free"), "{}", refused.err);
+    let answer = Answer::of(with_lvm(&["--no-snapshot"]).output().unwrap());
+    let told: Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!(told["consistency"]["level"], "live");
+}
