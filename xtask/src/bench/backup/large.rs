@@ -26,7 +26,7 @@ pub struct Options {
     /// TiB of disks whose chunks are in the repository
     #[arg(long, default_value_t = 10)]
     tib: u64,
-    /// Where it is made, and removed again: 1.5 GiB a TiB, with what the program keeps of it
+    /// Where it is made, and removed again: 0.6 GiB a TiB, with what the program keeps of it
     #[arg(long)]
     folder: Option<PathBuf>,
     /// Measure this build of the program instead of building it
