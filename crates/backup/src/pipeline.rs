@@ -220,18 +220,24 @@ impl<E> Worker<'_, E> {
     fn work<S: ChunkSink<Error = E>>(&self, sink: &mut S) -> Result<(), PipelineError<SourceError, E>> {
         let chunk_len = u64::from(self.chunk_size.bytes());
         let mut reader = self.source.reader().map_err(PipelineError::Source)?;
-        let mut buffer = vec![0; RUN.min(self.source.size().max(1)) as usize];
+        let piece = reader.piece().min(RUN).next_multiple_of(chunk_len);
+        let mut buffer = vec![0; piece.min(self.source.size().max(1)) as usize];
         while let Some(run) = self.shared.next_run(self.wanted, RUN / chunk_len) {
             if self.progress.is_stopped() {
                 return Err(PipelineError::Stopped);
             }
             let bytes = run.start * chunk_len..(run.end * chunk_len).min(self.source.size());
-            let buffer = &mut buffer[..(bytes.end - bytes.start) as usize];
-            reader.read(bytes.start, buffer).map_err(PipelineError::Source)?;
-            let id = |chunk: &[u8]| if is_zero(chunk) { Ok(ChunkId::ZERO) } else { sink.put(chunk) };
-            let ids = buffer.chunks(chunk_len as usize).map(id).collect::<Result<Vec<_>, _>>();
+            let mut ids = Vec::with_capacity((run.end - run.start) as usize);
+            for at in bytes.clone().step_by(piece as usize) {
+                let buffer = &mut buffer[..(bytes.end - at).min(piece) as usize];
+                reader.read(at, buffer).map_err(PipelineError::Source)?;
+                for chunk in buffer.chunks(chunk_len as usize) {
+                    let id = if is_zero(chunk) { Ok(ChunkId::ZERO) } else { sink.put(chunk) };
+                    ids.push(id.map_err(PipelineError::Sink)?);
+                }
+            }
             self.progress.add(bytes.end - bytes.start);
-            self.shared.stored(&run, ids.map_err(PipelineError::Sink)?);
+            self.shared.stored(&run, ids);
         }
         Ok(())
     }

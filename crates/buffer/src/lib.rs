@@ -106,6 +106,13 @@ impl BufferMut {
     }
 }
 
+impl Default for BufferMut {
+    /// Nothing, and room for nothing.
+    fn default() -> BufferMut {
+        BufferMut::zeroed(0)
+    }
+}
+
 impl AsRef<[u8]> for BufferMut {
     fn as_ref(&self) -> &[u8] {
         self

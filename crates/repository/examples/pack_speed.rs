@@ -35,7 +35,7 @@ fn main() {
         });
         let mut compressor = Compressor::new();
         let mut packs = Vec::new();
-        let mut buffer = Vec::new();
+        let mut buffer = rempart_buffer::BufferMut::default();
         let both = best(|| {
             packs.clear();
             let mut builder = PackBuilder::new(ring.writer(), PACK, std::mem::take(&mut buffer));
@@ -53,7 +53,7 @@ fn main() {
         });
         let stored: usize = packs.iter().map(|(_, length)| length).sum();
 
-        let mut builder = PackBuilder::new(ring.writer(), PACK, Vec::new());
+        let mut builder = PackBuilder::new(ring.writer(), PACK, rempart_buffer::BufferMut::default());
         let fitting = chunks.iter().zip(&ids).take(60);
         let fitting: Vec<_> = fitting.collect();
         for (chunk, id) in &fitting {

@@ -106,7 +106,12 @@ fn header() -> PackHeader {
 fn pack() -> Pack {
     let ring = ring();
     let domain = ring.writer().domain();
-    let mut pack = PackBuilder::with_header(&header(), &Secret::new([0x66; 32]), 0, Vec::new());
+    let mut pack = PackBuilder::with_header(
+        &header(),
+        &Secret::new([0x66; 32]),
+        0,
+        rempart_buffer::BufferMut::default(),
+    );
     let mut compressor = Compressor::new();
     for chunk in [first_chunk(), second_chunk()] {
         pack.add(BlobKind::Data, domain.chunk_id(&chunk), &chunk, &mut compressor);

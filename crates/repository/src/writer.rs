@@ -11,6 +11,7 @@ use crate::pack::{Pack, PackBuilder};
 use crate::repository;
 use crate::tree::NodeSink;
 use crate::{BlobReader, ChainId, ChunkId, ChunkSize, PackId, PackName, Point, Repository, SessionId};
+use rempart_buffer::BufferMut;
 use rempart_objects::{Created, Name, Objects};
 use rempart_types::WallTime;
 use std::collections::{BTreeSet, HashSet};
@@ -65,7 +66,7 @@ struct Stored {
     stored_bytes: AtomicU64,
     limit: Mutex<Option<Limit>>,
     /// Buffers of packs that are stored.
-    buffers: Mutex<Vec<Vec<u8>>>,
+    buffers: Mutex<Vec<BufferMut>>,
 }
 
 /// A line that carries so much, and is busy until then.

@@ -9,6 +9,8 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+const PIECE: u64 = 512 << 10;
+
 /// A raw image or a block device. Nobody may write to it meanwhile: who opens it sees to that.
 #[derive(Debug)]
 pub struct FileSource {
@@ -83,6 +85,11 @@ impl Source for FileSource {
 }
 
 impl Reader for &FileSource {
+    /// So little that it is still in the processor's cache when it is looked at.
+    fn piece(&self) -> u64 {
+        PIECE
+    }
+
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
         let read = self.file.read_exact_at(buffer, offset);
         read.map_err(|why| error("read", &self.path, Some(offset), why))?;

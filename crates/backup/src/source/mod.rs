@@ -26,6 +26,11 @@ pub trait Source: Debug + Send + Sync {
 
 /// Reads a disk.
 pub trait Reader: Send {
+    /// Bytes that are best read at once, if more than a chunk is to be.
+    fn piece(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Fills `buffer` from `offset` on.
     ///
     /// # Errors

@@ -29,6 +29,9 @@ use access::Access;
 use clap::Subcommand;
 use rempart_api::{Client, Error};
 
+/// What work that is in no hurry gives way by, as nice(1) counts it.
+const NICENESS: i32 = 10;
+
 /// Subcommands that work on a backup repository.
 #[derive(Debug, Subcommand)]
 pub enum BackupCommand {
@@ -88,6 +91,17 @@ pub fn run_backup(
     client: impl FnOnce() -> Result<Client, Error>,
     output: Output,
 ) -> Result<(), Error> {
+    let is_work = matches!(
+        command,
+        BackupCommand::Backup(_)
+            | BackupCommand::Copy(_)
+            | BackupCommand::Gc(_)
+            | BackupCommand::Repo(RepoCommand::Check(_))
+    );
+    if is_work {
+        // What virtual machines do on these processors comes first. A refusal stops no backup.
+        let _ = rustix::process::nice(NICENESS);
+    }
     match command {
         BackupCommand::Repo(RepoCommand::Create(command)) => access::create(command, output),
         BackupCommand::Repo(RepoCommand::Show(command)) => points::show(&command, output),

@@ -65,6 +65,10 @@ pub trait FileSystem: Debug + Send + Sync {
 pub struct Linux;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// Bytes from which on a file is written past the page cache: the memory is the machines', and copying costs more than the
+/// rest of the write. Where they have to begin a page.
+const LARGE: usize = 1 << 20;
+const PAGE: usize = 4096;
 /// Slices of one write.
 const MOST_SLICES: usize = 1024;
 
@@ -73,6 +77,30 @@ impl Linux {
     pub fn open_root(path: &std::path::Path) -> io::Result<OwnedFd> {
         Ok(rustix::fs::open(path, DIRECTORY, Mode::empty())?)
     }
+}
+
+/// Writes as much as can be that way, from the file's end on. Returns how much.
+fn write_past_cache(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    if rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).is_err() {
+        return Ok(0);
+    }
+    let mut written = 0;
+    let ended = loop {
+        match file.write(&bytes[written..]) {
+            // From a place that is not a page's beginning it goes no further that way.
+            Ok(more) if more > 0 && more.is_multiple_of(PAGE) && written + more < bytes.len() => {
+                written += more
+            }
+            Ok(more) => break Ok(written + more),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The file system wants larger units, or has no such writes.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => break Ok(written),
+            Err(error) => break Err(error),
+        }
+    };
+    rustix::fs::fcntl_setfl(file, flags)?;
+    ended
 }
 
 fn stat_of(stat: &rustix::fs::Stat) -> Stat {
@@ -160,6 +188,15 @@ impl FileSystem for Linux {
     }
 
     fn write(&self, mut file: &File, parts: &[&[u8]]) -> io::Result<()> {
+        let (large, rest);
+        let parts = match parts {
+            [one] if one.len() >= LARGE && one.as_ptr().addr().is_multiple_of(PAGE) => {
+                (large, rest) = one.split_at(one.len() - one.len() % PAGE);
+                let written = write_past_cache(file, large)?;
+                &[&large[written..], rest][..]
+            }
+            parts => parts,
+        };
         // Of empty slices alone nothing would be written, as on a disk that takes nothing.
         let parts = parts.iter().filter(|part| !part.is_empty());
         let mut slices: Vec<_> = parts.map(|part| IoSlice::new(part)).collect();

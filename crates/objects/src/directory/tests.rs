@@ -166,3 +166,21 @@ fn others_files_are_no_objects() {
     directory.remove(&name("packs/x")).expect_err("it is outside");
     assert_eq!(fs::read(outside.path().join("x")).expect("it is there"), b"theirs");
 }
+
+/// What begins a page is written past the page cache as far as whole pages go; nobody can tell.
+#[test]
+fn large_objects_hold_what_was_put_wherever_it_lay_in_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = Directory::create(&folder.path().join("place")).expect("a place");
+    let memory: Vec<u8> = (0..(3 << 20) + 4096 + 17_u32).map(|at| (at.wrapping_mul(at) >> 7) as u8).collect();
+    let aligned = memory.as_ptr().align_offset(4096);
+    for (number, len) in [1 << 20, (1 << 20) + 1, (2 << 20) + 4095, (3 << 20) - 4096].into_iter().enumerate()
+    {
+        for (kind, from) in [("aligned", aligned), ("odd", aligned + 1)] {
+            let content = &memory[from..from + len];
+            let name = Name::new(format!("packs/{kind}{number}")).expect("a name");
+            assert_eq!(place.create(&name, &[content], None).expect("creates"), Created::New);
+            assert!(place.get(&name, 4 << 20).expect("reads") == content, "{kind}, {len} bytes");
+        }
+    }
+}

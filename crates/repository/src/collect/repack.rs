@@ -8,6 +8,7 @@ use crate::log::{Content, Number, Numbers, Session, State, Status};
 use crate::pack::PackBuilder;
 use crate::writer::{MAX_PACK_LEN, put, put_segment};
 use crate::{ChunkId, PackId, PackName, PackOpener, Repository};
+use rempart_buffer::BufferMut;
 use rempart_types::WallTime;
 use std::collections::HashSet;
 
@@ -136,7 +137,7 @@ struct Anew<'a> {
     session: &'a mut Session,
     now: WallTime,
     packs: [Option<PackBuilder>; 2],
-    buffer: Vec<u8>,
+    buffer: BufferMut,
     compressor: Compressor,
     /// First halves of the ids.
     done: HashSet<[u8; 16]>,
@@ -152,7 +153,7 @@ impl<'a> Anew<'a> {
             session,
             now,
             packs: [None, None],
-            buffer: Vec::new(),
+            buffer: BufferMut::default(),
             compressor: Compressor::new(),
             done: HashSet::new(),
             segment: SegmentBuilder::new(),

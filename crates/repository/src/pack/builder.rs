@@ -5,13 +5,15 @@ use crate::blob::{BlobKind, Codec, Compressor, MAX_PLAIN};
 use crate::key::{BoxPurpose, Cipher, CipherKey, Secret, TAG, random};
 use crate::names::PackName;
 use crate::{ChunkId, PackId, SessionId, WriterKey};
+use rempart_buffer::BufferMut;
 use std::fmt;
 
 /// A pack that is being filled. Its secret lives here only, and goes with it: nothing is ever added to a pack later, and a
 /// second attempt at the same blobs is another pack.
 pub struct PackBuilder {
-    /// As long as the pack may become; the first `at` bytes are written.
-    buffer: Vec<u8>,
+    /// As long as the pack may become; the first `at` bytes are written. Begins a page: a directory takes it past the page
+    /// cache.
+    buffer: BufferMut,
     at: usize,
     key: CipherKey,
     /// Of all that is written.
@@ -22,7 +24,7 @@ pub struct PackBuilder {
 impl PackBuilder {
     /// A pack of at most `limit` bytes, or what is nearest to that a pack can be. `buffer` is used again
     /// ([`Pack::into_buffer`]), or empty.
-    pub fn new(writer: &WriterKey, limit: u64, buffer: Vec<u8>) -> PackBuilder {
+    pub fn new(writer: &WriterKey, limit: u64, buffer: BufferMut) -> PackBuilder {
         let secret = Secret::random();
         let public = writer.public();
         let mut header = PackHeader {
@@ -43,9 +45,9 @@ impl PackBuilder {
         header: &PackHeader,
         secret: &Secret,
         limit: u64,
-        mut buffer: Vec<u8>,
+        mut buffer: BufferMut,
     ) -> PackBuilder {
-        buffer.resize(limit.clamp(MIN_PACK as u64, MAX_PACK as u64) as usize, 0);
+        buffer.resize(limit.clamp(MIN_PACK as u64, MAX_PACK as u64) as usize);
         buffer[..PACK_HEADER].copy_from_slice(&header.encode());
         let mut hasher = blake3::Hasher::new();
         hasher.update(&buffer[..PACK_HEADER]);
@@ -116,7 +118,7 @@ impl PackBuilder {
     pub fn finish(mut self) -> Pack {
         assert!(!self.is_empty(), "a pack holds something");
         let whole = self.len() as usize;
-        self.buffer.truncate(whole);
+        self.buffer.resize(whole);
         let out = &mut self.buffer[self.at..];
         format::write_footer(&self.blobs, out);
         format::seal_footer(&self.key, out);
@@ -134,7 +136,7 @@ impl fmt::Debug for PackBuilder {
 /// A finished pack. A retry sends these same bytes again, or what is in it is packed anew.
 pub struct Pack {
     id: PackId,
-    bytes: Vec<u8>,
+    bytes: BufferMut,
     blobs: Vec<Blob>,
 }
 
@@ -157,7 +159,7 @@ impl Pack {
     }
 
     /// Memory for the next one.
-    pub fn into_buffer(self) -> Vec<u8> {
+    pub fn into_buffer(self) -> BufferMut {
         self.bytes
     }
 }

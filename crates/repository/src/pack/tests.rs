@@ -35,7 +35,7 @@ fn id(writer: &WriterKey, kind: BlobKind, content: &[u8]) -> ChunkId {
 }
 
 fn pack(writer: &WriterKey) -> Pack {
-    let mut builder = PackBuilder::new(writer, 0, Vec::new());
+    let mut builder = PackBuilder::new(writer, 0, rempart_buffer::BufferMut::default());
     let mut compressor = Compressor::new();
     for (kind, content) in contents() {
         builder.add(kind, id(writer, kind, &content), &content, &mut compressor);
@@ -142,7 +142,7 @@ fn what_an_index_says_of_a_blob_must_be_true() {
 fn a_writer_that_lies_about_a_chunk_is_found() {
     let ring = ring(2);
     let agent = ring.new_writer(crate::WriterName::new("web").expect("a name"));
-    let mut builder = PackBuilder::new(&agent, 0, Vec::new());
+    let mut builder = PackBuilder::new(&agent, 0, rempart_buffer::BufferMut::default());
     let claimed = agent.domain().chunk_id(b"a block that others have");
     let blob = builder.add(BlobKind::Data, claimed, b"garbage", &mut Compressor::new());
     let pack = builder.finish();
@@ -179,7 +179,7 @@ fn no_two_attempts_share_a_key() {
 fn a_full_pack_keeps_its_limit() {
     let ring = ring(2);
     let content = noise(4, 64 << 10);
-    let mut builder = PackBuilder::new(ring.writer(), MIN_PACK as u64, Vec::new());
+    let mut builder = PackBuilder::new(ring.writer(), MIN_PACK as u64, rempart_buffer::BufferMut::default());
     let mut count = 0u64;
     let mut compressor = Compressor::new();
     while builder.has_room(content.len()) {
