@@ -22,8 +22,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Threads that put packs into their place while others fill the next.
 const UPLOADS: usize = 2;
-/// Bytes of a pack, at most: a few are in memory at once.
-pub(crate) const MAX_PACK_LEN: u64 = 32 << 20;
+/// Bytes of a pack, at most: one for each thread is in memory, and those on their way.
+pub(crate) const MAX_PACK_LEN: u64 = 16 << 20;
 /// Chunks of this backup that are remembered in memory; with so many, the index learns of them.
 const MAX_OWN: usize = 1 << 20;
 /// What is stored is made live this often: who is interrupted need not store it again.
