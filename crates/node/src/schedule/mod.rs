@@ -32,6 +32,7 @@ use std::time::Duration;
 
 /// The clock may be set, and the machine may sleep: it is looked at anew this often.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+const LOOK_AT_WINDOW_EVERY: Duration = Duration::from_secs(1);
 /// Coming runs that are shown.
 const SHOWN_AHEAD: usize = 3;
 
@@ -151,6 +152,10 @@ impl Schedule {
         self.calendar.due(since, clock::wall(), self.section.catch_up)
     }
 
+    fn is_window_open(&self) -> bool {
+        self.window.is_none_or(|window| window.is_open(&self.calendar, clock::wall()))
+    }
+
     fn shown(&self) -> rempart_api::Schedule {
         let mut next = Vec::new();
         let mut time = clock::wall();
@@ -206,12 +211,17 @@ async fn try_out(node: &Arc<Node>) {
     }
 }
 
+/// Begun, by this daemon or one before.
+fn is_under_way(schedule: &Schedule) -> bool {
+    hold(&schedule.history).running().is_some()
+}
+
 async fn follow(node: Arc<Node>, schedule: Arc<Schedule>) {
     loop {
-        let is_open = hold(&schedule.history).running().is_some();
+        let before = hold(&schedule.history).since();
         let due = schedule.now_due();
         let wait = match due {
-            _ if is_open => Duration::ZERO,
+            _ if is_under_way(&schedule) => Duration::ZERO,
             Due::Now { .. } => Duration::ZERO,
             Due::At(then) => Duration::from_millis(then.0.saturating_sub(vm::unix_ms())).min(LOOK_EVERY),
             Due::Never => LOOK_EVERY,
@@ -220,18 +230,23 @@ async fn follow(node: Arc<Node>, schedule: Arc<Schedule>) {
             tokio::time::sleep(wait).await;
             continue;
         }
-        // Who had it before may have done what was due.
+        // Nothing is under way meanwhile: an operator need not wait for the window.
+        while !is_under_way(&schedule) && !schedule.is_window_open() {
+            tokio::time::sleep(LOOK_AT_WINDOW_EVERY).await;
+        }
         let _busy = schedule.busy.lock().await;
-        let is_open = hold(&schedule.history).running().is_some();
-        match schedule.now_due() {
-            _ if is_open => run::go_on(&node, &schedule, &mut |_| {}).await,
-            Due::Now { since, missed } => {
-                let trigger = if missed { RunTrigger::CatchUp } else { RunTrigger::Schedule };
-                run::begin(&schedule, trigger, since);
-                run::go_on(&node, &schedule, &mut |_| {}).await
+        if !is_under_way(&schedule) {
+            // Who had it before may have done what was due.
+            let is_done = hold(&schedule.history).since() != before;
+            match due {
+                Due::Now { since, missed } if !is_done => {
+                    let trigger = if missed { RunTrigger::CatchUp } else { RunTrigger::Schedule };
+                    run::begin(&schedule, trigger, since);
+                }
+                _ => continue,
             }
-            Due::At(_) | Due::Never => continue,
-        };
+        }
+        run::go_on(&node, &schedule, &mut |_| {}).await;
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// A window that is shut is looked at this often; and how far a run is, for whoever waits for it.
+/// How far a run is, for whoever waits for it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Writes down that a run has begun.
@@ -81,16 +81,12 @@ fn wanted(node: &Node, schedule: &Schedule) -> Vec<String> {
 }
 
 async fn back_up_all(node: &Arc<Node>, schedule: &Arc<Schedule>, tell: &mut (dyn FnMut(Progress) + Send)) {
-    let (trigger, mut has_begun) = {
-        let history = hold(&schedule.history);
-        let run = history.running().expect("it is under way");
-        (run.trigger, !run.machines.is_empty())
-    };
+    let trigger = hold(&schedule.history).running().expect("it is under way").trigger;
     let names = wanted(node, schedule);
     let at_once = Arc::new(Semaphore::new(schedule.section.parallel));
     let mut at_work = JoinSet::new();
     // An operator who says now means now.
-    let may_begin = move |schedule: &Schedule| trigger == RunTrigger::Operator || is_open(schedule);
+    let may_begin = move |schedule: &Schedule| trigger == RunTrigger::Operator || schedule.is_window_open();
     for vm in names {
         let place = loop {
             match tokio::time::timeout(LOOK_EVERY, at_once.clone().acquire_owned()).await {
@@ -99,17 +95,11 @@ async fn back_up_all(node: &Arc<Node>, schedule: &Arc<Schedule>, tell: &mut (dyn
             }
         };
         if !may_begin(schedule) {
-            if has_begun {
-                let mut left = MachineBackup::begun(vm, clock::wall());
-                left.outcome = MachineOutcome::NotBegun;
-                hold(&schedule.history).machine(left);
-                continue;
-            }
-            while !may_begin(schedule) {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
+            let mut left = MachineBackup::begun(vm, clock::wall());
+            left.outcome = MachineOutcome::NotBegun;
+            hold(&schedule.history).machine(left);
+            continue;
         }
-        has_begun = true;
         let (node, schedule) = (node.clone(), schedule.clone());
         at_work.spawn(async move {
             let done = back_up(&node, &schedule, vm, may_begin).await;
@@ -123,10 +113,6 @@ async fn back_up_all(node: &Arc<Node>, schedule: &Arc<Schedule>, tell: &mut (dyn
             tell(schedule.sum());
         }
     }
-}
-
-fn is_open(schedule: &Schedule) -> bool {
-    schedule.window.is_none_or(|window| window.is_open(&schedule.calendar, clock::wall()))
 }
 
 impl Schedule {

@@ -123,6 +123,40 @@ fn it_runs_by_the_clock() {
     assert!(unknown.err.contains("`weekly`"), "{}", unknown.err);
 }
 
+/// An hour of the day that is not now, nor soon.
+fn shut() -> String {
+    let seconds = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let hour = seconds / 3600 % 24;
+    format!("{:02}:00-{:02}:00", (hour + 10) % 24, (hour + 11) % 24)
+}
+
+#[test]
+fn a_shut_window_holds_up_the_clock_and_no_operator() {
+    let (rack, vault) = (Rack::new(), Vault::new());
+    let mut node = rack.initialised("node-a");
+    let disk = rack.path("disk.raw");
+    std::fs::write(&disk, noise(3, 2 * MIB)).unwrap();
+    let foreign = |name: &str| format!("machines = ['{name}']\ndisks = ['{}']", disk.display());
+    let shut = format!(
+        "{}\n[[backup]]\nname = 'shut'\nrepository = '{}'\npassphrase_file = '{}'\nschedule = '* * * * * *'\n\
+         cache_dir = '{}'\ntime_zone = 'UTC'\nwindow = '{}'\nlimit_bytes_per_s = 100000000\n{}",
+        foreign("open"),
+        vault.repo().display(),
+        vault.rack.path("passphrase").display(),
+        node.home.join("cache").display(),
+        shut(),
+        foreign("shut")
+    );
+    schedule(&node, &vault, "* * * * * *", &shut);
+    node.start();
+    node.until("the other ran twice", || history(&node).len() >= 2);
+    let shown = node.json(&["schedule", "show", "shut"]);
+    assert_eq!((&shown["running"], &shown["last"]), (&Value::Null, &Value::Null), "{shown}");
+    let run = node.json(&["schedule", "run", "shut"]);
+    assert_eq!(outcome(&run, "shut")["outcome"], "success", "{run}");
+    assert_eq!(points(&vault, "shut"), 1);
+}
+
 /// The processes that work on the repository.
 fn at_work(vault: &Vault) -> usize {
     let repo = vault.repo().to_str().unwrap().to_owned();
@@ -187,7 +221,7 @@ fn each_machine_is_backed_up_by_the_node_that_leads_it() {
     let (mut a, mut b, _witness) = rack.cluster();
     for node in [&mut a, &mut b] {
         node.kill();
-        schedule(node, &vault, NEVER, "machines = ['shop', 'alone']");
+        schedule(node, &vault, NEVER, "machines = ['shop', 'alone']\nparallel = 2");
         node.start();
     }
     let disk = rack.path("disk.raw");
