@@ -321,7 +321,7 @@ fn what_goes_wrong_is_said() {
 #[test]
 fn a_mirrored_machine_keeps_its_chain_wherever_it_runs() {
     let vault = Vault::new();
-    let (mut a, b, _witness) = vault.rack.cluster();
+    let (mut a, mut b, _witness) = vault.rack.cluster();
     let sizes = [8 * MIB, 4 * MIB];
     a.import("shop", &[&vault.rack.image("one.raw", sizes[0], 1), &vault.rack.image("two.raw", sizes[1], 2)]);
     a.ok(&["protect", "shop", "--peer", "node-b"]);
@@ -355,6 +355,18 @@ fn a_mirrored_machine_keeps_its_chain_wherever_it_runs() {
     a.kill();
     b.until("it took over", || b.vm("shop")["role"] == "primary");
     step(&b, 9, 3 * MIB, &mut points, &mut expected);
+    // Its daemon is killed, and comes back where it was.
+    a.start();
+    b.until_mirrored("shop");
+    b.kill();
+    a.until("it took over again", || a.vm("shop")["role"] == "primary");
+    b.start();
+    a.until_mirrored("shop");
+    step(&a, 10, 4 * MIB, &mut points, &mut expected);
+    // A disk that grew.
+    a.ok(&["vm", "disk", "resize", "shop", "0", "10M"]);
+    expected[0].resize(10 * MIB, 0);
+    step(&a, 11, 9 * MIB + 8192, &mut points, &mut expected);
 
     for (point, content) in points {
         let restored = vault.restored(&format!("shop@{point}"), &format!("to-{point}"));
