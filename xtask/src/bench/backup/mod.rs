@@ -6,6 +6,7 @@
 mod image;
 pub mod large;
 mod measure;
+mod recovery;
 mod tool;
 mod tracked;
 
@@ -16,14 +17,17 @@ use anyhow::Result;
 
 use super::report::{Against, Report, median};
 use crate::lab::Lab;
-use crate::setup;
+use crate::setup::{self, Kernel};
 
 use image::{Change, Image};
 use measure::Taken;
+use recovery::Recovery;
 use tool::{Program, Tool};
 use tracked::Machine;
 
 const MIB: f64 = (1 << 20) as f64;
+/// One boot under emulation tells little.
+const LEAST_RECOVERIES: u32 = 3;
 /// Debian has them; rustic is measured where somebody installed it.
 const PACKAGES: &[&str] = &["borgbackup", "restic", "zstd"];
 
@@ -47,6 +51,9 @@ pub struct Options {
     /// Leave out the machine whose changes are tracked
     #[arg(long)]
     no_machine: bool,
+    /// Only how soon a machine answers that is recovered at once; three rounds at least
+    #[arg(long)]
+    only_recovery: bool,
     /// Measure this build of the program instead of building it
     #[arg(long)]
     program: Option<PathBuf>,
@@ -112,10 +119,13 @@ impl Column {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    setup::ensure()?;
-    setup::ensure_packages(PACKAGES)?;
+    let kernel = setup::ensure()?;
     let program = super::program(options.program.as_deref())?;
     let ours = Program::Rempart { program: program.clone(), chunk_size: options.chunk_size.clone() };
+    if options.only_recovery {
+        return recover(options, &kernel, &program, ours, Lab::build(false)?.folder());
+    }
+    setup::ensure_packages(PACKAGES)?;
     let mut programs = vec![ours.clone()];
     for peer in [Program::Restic, Program::Borg, Program::Rustic] {
         let wanted = options.peers.as_ref().is_none_or(|peers| peers.iter().any(|name| name == peer.name()));
@@ -129,6 +139,7 @@ pub fn run(options: &Options) -> Result<()> {
     let folder = lab.folder().join("backup");
     std::fs::create_dir_all(&folder)?;
     let image = Image::make(&folder.join("disk.raw"), options.size << 30)?;
+    recover(options, &kernel, &program, ours.clone(), lab.folder())?;
     let machine = match options.no_machine {
         true => None,
         false => Some(Machine::start(lab, &program, &image)?),
@@ -176,6 +187,24 @@ pub fn run(options: &Options) -> Result<()> {
         std::fs::remove_dir_all(&folder)?;
     }
     tell(options, &image, &columns, &tracked, &limits);
+    Ok(())
+}
+
+/// How soon a guest answers from a repository, and from its disks.
+fn recover(options: &Options, kernel: &Kernel, program: &Path, ours: Program, folder: &Path) -> Result<()> {
+    let folder = folder.join("recovery");
+    std::fs::create_dir_all(&folder)?;
+    let repository = Tool::new(ours, &folder)?;
+    let rounds = options.rounds.max(LEAST_RECOVERIES);
+    let Recovery { ours, raw } = Recovery::measure(kernel, program, &repository, &folder, rounds)?;
+    std::fs::remove_dir_all(&folder)?;
+    let (figure, seconds) = ("recovery: first answer", median(ours.clone()));
+    Report { json: options.json }.figure(
+        figure,
+        "s",
+        seconds,
+        Some(Against::in_rounds("raw disk", &ours, raw)),
+    );
     Ok(())
 }
 
