@@ -308,16 +308,14 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // A machine outlives its daemon; its lease may be unlimited.
-        if self.daemon.is_some() && self.kind == "node" {
-            let status: Value =
-                serde_json::from_str(&self.run(&["status", "--json"]).out).unwrap_or_default();
-            for process in
-                status["vms"].as_array().into_iter().flatten().filter_map(|vm| vm["qemu_pid"].as_u64())
-            {
-                let _ = Command::new("kill").args(["-KILL", &process.to_string()]).status();
+        self.kill();
+        // Machines and their guards outlive the daemon, also one that was killed before; their leases may be unlimited.
+        let own = format!("{}/", self.home.display());
+        for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let arguments = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&arguments).contains(&own) {
+                let _ = Command::new("kill").arg("-KILL").arg(process.file_name()).status();
             }
         }
-        self.kill();
     }
 }
