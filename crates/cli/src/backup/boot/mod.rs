@@ -15,11 +15,12 @@ use guest::{Guest, GuestAddress, Start};
 use rempart_api::Error;
 use rempart_backup::{ChunkCache, DiskReader, DiskServer, Listener};
 use rempart_hypervisor::qmp::{Event, EventStream, Heard};
+use rempart_notify::{MailConfig, Mailer};
 use rempart_repository::{Point, Repository};
 use report::{Checked, Verified};
 use rustix::thread::UnshareFlags;
 use scratch::Scratch;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -56,6 +57,10 @@ pub struct Boot {
     /// A report, to be read in a browser.
     #[arg(long, value_name = "FILE", requires = "boot")]
     report: Option<PathBuf>,
+    /// Mail the report, as this TOML file says: `server`, `from`, `to`, and where needed `tls`, `user`, `password_file` and
+    /// `ca_file`.
+    #[arg(long, value_name = "FILE", requires = "boot")]
+    mail_config: Option<PathBuf>,
     /// A folder for a picture of each machine's screen.
     #[arg(long, value_name = "FOLDER", requires = "boot")]
     screenshots: Option<PathBuf>,
@@ -83,6 +88,7 @@ pub fn run(
     points: &[(u64, Point)],
     output: Output,
 ) -> Result<(), Error> {
+    let mailer = command.mail_config.as_deref().map(mailer).transpose()?;
     let cache = command.memory.cache(repository)?;
     for folder in command.screenshots.iter().chain([&command.scratch_dir]) {
         let made = std::fs::create_dir_all(folder);
@@ -107,17 +113,29 @@ pub fn run(
         found.tell(output);
         verified.push(found);
     }
+    let page = report::page(repository.objects().url(), &verified);
     if let Some(file) = &command.report {
-        let written = std::fs::write(file, report::page(repository.objects().url(), &verified));
+        let written = std::fs::write(file, &page);
         written.map_err(|e| Error::failed(format!("cannot write `{}`", file.display())).cause(e))?;
     }
     if output.json {
         output.print_json(&verified)?;
     }
+    if let Some(mailer) = mailer {
+        let sent = mailer.send(&report::mail(page, &verified));
+        sent.map_err(|e| Error::failed("cannot mail the report").cause(e))?;
+    }
     match verified.iter().filter(|found| !found.passed).count() {
         0 => Ok(()),
         failed => Err(Error::failed(format!("{failed} of {} machines did not come up", verified.len()))),
     }
+}
+
+fn mailer(file: &Path) -> Result<Mailer, Error> {
+    let what = || format!("cannot mail by `{}`", file.display());
+    let text = std::fs::read_to_string(file).map_err(|e| Error::invalid(what()).cause(e))?;
+    let config: MailConfig = toml::from_str(&text).map_err(|e| Error::invalid(what()).cause(e.message()))?;
+    Mailer::new(&config).map_err(|e| Error::invalid(what()).cause(e))
 }
 
 /// One machine, from its point to the end of its checks.

@@ -8,6 +8,7 @@ use crate::Output;
 use crate::backup::points::time;
 use data_encoding::BASE64;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use rempart_notify::{Attachment, Message};
 use rempart_repository::Point;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -146,6 +147,26 @@ pub fn page(repository: String, machines: &[Verified]) -> String {
         }
     };
     page.into_string()
+}
+
+/// The page as an attachment: few programs that show mail show pictures in it.
+pub fn mail(page: String, machines: &[Verified]) -> Message {
+    let failed = machines.iter().filter(|machine| !machine.passed).count();
+    let result = |machine: &Verified| match &machine.why {
+        None => format!("came up{}", seconds(", and first answered after ", machine.answered_ms)),
+        Some(why) => format!("did not come up: {}", plain(why.as_bytes(), 500)),
+    };
+    let line = |machine: &Verified| format!("{}@{}: {}\n", machine.vm, machine.point, result(machine));
+    Message {
+        subject: format!("verified backups: {failed} of {} machines did not come up", machines.len()),
+        text: machines.iter().map(line).collect(),
+        html: None,
+        attachments: vec![Attachment {
+            name: "report.html".to_owned(),
+            media_type: "text/html".to_owned(),
+            content: page.into_bytes(),
+        }],
+    }
 }
 
 fn verdict(machine: &Verified) -> Markup {
