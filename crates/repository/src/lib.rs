@@ -20,6 +20,7 @@ mod names;
 mod pack;
 mod point;
 mod reader;
+mod reading;
 mod repository;
 mod tree;
 mod wire;
@@ -50,6 +51,7 @@ pub use pack::{
 };
 pub use point::{Consistency, ConsistencyLevel, Definition, Excluded, FileTree, HowRead, Point, PointDisk};
 pub use reader::BlobReader;
+pub use reading::{PointReader, Reading};
 pub use repository::{NewRepository, Repository, keys};
 pub use tree::{
     Difference, Differences, FAN_OUT, MAX_CHUNKS, MAX_NODE, NodeSink, NodeSource, Step, Tree, TreeUpdate,

@@ -4,6 +4,7 @@ use super::access::{Access, chain, describe, now};
 use super::boot::{self, Boot};
 use super::create::shown;
 use super::files::shown_path;
+use super::in_use::InUse;
 use super::points::{find, newest, open_log};
 use crate::{Output, output::bytes};
 use clap::Args;
@@ -31,10 +32,12 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
     if command.boot.boot {
         let found = |wanted: &String| find(&repository, &log, wanted);
         let points = match command.points.is_empty() {
-            true => newest(&repository, &log)?,
+            true => boot::those_that_run(&command.boot, newest(&repository, &log)?, output),
             false => command.points.iter().map(found).collect::<Result<Vec<_>, _>>()?,
         };
         drop(log);
+        let roots: Vec<u64> = points.iter().map(|(root, _)| *root).collect();
+        let _in_use = InUse::begin(&repository, &roots, "verify --boot", output);
         return boot::run(&command.boot, &repository, &points, output);
     }
     let index = repository.index(log.state()).map_err(|e| describe("cannot read the index", &e))?;

@@ -105,7 +105,10 @@ fn tell_done(done: &Collected, output: Output) -> Result<(), Error> {
         ));
     }
     if done.fenced > 0 {
-        output.tell(&format!("{} backups that were idle for too long were ended", done.fenced));
+        output.tell(&format!(
+            "{} backups, or readers of points, that were idle for too long were ended",
+            done.fenced
+        ));
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod create;
 mod files;
 mod gc;
 mod hardware;
+mod in_use;
 mod keys;
 mod leave_out;
 mod machine;
@@ -61,7 +62,7 @@ pub enum BackupCommand {
     #[command(name = leave_out::LOOK, hide = true)]
     LookAtDisk,
     /// Read all that restore points hold, and compare it with what was backed up.
-    Verify(check::Verify),
+    Verify(Box<check::Verify>),
     /// Copy restore points into a second repository.
     Copy(copy::Copy),
     /// Forget restore points by a rule.

@@ -1,6 +1,7 @@
 //! `rempart mount`.
 
 use super::access::{Access, chain};
+use super::in_use::InUse;
 use super::points::{all, find, open_log};
 use super::serve::{Memory, tell_unreadable};
 use super::stop::Stop;
@@ -40,6 +41,8 @@ pub fn run(command: &Mount, output: Output) -> Result<(), Error> {
         None => all(&repository, &log)?,
     };
     drop(log);
+    let roots: Vec<u64> = points.iter().map(|(root, _)| *root).collect();
+    let _in_use = InUse::begin(&repository, &roots, "mount", output);
     let cache = command.memory.cache(&repository)?;
     let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let mut files = PointFiles::new(cache, owner, Box::new(tell_unreadable(output)));

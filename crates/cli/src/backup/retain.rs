@@ -6,8 +6,8 @@ use crate::{Output, parse};
 use clap::Args;
 use rempart_api::Error;
 use rempart_backup::{Reason, Retention, Zone};
-use rempart_repository::log::{LogError, MAX_ROOTS, Session};
-use rempart_repository::{ChainId, Point, Repository, SessionId};
+use rempart_repository::log::{Log, LogError, MAX_ROOTS, Session};
+use rempart_repository::{ChainId, Point, PointReader, Repository, SessionId};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -88,6 +88,9 @@ impl Keep {
 pub struct Forget {
     #[command(flatten)]
     access: Access,
+    /// Also points that are served, mounted, recovered from or verified: who reads them may not be able to soon.
+    #[arg(long)]
+    force: bool,
     /// `VM@POINT`; `@POINT` if nobody can tell whose it is.
     #[arg(required = true)]
     points: Vec<String>,
@@ -97,12 +100,18 @@ struct Judged {
     root: u64,
     point: Point,
     reasons: BTreeSet<Reason>,
+    is_in_use: bool,
 }
 
 impl Judged {
+    fn is_kept(&self) -> bool {
+        self.is_in_use || !self.reasons.is_empty()
+    }
+
     fn why(&self) -> Vec<String> {
         let name = |reason| serde_json::to_value(reason).ok()?.as_str().map(str::to_owned);
-        self.reasons.iter().filter_map(name).collect()
+        let in_use = self.is_in_use.then(|| "in-use".to_owned());
+        self.reasons.iter().filter_map(name).chain(in_use).collect()
     }
 }
 
@@ -112,7 +121,7 @@ pub fn run(command: &Retain, output: Output) -> Result<(), Error> {
     let repository = command.access.open()?;
     let judged = judge(command, &repository, rule, &zone, output)?;
     let forgotten: Vec<u64> =
-        judged.iter().filter(|judged| judged.reasons.is_empty()).map(|judged| judged.root).collect();
+        judged.iter().filter(|judged| !judged.is_kept()).map(|judged| judged.root).collect();
     if !command.dry_run {
         forget_all(&repository, &forgotten)?;
     }
@@ -120,13 +129,13 @@ pub fn run(command: &Retain, output: Output) -> Result<(), Error> {
         let points = judged.iter().map(|judged| {
             json!({
                 "vm": judged.point.vm, "point": judged.root, "taken_unix_ms": judged.point.taken.0,
-                "kept": !judged.reasons.is_empty(), "why": judged.why(),
+                "kept": judged.is_kept(), "why": judged.why(),
             })
         });
         return output.print_json(&points.collect::<Vec<_>>());
     }
     let rows = judged.iter().map(|judged| {
-        let what = if judged.reasons.is_empty() { "forgotten".to_owned() } else { judged.why().join(", ") };
+        let what = if judged.is_kept() { judged.why().join(", ") } else { "forgotten".to_owned() };
         vec![format!("{}@{}", judged.point.vm, judged.root), time(judged.point.taken), what]
     });
     output.table(&["point", "taken", "kept for"], rows.collect())?;
@@ -166,6 +175,8 @@ fn judge(
                 .hint("`rempart points` lists them; nothing was forgotten"));
         }
     }
+    let readers = readers(repository, &log)?;
+    let in_use: BTreeSet<u64> = readers.iter().flat_map(|reader| reader.roots.iter().copied()).collect();
     let mut judged = Vec::new();
     for ((vm, _), points) in machines {
         if !command.all && !command.vms.contains(&vm) {
@@ -177,7 +188,10 @@ fn judge(
             None => vec![BTreeSet::new(); points.len()],
         };
         let all = points.into_iter().zip(reasons);
-        judged.extend(all.map(|((root, point), reasons)| Judged { root, point, reasons }));
+        judged.extend(all.map(|((root, point), reasons)| {
+            let is_in_use = in_use.contains(&root);
+            Judged { root, point, reasons, is_in_use }
+        }));
     }
     Ok(judged)
 }
@@ -197,12 +211,36 @@ pub fn forget(command: &Forget, output: Output) -> Result<(), Error> {
             _ => find(&repository, &log, wanted)?.0,
         });
     }
+    let mut readers = readers(&repository, &log)?;
+    readers.retain(|reader| reader.roots.iter().any(|root| roots.contains(root)));
+    match readers.first() {
+        Some(reader) if !command.force => return Err(in_use(reader, &roots)),
+        Some(_) => {
+            let sessions: Vec<SessionId> = readers.iter().map(|reader| reader.session).collect();
+            let ended = repository.end_readers(&sessions, now());
+            ended.map_err(|e| describe("cannot take restore points from those who read them", &e))?;
+        }
+        None => {}
+    }
     forget_all(&repository, &roots.iter().copied().collect::<Vec<_>>())?;
     if output.json {
         return output.print_json(&json!({ "forgotten": roots }));
     }
     output.tell(&format!("{} points were forgotten; `rempart gc` removes what only they had", roots.len()));
     Ok(())
+}
+
+fn readers(repository: &Repository, log: &Log) -> Result<Vec<PointReader>, Error> {
+    let readers = repository.readers(log.state());
+    readers.map_err(|e| describe("cannot read who has restore points in use", &e))
+}
+
+fn in_use(reader: &PointReader, roots: &BTreeSet<u64>) -> Error {
+    let wanted = reader.roots.iter().filter(|root| roots.contains(root));
+    let wanted: Vec<String> = wanted.map(u64::to_string).collect();
+    Error::refused(format!("cannot forget what is in use: point {}", wanted.join(", ")))
+        .cause(format!("by {}, heard of last at {}", reader.who, time(reader.heard)))
+        .hint("end that command; if it is gone for good, `--force`, or `rempart gc` once it was silent for `--idle`")
 }
 
 fn forget_all(repository: &Arc<Repository>, roots: &[u64]) -> Result<(), Error> {

@@ -1,6 +1,7 @@
 //! `rempart serve`.
 
 use super::access::{Access, chain, describe};
+use super::in_use::InUse;
 use super::points::{find, open_log};
 use super::stop::Stop;
 use crate::{Output, parse};
@@ -121,6 +122,7 @@ pub fn run(command: &Serve, output: Output) -> Result<(), Error> {
     let log = open_log(&repository)?;
     let (root, point) = find(&repository, &log, &command.point)?;
     drop(log);
+    let _in_use = InUse::begin(&repository, &[root], "serve", output);
     let cache = command.memory.cache(&repository)?;
     let disks: Vec<DiskReader> = point.disks.iter().map(|disk| disk_reader(&cache, disk)).collect();
     let (socket, listener, uri) = match (tcp, &command.socket) {

@@ -25,8 +25,9 @@ mod mount;
 mod protection;
 mod qemu;
 mod rack;
-#[path = "../../../notify/tests/it/receiver.rs"]
+mod readers;
 #[allow(dead_code)]
+#[path = "../../../notify/tests/it/receiver.rs"]
 mod receiver;
 mod recover;
 mod retention;

@@ -176,10 +176,14 @@ fn what_was_flushed_survives_a_kill_of_qemu_and_one_of_the_server() {
     lab.kill_qemu();
     assert_eq!(recovering.ended(), 0, "it is off, and kept");
     assert_eq!(lab.status()["state"], "off");
+    let forget = ["forget", "shop@2"];
+    let kept = lab.vault.refused(&forget);
+    assert!(kept.err.contains(&format!("by `rempart recover --to {to}` on ")), "{}", kept.err);
     let mut recovering = lab.recover(RUNS);
     recovering.until("the move fails", |running| running.log().contains("tries again"));
     lab.write(30 * MIB, 7);
     drop(recovering);
+    lab.vault.refused(&forget);
 
     // The server was killed, the machine runs on.
     lab.write(31 * MIB, 6);
@@ -188,6 +192,7 @@ fn what_was_flushed_survives_a_kill_of_qemu_and_one_of_the_server() {
     assert!(recovering.log().contains("runs already"), "{}", recovering.log());
     recovering.until("it is moved", |running| running.log().contains(MOVED));
     assert_eq!(recovering.ended(), 0);
+    lab.vault.ok(&forget);
     lab.command("quit", json!({}));
     lab.check_image();
 }

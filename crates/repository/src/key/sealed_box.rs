@@ -17,6 +17,7 @@ pub enum BoxPurpose {
     Commit,
     /// The name of whoever has a writer's key.
     WriterName,
+    Reader,
 }
 
 impl BoxPurpose {
@@ -25,6 +26,7 @@ impl BoxPurpose {
             BoxPurpose::PackSecret => b"rempart pack secret 1",
             BoxPurpose::Commit => b"rempart commit 1",
             BoxPurpose::WriterName => b"rempart writer name 1",
+            BoxPurpose::Reader => b"rempart reader 1",
         };
         [name, &repository.0].concat()
     }

@@ -41,6 +41,8 @@ pub enum Body {
     Verified(Numbers),
     /// What was found damaged; earlier entries of this kind that are settled by it.
     Damaged(Damaged),
+    /// Backups are in use by this session, as long as it is open: nobody forgets them. The newest entry of a session counts.
+    Read(Read),
     /// All of the above, folded. Entries before this one may be removed, but for those that are backups.
     Checkpoint(Checkpoint),
 }
@@ -102,6 +104,14 @@ pub struct Damaged {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// Entries of backups, in ascending order.
+    pub roots: Vec<u64>,
+    /// Who reads them: opaque here.
+    pub payload: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     /// How many there were before it.
     pub ordinal: u64,
@@ -125,11 +135,12 @@ mod kind {
     pub const VERIFIED: u16 = 12;
     pub const DAMAGED: u16 = 13;
     pub const CHECKPOINT: u16 = 14;
+    pub const READ: u16 = 15;
 }
 
 /// Whether this version knows the kind.
 pub(super) fn is_known(kind: u16) -> bool {
-    (kind::CREATE..=kind::CHECKPOINT).contains(&kind)
+    (kind::CREATE..=kind::READ).contains(&kind)
 }
 
 impl Body {
@@ -148,6 +159,7 @@ impl Body {
             Body::Gone(_) => kind::GONE,
             Body::Verified(_) => kind::VERIFIED,
             Body::Damaged(_) => kind::DAMAGED,
+            Body::Read(_) => kind::READ,
             Body::Checkpoint(_) => kind::CHECKPOINT,
         }
     }
@@ -168,6 +180,7 @@ impl Body {
             Body::Gone(_) => "gone",
             Body::Verified(_) => "verified",
             Body::Damaged(_) => "damaged",
+            Body::Read(_) => "read",
             Body::Checkpoint(_) => "checkpoint",
         }
     }
@@ -199,6 +212,7 @@ impl Body {
                 writer.list(&damaged.settles, |writer, entry| writer.short(*entry));
                 writer.bytes(&damaged.payload);
             }
+            Body::Read(read) => read.encode(&mut writer),
             Body::Checkpoint(checkpoint) => {
                 writer.short(checkpoint.ordinal);
                 writer.raw(&checkpoint.state);
@@ -238,6 +252,7 @@ impl Body {
                 let settles = reader.list(MAX_ROOTS, Reader::short)?;
                 Body::Damaged(Damaged { settles, payload: reader.bytes(MAX_PAYLOAD)?.to_vec() })
             }
+            kind::READ => Body::Read(Read::decode(reader)?),
             kind::CHECKPOINT => {
                 let ordinal = reader.short()?;
                 let state = reader.take(reader.0.len())?.to_vec();
@@ -264,6 +279,18 @@ impl Segment {
         let packs = reader.list(MAX_OBJECTS, |reader| reader.array().map(PackId))?;
         let indexes = reader.list(MAX_OBJECTS, |reader| reader.array().map(SegmentId))?;
         Some(Segment { packs, indexes })
+    }
+}
+
+impl Read {
+    pub(super) fn encode(&self, writer: &mut Writer) {
+        writer.list(&self.roots, |writer, root| writer.short(*root));
+        writer.bytes(&self.payload);
+    }
+
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Option<Read> {
+        let roots = reader.list(MAX_ROOTS, Reader::short)?;
+        Some(Read { roots, payload: reader.bytes(MAX_PAYLOAD)?.to_vec() })
     }
 }
 

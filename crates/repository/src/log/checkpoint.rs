@@ -1,6 +1,6 @@
 //! A state as bytes: the body of a checkpoint. One state has one encoding.
 
-use super::body::{Body, Key, MAX_PAYLOAD};
+use super::body::{Body, Key, MAX_PAYLOAD, Read};
 use super::codec::{Reader, Writer};
 use super::entry::{Meaning, Parsed};
 use super::numbers::Numbers;
@@ -81,6 +81,11 @@ impl State {
             w.short(*number);
             w.bytes(payload);
         }
+        w.short(self.reads.len() as u64);
+        for (session, read) in &self.reads {
+            w.u32(*session);
+            read.encode(w);
+        }
         writer.0
     }
 
@@ -113,6 +118,7 @@ impl State {
         objects.restore_next(next_object)?;
         let verified = Numbers::decode(r)?;
         let damaged = r.list(MANY, |r| Some((r.short()?, r.bytes(MAX_PAYLOAD)?.to_vec())))?;
+        let reads = r.list(MANY, |r| Some((r.u32()?, Read::decode(r)?)))?;
         r.at_end()?;
         let by_id = sessions.iter().map(|(number, session)| (session.id, *number)).collect();
         Some(State {
@@ -131,6 +137,7 @@ impl State {
             objects,
             verified,
             damaged: distinct(damaged)?,
+            reads: distinct(reads)?,
             newer,
         })
     }

@@ -40,6 +40,9 @@ pub enum Refusal {
     NotFit(Number),
     #[error("the backup in entry {0} requires one of the objects")]
     Required(u64),
+    /// Somebody reads a backup that is to be forgotten.
+    #[error("the backup in entry {0} is in use by session {1}")]
+    InUse(u64, SessionId),
     #[error("there is no such report in entry {0}")]
     NoSuchEntry(u64),
     #[error("the state is another")]

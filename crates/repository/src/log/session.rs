@@ -1,7 +1,7 @@
 //! A writer's stay: everything but the first entry is written within one.
 
 use super::append::Appended;
-use super::body::{Body, Checkpoint, Commit, Condemn, Damaged, Key, Segment};
+use super::body::{Body, Checkpoint, Commit, Condemn, Damaged, Key, Read, Segment};
 use super::entry;
 use super::error::LogError;
 use super::numbers::Numbers;
@@ -36,6 +36,14 @@ impl Session {
     ) -> Result<Session, LogError> {
         log.append::<LogError>(&*signer, |state| Ok(state.validate(id, &*signer, now, Body::Session)?))?;
         Ok(Session { log, signer, id })
+    }
+
+    /// Goes on with a session that was opened elsewhere, with the same key, and that nobody else writes in.
+    pub fn resume(log: Log, signer: Arc<dyn Sign>, id: SessionId) -> Result<Session, LogError> {
+        match log.state().session_is_open(id) {
+            true => Ok(Session { log, signer, id }),
+            false => Err(LogError::SessionOver(id)),
+        }
     }
 
     pub fn id(&self) -> SessionId {
@@ -94,6 +102,11 @@ impl Session {
 
     pub fn forget(&mut self, now: WallTime, roots: Vec<u64>) -> Result<Appended, LogError> {
         self.append(now, Body::Forget(roots))
+    }
+
+    /// Has these backups in use from now on, and no others.
+    pub fn read(&mut self, now: WallTime, read: Read) -> Result<Appended, LogError> {
+        self.append(now, Body::Read(read))
     }
 
     pub fn verified(&mut self, now: WallTime, packs: Numbers) -> Result<Appended, LogError> {

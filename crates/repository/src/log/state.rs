@@ -1,6 +1,6 @@
 //! What the log says when it is folded: pure, and the same for whoever reads the same entries.
 
-use super::body::{Body, Checkpoint, Commit, Condemn, Damaged, Key, MAX_OBJECTS, Segment};
+use super::body::{Body, Checkpoint, Commit, Condemn, Damaged, Key, MAX_OBJECTS, MAX_ROOTS, Read, Segment};
 use super::entry::{self, Header, MAX_CHECKPOINT, Meaning, Parsed};
 use super::numbers::{Number, Numbers};
 use super::refusal::{Refusal, Remark};
@@ -33,6 +33,8 @@ pub struct State {
     pub(super) objects: Table,
     pub(super) verified: Numbers,
     pub(super) damaged: BTreeMap<u64, Vec<u8>>,
+    /// What open sessions have in use.
+    pub(super) reads: BTreeMap<SessionNumber, Read>,
     /// An entry of a kind that only a newer version knows was skipped: what may follow it is not known here.
     pub(super) newer: bool,
 }
@@ -198,6 +200,19 @@ impl State {
         &self.damaged
     }
 
+    /// Sessions that have backups in use, and which.
+    pub fn reads(&self) -> impl Iterator<Item = (&SessionRecord, &Read)> {
+        self.reads.iter().map(|(session, read)| (&self.sessions[session], read))
+    }
+
+    /// A session that has one of these backups in use, and which.
+    fn reader_of(&self, roots: &[u64]) -> Option<(u64, SessionId)> {
+        self.reads().find_map(|(session, read)| {
+            let root = roots.iter().find(|root| read.roots.binary_search(root).is_ok())?;
+            Some((*root, session.id))
+        })
+    }
+
     /// The state before the first entry, which is at once taken.
     pub(super) fn begin(
         bytes: &[u8],
@@ -234,6 +249,7 @@ impl State {
             objects: Table::default(),
             verified: Numbers::new(),
             damaged: BTreeMap::new(),
+            reads: BTreeMap::new(),
             newer: false,
         })
     }
@@ -364,9 +380,13 @@ impl State {
                 match unknown {
                     Some(root) => Err(Refusal::NoSuchRoot(*root)),
                     None if distinct.len() != roots.len() || roots.is_empty() => Err(Refusal::Nothing),
-                    None => Ok(()),
+                    None => match self.reader_of(roots) {
+                        Some((root, session)) => Err(Refusal::InUse(root, session)),
+                        None => Ok(()),
+                    },
                 }
             }
+            Body::Read(read) => self.check_read(read),
             Body::Gone(objects) => self.all(objects, |object| object.status == Status::Condemned),
             Body::Verified(packs) => self.all(packs, |object| {
                 object.status == Status::Live && matches!(object.content, Content::Pack(_))
@@ -444,6 +464,15 @@ impl State {
         match claimed {
             Some((root, _)) if !condemn.followed => Err(Refusal::Required(*root)),
             _ => Ok(()),
+        }
+    }
+
+    fn check_read(&self, read: &Read) -> Result<(), Refusal> {
+        match read.roots.iter().find(|root| !self.roots.contains_key(root)) {
+            Some(root) => Err(Refusal::NoSuchRoot(*root)),
+            None if read.roots.len() > MAX_ROOTS => Err(Refusal::TooMany),
+            None if !is_ascending(&read.roots) => Err(Refusal::Nothing),
+            None => Ok(()),
         }
     }
 
@@ -533,6 +562,9 @@ impl State {
                     self.damaged.insert(header.number, damaged.payload);
                 }
             }
+            Body::Read(read) => {
+                self.reads.insert(number, read);
+            }
             Body::Checkpoint(_) => {
                 self.checkpoints += 1;
                 self.floor = Some((header.number, hash));
@@ -591,6 +623,7 @@ impl State {
     /// A session that is over can name nothing any more: its objects that are gone need not be known, nor it without any.
     fn forget_what_is_over(&mut self) {
         let sessions = &self.sessions;
+        self.reads.retain(|session, _| !sessions[session].is_over);
         let lost = self.objects.forget_gone(|session| sessions[&session].is_over);
         for (session, objects) in lost {
             self.sessions.get_mut(&session).expect("an object's session is known").objects -= objects;
@@ -625,6 +658,14 @@ impl State {
         }
         if !self.verified.difference(&live).is_empty() {
             return Some("what is no live pack was verified");
+        }
+        for (session, read) in &self.reads {
+            if self.sessions.get(session).is_none_or(|session| session.is_over) {
+                return Some("who is not there has backups in use");
+            }
+            if !is_ascending(&read.roots) || !read.roots.iter().all(|root| self.roots.contains_key(root)) {
+                return Some("a backup is in use that is not there");
+            }
         }
         for (number, session) in &self.sessions {
             if session.objects != objects.remove(number).unwrap_or(0) {
@@ -693,6 +734,11 @@ pub fn forge(state: &State, session: SessionId, signer: &dyn Sign, body: &Body) 
         written: WallTime(0),
     };
     entry::encode(&header, body, signer)
+}
+
+/// Some numbers, each greater than the one before.
+fn is_ascending(numbers: &[u64]) -> bool {
+    !numbers.is_empty() && numbers.windows(2).all(|pair| pair[0] < pair[1])
 }
 
 fn contents(segment: &Segment) -> impl Iterator<Item = Content> + '_ {

@@ -1,6 +1,6 @@
 //! The log on objects in memory, one story a test.
 
-use super::body::{Commit, Condemn, Segment};
+use super::body::{Commit, Condemn, Read, Segment};
 use super::entry::{self, Header};
 use super::sign::Ed25519;
 use super::*;
@@ -261,6 +261,7 @@ fn an_agent_writes_into_its_domain_and_maintains_nothing() {
         Body::Forget(vec![root]),
         Body::Gone(numbers([1])),
         Body::Verified(numbers([1])),
+        Body::Read(Read { roots: vec![root], payload: Vec::new() }),
         Body::Revoke(agent.verifier().id()),
         Body::Key(Key { public: key(5).verifier(), domain: OWNER }),
         Body::Damaged(Damaged { settles: Vec::new(), payload: vec![1] }),
@@ -285,6 +286,46 @@ fn an_agent_writes_into_its_domain_and_maintains_nothing() {
     assert!(!again.state().session_is_open(SessionId([3; 16])));
     let by_revoked = force(&objects, &agent, 3, &Body::End);
     assert_eq!(open(&objects).remarks().last().unwrap().0, by_revoked);
+}
+
+#[test]
+fn a_backup_that_is_read_is_not_forgotten() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    let roots: Vec<u64> =
+        (0..3).map(|_| commit(&mut writer, &commit_of(Numbers::new())).unwrap().number).collect();
+    let read = |roots: &[u64]| Read { roots: roots.to_vec(), payload: b"who".to_vec() };
+    let mut reader = session(&objects, 2);
+    for wrong in [vec![], vec![roots[1], roots[0]], vec![roots[0], roots[0]]] {
+        assert_eq!(refusal(reader.read(NOW, read(&wrong))), Refusal::Nothing);
+    }
+    assert_eq!(refusal(reader.read(NOW, read(&[999]))), Refusal::NoSuchRoot(999));
+    reader.read(NOW, read(&roots[..2])).unwrap();
+    let by_reader = |root| Refusal::InUse(root, SessionId([2; 16]));
+    assert_eq!(refusal(writer.forget(NOW, vec![roots[2], roots[1]])), by_reader(roots[1]));
+    // Only the newest counts.
+    reader.read(WallTime(2000), read(&roots[1..2])).unwrap();
+    writer.forget(NOW, vec![roots[0]]).unwrap();
+    writer.checkpoint(NOW).unwrap();
+    let state = open(&objects).state().clone();
+    let (who, what) = state.reads().next().expect("a checkpoint has it");
+    assert_eq!((who.last_written, what), (WallTime(2000), &read(&roots[1..2])));
+    assert_eq!(state.contradiction(), None);
+    // As one does that was killed, and begun again.
+    drop(reader);
+    let (signer, id) = (owner() as Arc<dyn Sign>, SessionId([2; 16]));
+    let mut reader = Session::resume(open(&objects), signer.clone(), id).expect("it is open");
+    reader.read(NOW, read(&roots[1..])).unwrap();
+    assert_eq!(refusal(writer.forget(NOW, vec![roots[2]])), by_reader(roots[2]));
+    writer.fence(NOW, id).unwrap();
+    assert!(matches!(Session::resume(open(&objects), signer, id), Err(LogError::SessionOver(_))));
+    writer.forget(NOW, roots[1..].to_vec()).unwrap();
+    assert_eq!(open(&objects).state().reads().count(), 0);
+    let mut other = session(&objects, 3);
+    let root = commit(&mut other, &commit_of(Numbers::new())).unwrap().number;
+    other.read(NOW, read(&[root])).unwrap();
+    other.end(NOW).unwrap();
+    writer.forget(NOW, vec![root]).expect("it ended");
 }
 
 #[test]
@@ -429,6 +470,7 @@ fn eventful() -> (Arc<dyn Objects>, Session) {
     other.gone(NOW, |_| numbers([2])).unwrap();
     other.verified(NOW, numbers([4])).unwrap();
     other.damaged(NOW, Damaged { settles: Vec::new(), payload: vec![1, 2, 3] }).unwrap();
+    other.read(NOW, Read { roots: vec![root], payload: vec![4, 5] }).unwrap();
     (objects, other)
 }
 

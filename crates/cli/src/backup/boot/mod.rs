@@ -81,6 +81,19 @@ pub struct Boot {
     arguments: Vec<String>,
 }
 
+/// Of the points that nobody named, those of machines: a disk, or files, without a definition are nothing to be started.
+pub fn those_that_run(command: &Boot, points: Vec<(u64, Point)>, output: Output) -> Vec<(u64, Point)> {
+    let runs = |point: &Point| {
+        !command.arguments.is_empty()
+            || point.definition.as_ref().is_some_and(|found| found.kind == "rempart")
+    };
+    let (run, left): (Vec<_>, Vec<_>) = points.into_iter().partition(|(_, point)| runs(point));
+    for (root, point) in left {
+        output.tell(&format!("{}@{root}: left out, it has no definition of a machine", point.vm));
+    }
+    run
+}
+
 /// Starts one machine after the other. An error if any of them failed.
 pub fn run(
     command: &Boot,

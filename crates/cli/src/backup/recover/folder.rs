@@ -25,6 +25,9 @@ pub struct Record {
     pub vm: String,
     pub point: u64,
     pub disks: Vec<RecordedDisk>,
+    /// By which the repository's log knows that the point is in use.
+    #[serde(default)]
+    pub reader: Option<String>,
     /// It ran once: from then on the overlays hold what nothing else does.
     pub has_run: bool,
 }
@@ -49,13 +52,15 @@ impl Record {
             vm: point.vm.clone(),
             point: root,
             disks: point.disks.iter().map(disk).collect(),
+            reader: None,
             has_run: false,
         }
     }
 
     /// The same recovery, whether it ran or not.
     pub fn is_of(&self, other: &Record) -> bool {
-        Record { has_run: false, ..self.clone() } == Record { has_run: false, ..other.clone() }
+        let wanted = |record: &Record| Record { has_run: false, reader: None, ..record.clone() };
+        wanted(self) == wanted(other)
     }
 }
 

@@ -6,6 +6,7 @@ mod machine;
 
 use super::access::{Access, chain, describe};
 use super::hardware::Hardware;
+use super::in_use::InUse;
 use super::points::{find, open_log};
 use super::serve::{Memory, SocketFile, disk_reader, tell_unreadable};
 use crate::{Output, parse};
@@ -15,7 +16,7 @@ use folder::{Folder, Record};
 use machine::{Start, running};
 use rempart_api::{Error, ErrorKind};
 use rempart_backup::{ChunkCache, DiskReader, DiskServer, Listener};
-use rempart_repository::Point;
+use rempart_repository::{Point, Repository};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -111,6 +112,7 @@ fn instant(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), E
     drop(log);
     let lock = folder.lock_soon()?.ok_or_else(|| busy(&folder))?;
     let mut record = folder.begin(Record::new(&repository, root, &point))?;
+    let in_use = keep_in_use(&repository, &folder, &mut record, output)?;
     let hardware =
         runtime.block_on(Hardware::of(&point, &command.arguments, &command.qemu, folder.what()))?;
     let cache = command.memory.cache(&repository)?;
@@ -137,6 +139,9 @@ fn instant(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), E
         attend(&client, &folder, &record, &hardware, command.limit, output).await
     })?;
     drop(served);
+    if ended == Ended::Moved {
+        in_use.end();
+    }
     let text = match ended {
         Ended::Moved => "its disks are moved; it runs on, and needs the repository no more",
         Ended::Off => "it is off; what it wrote is kept, and the same command goes on",
@@ -150,6 +155,23 @@ fn instant(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), E
         }));
     }
     Ok(())
+}
+
+/// The point stays until the disks are moved, whatever ends before.
+fn keep_in_use(
+    repository: &Arc<Repository>,
+    folder: &Folder,
+    record: &mut Record,
+    output: Output,
+) -> Result<InUse, Error> {
+    let before = record.reader.as_deref().and_then(|reader| reader.parse().ok());
+    let command = format!("recover --to {}", folder.path().display());
+    let in_use = InUse::go_on(repository, before, &[record.point], &command, output);
+    if in_use.session().is_some() && in_use.session() != before {
+        record.reader = in_use.session().map(|session| session.to_string());
+        folder.write_record(record)?;
+    }
+    Ok(in_use)
 }
 
 fn busy(folder: &Folder) -> Error {
@@ -216,7 +238,7 @@ fn status(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), Er
 
 fn finish(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), Error> {
     let folder = Folder::open(&command.to)?;
-    let record = begun(&folder)?;
+    let mut record = begun(&folder)?;
     while !is_moved(&folder, &record)? {
         let Some(lock) = folder.lock()? else {
             std::thread::sleep(LOOK);
@@ -231,6 +253,7 @@ fn finish(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), Er
         let log = open_log(&repository)?;
         let (_, point) = find(&repository, &log, &format!("{}@{}", record.vm, record.point))?;
         drop(log);
+        let in_use = keep_in_use(&repository, &folder, &mut record, output)?;
         let cache = command.memory.cache(&repository)?;
         let _served = Served::start(&folder, &cache, &point, lock, output)?;
         for disk in &record.disks {
@@ -239,6 +262,7 @@ fn finish(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), Er
                 folder.complete(disk)?;
             }
         }
+        in_use.end();
     }
     output.tell(&format!("`{}@{}`: its disks are in `{}`", record.vm, record.point, folder.path().display()));
     if output.json {

@@ -1,0 +1,128 @@
+//! Restore points in use: nobody forgets them for as long as a command reads them.
+
+use super::access::{chain, now};
+use super::create::host_name;
+use crate::Output;
+use rempart_repository::{ErrorKind, Repository, SessionId};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How often a use is told anew: far more often than a collection takes anybody for dead, which is after days.
+const RENEW: Duration = Duration::from_secs(6 * 3600);
+
+/// Has points in use, and tells so every now and then, until it is dropped.
+#[derive(Debug)]
+pub struct InUse {
+    session: Option<SessionId>,
+    ends: Option<(Sender<End>, JoinHandle<()>)>,
+    at_drop: End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The points may be forgotten.
+    Over,
+    /// The log goes on saying that they are in use: another command goes on with it.
+    Later,
+}
+
+impl InUse {
+    /// Of a command that ends with what it does. Where nothing can be written, it goes on, and says what may happen.
+    pub fn begin(repository: &Arc<Repository>, roots: &[u64], command: &str, output: Output) -> InUse {
+        InUse::start(repository, None, roots, command, output, End::Over)
+    }
+
+    /// Of a command that may be killed and begun again, with the session that it had before. See [`InUse::end`].
+    pub fn go_on(
+        repository: &Arc<Repository>,
+        session: Option<SessionId>,
+        roots: &[u64],
+        command: &str,
+        output: Output,
+    ) -> InUse {
+        InUse::start(repository, session, roots, command, output, End::Later)
+    }
+
+    fn start(
+        repository: &Arc<Repository>,
+        session: Option<SessionId>,
+        roots: &[u64],
+        command: &str,
+        output: Output,
+        at_drop: End,
+    ) -> InUse {
+        if roots.is_empty() {
+            return InUse { session: None, ends: None, at_drop };
+        }
+        let who = format!("`rempart {command}` on {}, process {}", host_name(), std::process::id());
+        let begun = match session {
+            Some(session) => repository.read_points_on(session, roots, &who, now()),
+            None => repository.read_points(roots, &who, now()),
+        };
+        let reading = match begun {
+            Ok(reading) => reading,
+            Err(error) => {
+                output.tell(&format!(
+                    "nothing keeps the restore points that are read here from being forgotten: {}",
+                    chain(&error)
+                ));
+                return InUse { session: None, ends: None, at_drop };
+            }
+        };
+        let session = Some(reading.session());
+        let (sender, ends) = channel();
+        let renew = move || {
+            let mut reading = reading;
+            loop {
+                match ends.recv_timeout(RENEW) {
+                    Ok(End::Later) | Err(RecvTimeoutError::Disconnected) => return,
+                    Ok(End::Over) => {
+                        if let Err(error) = reading.end(now()) {
+                            output.tell(&format!(
+                                "the restore points that were read here count as in use until `rempart gc` takes this \
+                                 command for dead: {}",
+                                chain(&error)
+                            ));
+                        }
+                        return;
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
+                match reading.renew(now()) {
+                    Err(error) if error.kind == ErrorKind::Stale => {
+                        output
+                            .tell("the restore points that are read here were taken away from this command");
+                        return;
+                    }
+                    // At the next time it may go better.
+                    Ok(()) | Err(_) => {}
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("in-use".into()).spawn(renew);
+        // Without it nothing is renewed, and nothing ended; a collection does that later.
+        InUse { session, ends: thread.ok().map(|thread| (sender, thread)), at_drop }
+    }
+
+    /// By which another command goes on.
+    pub fn session(&self) -> Option<SessionId> {
+        self.session
+    }
+
+    /// Nobody goes on: the points may be forgotten.
+    pub fn end(mut self) {
+        self.at_drop = End::Over;
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        if let Some((ends, thread)) = self.ends.take() {
+            // A thread that is over has nothing left to do.
+            let _ = ends.send(self.at_drop);
+            let _ = thread.join();
+        }
+    }
+}

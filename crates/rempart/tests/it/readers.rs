@@ -1,0 +1,111 @@
+//! Points in use: nobody forgets them, and a reader that is gone keeps them no longer than somebody wants.
+
+use crate::backup::Vault;
+use crate::rack::Answer;
+use crate::running::{Running, noise, tool};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::Command;
+
+const SERVED: &str = "is served at";
+
+struct Lab {
+    vault: Vault,
+    point: String,
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let vault = Vault::new();
+        let disk = vault.rack.path("disk.raw");
+        std::fs::write(&disk, noise(1 << 20, 1)).unwrap();
+        let backup = vault.json(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
+        Lab { point: format!("shop@{}", backup["point"]), vault }
+    }
+
+    fn serve(&self) -> Running {
+        let socket = self.vault.rack.path("nbd.sock");
+        Running::start(&self.vault, &["serve", "shop", "--socket", socket.to_str().unwrap()], SERVED)
+    }
+
+    fn forget(&self) -> Answer {
+        self.vault.run(&["forget", &self.point])
+    }
+
+    #[track_caller]
+    fn is_kept_by(&self, reader: &str) {
+        let answer = self.forget();
+        assert_eq!(answer.code, 4, "{}", answer.err);
+        assert!(answer.err.contains("cannot forget what is in use"), "{}", answer.err);
+        assert!(answer.err.contains(&format!("cause: by `rempart {reader}")), "{}", answer.err);
+    }
+
+    #[track_caller]
+    fn is_kept_by_nobody(&self) {
+        let answer = self.forget();
+        assert_eq!(answer.code, 0, "{}", answer.err);
+    }
+}
+
+#[test]
+fn a_served_point_is_kept_until_the_server_ends() {
+    let lab = Lab::new();
+    let serving = lab.serve();
+    lab.is_kept_by("serve` on ");
+    let judged = lab.vault.json(&["retain", "--all", "--keep-none"]);
+    assert_eq!((&judged[0]["kept"], &judged[0]["why"]), (&json!(true), &json!(["in-use"])), "{judged}");
+    lab.vault.ok(&["gc"]);
+    serving.terminate();
+    assert_eq!(serving.ended(), 0);
+    lab.is_kept_by_nobody();
+}
+
+#[test]
+fn a_killed_reader_keeps_its_point_until_it_is_forced_or_silent_for_long() {
+    let lab = Lab::new();
+    drop(lab.serve());
+    lab.is_kept_by("serve` on ");
+    lab.vault.ok(&["gc"]);
+    lab.is_kept_by("serve` on ");
+    let collected = lab.vault.json(&["gc", "--idle", "0"]);
+    assert_eq!(collected["ended_sessions"], 1, "{collected}");
+    lab.is_kept_by_nobody();
+
+    let lab = Lab::new();
+    let mount = lab.vault.rack.path("mnt");
+    std::fs::create_dir(&mount).unwrap();
+    let (mounted, _): (_, Value) = Running::start_json(&lab.vault, &["mount", mount.to_str().unwrap()]);
+    lab.is_kept_by("mount` on ");
+    drop(mounted);
+    tool(&["umount", mount.to_str().unwrap()]);
+    lab.vault.ok(&["forget", "--force", &lab.point]);
+    let points = lab.vault.json(&["points"]);
+    assert_eq!(points, json!([]));
+}
+
+/// Unmounts it in the end.
+struct ReadOnly(PathBuf);
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_point_that_cannot_be_told_to_be_in_use_is_read_all_the_same() {
+    let lab = Lab::new();
+    let (repo, path) = (lab.vault.repo(), lab.vault.rack.path("read-only"));
+    std::fs::create_dir(&path).unwrap();
+    let place = path.to_str().unwrap().to_owned();
+    tool(&["mount", "--bind", "-o", "ro", repo.to_str().unwrap(), &place]);
+    let _mounted = ReadOnly(path);
+    let socket = lab.vault.rack.path("nbd.sock");
+    let arguments = ["serve", "shop", "--repo", &place, "--socket", socket.to_str().unwrap()];
+    let serving = Running::start(&lab.vault, &arguments, SERVED);
+    let told = serving.log();
+    assert!(told.contains("nothing keeps the restore points that are read here"), "{told}");
+    serving.terminate();
+    assert_eq!(serving.ended(), 0);
+    lab.is_kept_by_nobody();
+}
