@@ -11,6 +11,10 @@ impl Leader {
     /// Goes on once every acknowledger told what it holds.
     pub fn gather(&mut self, local: &mut Local, now: MonotonicTime, out: &mut Vec<Action>) {
         let Phase::Gathering { until } = self.phase else { return };
+        // What the leader before ordered is under way in the store. What the log ends with is not decided before.
+        if local.busy > 0 {
+            return;
+        }
         if self.look_for_loss(local, out) {
             return;
         }

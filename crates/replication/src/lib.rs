@@ -181,8 +181,10 @@ impl Replication {
             Event::Truncated { end } => {
                 local.busy -= 1;
                 local.truncate(end, out);
-                if let Role::Follower(follower) = &mut self.role {
-                    follower.truncation_done(end, local, out);
+                match &mut self.role {
+                    Role::Follower(follower) => follower.truncation_done(end, local, out),
+                    Role::Leader(leader) => leader.gather(local, now, out),
+                    Role::Idle => {}
                 }
             }
             Event::LogRead { peer, session, after, batches } => {

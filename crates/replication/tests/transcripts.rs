@@ -45,6 +45,7 @@ story! {
     mirror_write_and_flush
     a_peer_that_lags
     reconnect_with_truncation
+    a_leader_waits_for_what_the_one_before_ordered
     catch_up_from_the_log
     resync_by_extents
     takeover_recommits_the_tail

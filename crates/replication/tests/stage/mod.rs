@@ -25,6 +25,8 @@ struct Replica {
     slow_write: bool,
     slow_sync: bool,
     sync_waits: bool,
+    /// What it was told to truncate to, if it is slow.
+    truncation_waits: Option<Lsn>,
     wrote_alone: bool,
     whole: bool,
     resync: Option<(LogPosition, Lineage)>,
@@ -289,6 +291,9 @@ impl Stage {
         let replica = self.at(who);
         (replica.slow_write, replica.slow_sync) = (false, false);
         let waits = std::mem::take(&mut replica.sync_waits);
+        if let Some(end) = replica.truncation_waits.take() {
+            self.feed(who, Event::Truncated { end });
+        }
         self.write_done(who);
         if waits {
             self.sync_done(who);
@@ -384,7 +389,11 @@ impl Stage {
                 replica.log.retain(|batch| batch.last <= end);
                 replica.accepted = replica.accepted.min(end);
                 replica.durable = replica.durable.min(end);
-                self.feed(who, Event::Truncated { end });
+                if replica.slow_sync {
+                    replica.truncation_waits = Some(end);
+                } else {
+                    self.feed(who, Event::Truncated { end });
+                }
             }
             Action::KeepJournal { after } => match after {
                 Some(after) => self.told.push(format!("{me} keeps its journal after {after}")),
@@ -516,6 +525,7 @@ impl Replica {
             slow_write: false,
             slow_sync: false,
             sync_waits: false,
+            truncation_waits: None,
             wrote_alone: false,
             whole: true,
             resync: None,
