@@ -169,10 +169,11 @@ fn at_work(vault: &Vault) -> usize {
 fn a_run_goes_on_after_the_daemon_was_killed_in_it() {
     let (rack, vault) = (Rack::new(), Vault::new());
     let mut node = rack.initialised("node-a");
-    schedule(&node, &vault, NEVER, "machines = ['large', 'a-first']");
+    // Held back, so that it is not over before it is looked at.
+    schedule(&node, &vault, NEVER, "machines = ['large', 'a-first']\nlimit_bytes_per_s = 8000000");
     node.start();
     let large = rack.path("large.raw");
-    std::fs::write(&large, noise(1, 256 * MIB)).unwrap();
+    std::fs::write(&large, noise(1, 32 * MIB)).unwrap();
     node.import("a-first", &[&rack.image("first.raw", MIB, 7)]);
     node.import("large", &[&large]);
     let answer: Value = node.json(&["schedule", "run", "nightly", "--no-wait"]);
