@@ -202,6 +202,10 @@ fn a_machine_that_does_not_boot_is_told_with_what_it_shows() {
     let (told, code) = lab.verify("disks", &[]);
     assert_eq!((code, &told["powered_on_ms"]), (1, &Value::Null));
     assert!(told["why"].as_str().unwrap().contains("no definition of a machine"), "{told}");
+    let scratch = lab.scratch();
+    let all = ["verify", "--boot", "--timeout", "1s", "--json", "--scratch-dir", scratch.to_str().unwrap()];
+    let all: Value = serde_json::from_str(&lab.vault.refused(&all).out).unwrap();
+    assert_eq!((all.as_array().unwrap().len(), &all[0]["vm"]), (1, &json!("broken")), "{all}");
     let ours =
         ["-machine", "q35,accel=tcg", "-m", "64M", "-nodefaults", "-serial", "chardev:console", "-device"];
     let by_arguments =
