@@ -2,6 +2,7 @@
 
 use crate::lab::{ACCOUNT, KEY, Server, azurite, make_container, moto, moto_ask};
 use crate::rack::{Answer, PROGRAM, Rack, noise};
+use crate::running::tool;
 use serde_json::Value;
 use std::process::{Command, Stdio};
 
@@ -97,6 +98,16 @@ impl Remote {
         std::fs::remove_dir_all(self.rack.path("cache")).unwrap();
         self.ok(&["repo", "check"]);
         self.restores(&second);
+        self.exports(&second);
+    }
+
+    /// Through the server of disks, which reads here and there.
+    fn exports(&self, (point, content): &(String, Vec<u8>)) {
+        let [image, raw] = ["disk.qcow2", "back.raw"].map(|name| self.rack.path(name));
+        let [image, raw] = [&image, &raw].map(|path| path.to_str().unwrap());
+        self.ok(&["export", point, "--to", image, "--format", "qcow2", "--compare"]);
+        tool(&["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw]);
+        assert!(std::fs::read(raw).unwrap() == *content, "{point}");
     }
 }
 

@@ -1,7 +1,8 @@
 //! Restoring in the formats of other programs.
 
 use crate::backup::Vault;
-use crate::running::{noise, tool};
+use crate::rack::noise;
+use crate::running::tool;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ fn disk_with_holes(vault: &Vault) -> PathBuf {
     let disk = vault.rack.path("disk.raw");
     let file = File::create(&disk).unwrap();
     file.set_len(64 * MIB).unwrap();
-    file.write_all_at(&noise(3 * MIB as usize, 1), 5 * MIB).unwrap();
+    file.write_all_at(&noise(1, 3 * MIB as usize), 5 * MIB).unwrap();
     file.write_all_at(b"the last bytes", 64 * MIB - 14).unwrap();
     vault.ok(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
     disk

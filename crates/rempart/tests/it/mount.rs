@@ -1,7 +1,8 @@
 //! Restore points as files, through the kernel.
 
 use crate::backup::Vault;
-use crate::running::{Running, noise, refused, tool};
+use crate::rack::noise;
+use crate::running::{Running, refused, tool};
 use serde_json::Value;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -46,7 +47,7 @@ fn file_system(vault: &Vault) -> PathBuf {
     let content = vault.rack.path("content");
     std::fs::create_dir(&content).unwrap();
     std::fs::write(content.join("hello"), "good day\n").unwrap();
-    std::fs::write(content.join("noise"), noise(3 * MIB as usize, 5)).unwrap();
+    std::fs::write(content.join("noise"), noise(5, 3 * MIB as usize)).unwrap();
     let disk = vault.rack.path("disk.raw");
     File::create(&disk).unwrap().set_len(200 * MIB).unwrap();
     tool(&["mkfs.ext4", "-q", "-d", text(&content), text(&disk)]);

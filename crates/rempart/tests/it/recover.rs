@@ -1,7 +1,8 @@
 //! Machines that run from a restore point: real QEMUs without a guest, whose disks are written through their monitors.
 
 use crate::backup::Vault;
-use crate::running::{Running, noise, tool};
+use crate::rack::noise;
+use crate::running::{Running, tool};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -37,7 +38,7 @@ impl Lab {
         let disk = vault.rack.path("disk.raw");
         let file = File::create(&disk).unwrap();
         file.set_len(64 * MIB).unwrap();
-        file.write_all_at(&noise(3 * MIB as usize, 1), 5 * MIB).unwrap();
+        file.write_all_at(&noise(1, 3 * MIB as usize), 5 * MIB).unwrap();
         vault.ok(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
         let folder = vault.rack.path("vm");
         Lab { small: None, expected: std::fs::read(&disk).unwrap(), vault, folder }

@@ -101,15 +101,3 @@ pub fn refused(command: &[&str]) -> String {
     assert!(!output.status.success(), "{command:?}: {told}");
     told
 }
-
-/// Bytes that do not compress.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(len).collect()
-}

@@ -1,7 +1,8 @@
 //! Restore points over NBD, as other people's programs see them.
 
 use crate::backup::Vault;
-use crate::running::{Running, noise, refused, tool};
+use crate::rack::noise;
+use crate::running::{Running, refused, tool};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,9 +17,9 @@ fn two_disks(vault: &Vault) -> [PathBuf; 2] {
     let disks = ["sparse.raw", "full.raw"].map(|name| vault.rack.path(name));
     let sparse = File::create(&disks[0]).unwrap();
     sparse.set_len(64 * MIB as u64).unwrap();
-    sparse.write_all_at(&noise(2 * MIB, 1), 5 * MIB as u64).unwrap();
-    sparse.write_all_at(&noise(MIB + 512, 2), 40 * MIB as u64 + 512).unwrap();
-    std::fs::write(&disks[1], noise(3 * MIB, 3)).unwrap();
+    sparse.write_all_at(&noise(1, 2 * MIB), 5 * MIB as u64).unwrap();
+    sparse.write_all_at(&noise(2, MIB + 512), 40 * MIB as u64 + 512).unwrap();
+    std::fs::write(&disks[1], noise(3, 3 * MIB)).unwrap();
     let [one, two] = disks.each_ref().map(|disk| disk.to_str().unwrap());
     vault.ok(&["backup", "shop", "--disk", one, "--disk", two]);
     disks
@@ -109,7 +110,7 @@ fn garbage_ends_its_own_connection_only() {
         let mut client = UnixStream::connect(&socket).unwrap();
         let mut greeting = [0; 18];
         client.read_exact(&mut greeting).unwrap();
-        let mut sent = noise(100_000, seed);
+        let mut sent = noise(seed, 100_000);
         if seed % 2 == 0 {
             // Flags it offered, and then garbage where an option is.
             sent[..4].copy_from_slice(&[0, 0, 0, 3]);
