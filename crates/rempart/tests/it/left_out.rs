@@ -1,8 +1,8 @@
 //! Swap and free space are left out of backups; whoever looks for them can do nothing else.
 
 use crate::backup::Vault;
-use crate::rack::PROGRAM;
-use crate::running::{noise, tool};
+use crate::rack::{PROGRAM, noise};
+use crate::running::tool;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;

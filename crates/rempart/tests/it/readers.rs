@@ -1,8 +1,8 @@
 //! Points in use: nobody forgets them, and a reader that is gone keeps them no longer than somebody wants.
 
 use crate::backup::Vault;
-use crate::rack::Answer;
-use crate::running::{Running, noise, tool};
+use crate::rack::{Answer, noise};
+use crate::running::{Running, tool};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::Command;
