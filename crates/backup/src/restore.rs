@@ -2,10 +2,13 @@
 
 use crate::{BackupError, Progress};
 use rempart_buffer::{BufferMut, PAGE_SIZE};
-use rempart_repository::{BlobReader, ChunkId, ChunkSize, Decompressor, Error, PointDisk, Step, Tree, Walk};
+use rempart_repository::{
+    BlobReader, ChunkId, ChunkSize, Decompressor, Error, FAN_OUT, PointDisk, Step, Tree, Walk,
+};
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, fallocate, fstat, seek};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, mpsc};
@@ -53,11 +56,23 @@ pub fn restore_disk(
     threads: usize,
     progress: &Progress,
 ) -> Result<(), BackupError> {
-    for_batches(reader, content, target, threads * THREADS, progress, |batch, worker| {
+    let lost = &mut |node: LostNode| Err(node.why.into());
+    for_batches(reader, content, target, threads * THREADS, progress, lost, |batch, worker| {
         write_batch(reader, content, target, batch, worker)
     })?;
     target.finish()
 }
+
+/// A node of the tree that cannot be read: nobody knows what is below.
+struct LostNode {
+    id: ChunkId,
+    /// Chunks of the disk.
+    below: Range<u64>,
+    why: Error,
+}
+
+/// Says whether to go on behind it.
+type Lost<'a> = &'a mut dyn FnMut(LostNode) -> Result<(), BackupError>;
 
 /// What a thread uses again and again.
 struct Worker {
@@ -73,6 +88,7 @@ fn for_batches(
     target: &dyn Target,
     threads: usize,
     progress: &Progress,
+    lost: Lost<'_>,
     each: impl Fn(&[(u64, ChunkId)], &mut Worker) -> Result<(), BackupError> + Sync,
 ) -> Result<(), BackupError> {
     let chunk_len = u64::from(content.chunk_size.bytes());
@@ -100,7 +116,7 @@ fn for_batches(
                 }
             });
         }
-        if let Err(error) = tell_batches(reader, content, target, &batches, progress) {
+        if let Err(error) = tell_batches(reader, content, target, &batches, progress, lost) {
             fail(error);
         }
         drop(batches);
@@ -115,6 +131,7 @@ fn tell_batches(
     target: &dyn Target,
     batches: &mpsc::SyncSender<Vec<(u64, ChunkId)>>,
     progress: &Progress,
+    lost: Lost<'_>,
 ) -> Result<(), BackupError> {
     let chunk_len = u64::from(content.chunk_size.bytes());
     let mut batch: Vec<(u64, ChunkId)> = Vec::new();
@@ -127,8 +144,23 @@ fn tell_batches(
         progress.skip(end - start);
         target.zero(start, end - start)
     };
+    let mut entered = (ChunkId::ZERO, 0..0);
     for step in Walk::new(reader, content.tree)? {
-        let Step::Chunk { index, id } = step? else { continue };
+        let (index, id) = match step {
+            Ok(Step::Chunk { index, id }) => (index, id),
+            Ok(Step::Node { id, level, first_chunk }) => {
+                let below = (FAN_OUT as u64).pow(u32::from(level) + 1);
+                entered = (id, first_chunk..(first_chunk + below).min(content.tree.chunks));
+                continue;
+            }
+            Err(why) => {
+                let (id, below) = entered.clone();
+                zero_to(next, below.start)?;
+                next = below.end;
+                lost(LostNode { id, below, why })?;
+                continue;
+            }
+        };
         if progress.is_stopped() {
             return Err(BackupError::Stopped);
         }
@@ -270,7 +302,7 @@ pub struct Checked {
     pub sound: u64,
     /// What cannot be restored, in order.
     pub damaged: Vec<DamagedRange>,
-    /// The chunks that are missing or damaged.
+    /// The chunks, and nodes, that are missing or damaged.
     pub chunks: Vec<ChunkId>,
 }
 
@@ -282,10 +314,10 @@ pub struct DamagedRange {
     pub why: String,
 }
 
-/// Reads every chunk of a disk, and goes on where one cannot be read.
+/// Reads every chunk of a disk, and goes on where one cannot be read, or a node of its tree, below which nobody knows what is.
 ///
 /// # Errors
-/// If the place of the repository fails, or a node of the tree cannot be read: then nobody knows what is below.
+/// If the place of the repository fails.
 pub fn check_disk(
     reader: &BlobReader,
     content: Content,
@@ -305,7 +337,20 @@ pub fn check_disk(
         }
     }
     let damaged = Mutex::new(Vec::new());
-    for_batches(reader, content, &Nowhere, threads, progress, |batch, worker| {
+    let bytes_of = |chunks: Range<u64>| {
+        let chunk_len = u64::from(content.chunk_size.bytes());
+        (chunks.start * chunk_len, (chunks.end * chunk_len).min(content.size))
+    };
+    let lost = &mut |node: LostNode| {
+        if is_of_the_place(&node.why) {
+            return Err(node.why.into());
+        }
+        let (start, end) = bytes_of(node.below);
+        let range = DamagedRange { start, end, why: node.why.to_string() };
+        damaged.lock().expect("no holder panics").push((range, node.id));
+        Ok(())
+    };
+    for_batches(reader, content, &Nowhere, threads, progress, lost, |batch, worker| {
         if write_batch(reader, content, &Nowhere, batch, worker).is_ok() {
             return Ok(());
         }
@@ -313,8 +358,7 @@ pub fn check_disk(
         for chunk in batch {
             match write_batch(reader, content, &Nowhere, std::slice::from_ref(chunk), worker) {
                 Err(BackupError::Repository(error)) if !is_of_the_place(&error) => {
-                    let start = chunk.0 * u64::from(content.chunk_size.bytes());
-                    let end = (start + u64::from(content.chunk_size.bytes())).min(content.size);
+                    let (start, end) = bytes_of(chunk.0..chunk.0 + 1);
                     let why = error.to_string();
                     damaged
                         .lock()

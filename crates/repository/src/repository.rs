@@ -328,6 +328,14 @@ impl Repository {
             let why = "the key that wrote it may not add backups of that machine";
             return Err(Error::new(ErrorKind::Damaged, &object, why));
         }
+        // Whoever starts machines by it does what it says.
+        if !is_own && point.definition.is_some() {
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                &object,
+                "the key that wrote it may not define machines",
+            ));
+        }
         if !is_own && !point.is_printable() {
             return Err(Error::new(ErrorKind::Damaged, &object, "its texts are not for people to read"));
         }

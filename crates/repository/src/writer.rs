@@ -345,6 +345,32 @@ impl BackupWriter {
     }
 }
 
+impl BackupWriter {
+    /// Ends it without a backup. What was stored counts for those that are there: what was damaged is whole again.
+    ///
+    /// # Panics
+    /// If a [`BlobWriter`] is still open.
+    pub fn finish(self) -> Result<(), Error> {
+        assert_eq!(self.open.load(Ordering::Relaxed), 0, "every blob was handed over");
+        self.uploads.lock().expect("no holder panics").finish();
+        let mut acknowledged = self.stored.acknowledged();
+        if let Some(error) = acknowledged.failed.take() {
+            return Err(error);
+        }
+        let segments = std::mem::take(&mut acknowledged.segments);
+        drop(acknowledged);
+        let mut session = self.session.into_inner().expect("no holder panics");
+        let now = wall_time();
+        make_live(&self.repository, &mut session, &self.stored, now, segments)?;
+        let mended = std::mem::take(&mut *self.stored.mended.lock().expect("no holder panics"));
+        if !mended.is_empty() {
+            settle(&mut session, now, &mended)?;
+        }
+        session.end(now)?;
+        Ok(())
+    }
+}
+
 fn wall_time() -> WallTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     WallTime(since.as_millis() as u64)

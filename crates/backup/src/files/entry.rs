@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 
 /// Bytes of a path, or of where a link leads.
-const LONGEST_PATH: usize = 64 << 10;
+pub(super) const LONGEST_PATH: usize = 64 << 10;
 /// Bytes of one part of a path: what file systems take.
 const LONGEST_NAME: usize = 255;
 /// Bytes of a page, at most: a blob's.

@@ -1,6 +1,6 @@
 //! Meeting files in order.
 
-use super::entry::{Entry, Kind, LONGEST_PAGE, Time};
+use super::entry::{Entry, Kind, LONGEST_PAGE, LONGEST_PATH, Time};
 use super::place;
 use super::select::{Selection, below_root};
 use crate::BackupError;
@@ -142,6 +142,9 @@ impl Scan<'_> {
         if self.selection.is_excluded(&path) {
             self.passed_over.excluded += 1;
             return Ok(());
+        }
+        if path.len() > LONGEST_PATH {
+            return Err(super::failed("back up", &path, Errno::NAMETOOLONG));
         }
         let stat = match statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,

@@ -4,7 +4,8 @@ use crate::lab::{CHUNK, Lab, PACE};
 use rempart_backup::{Changes, DiskJob, FileSource, Progress, back_up_disk};
 use rempart_repository::log::{Condemn, Key, LogError, Numbers, Refusal, Session};
 use rempart_repository::{
-    BackupWriter, BlobReader, ErrorKind, Point, Repository, SessionId, WriterKey, WriterName, Written,
+    BackupWriter, BlobReader, Definition, ErrorKind, Point, Repository, SessionId, WriterKey, WriterName,
+    Written,
 };
 use rempart_types::WallTime;
 use std::path::Path;
@@ -127,8 +128,15 @@ fn a_point_in_another_machines_name_or_with_strange_texts_counts_for_nothing() {
     let forged = back_up(&web, &lab.disk(), of(&lab, "shop")).root;
     let escape = Point { notes: vec!["\u{1b}[2J".to_owned()], ..of(&lab, "web") };
     let escape = back_up(&web, &lab.disk(), escape).root;
+    let definition = Definition { kind: "rempart".to_owned(), content: Vec::new() };
+    let defines = Point { definition: Some(definition), ..of(&lab, "web") };
+    let defines = back_up(&web, &lab.disk(), defines).root;
     let log = lab.repository.log().expect("opens");
-    for (root, why) in [(forged, "may not add backups of that machine"), (escape, "not for people to read")] {
+    for (root, why) in [
+        (forged, "may not add backups of that machine"),
+        (escape, "not for people to read"),
+        (defines, "may not define machines"),
+    ] {
         let error = lab.repository.point(&log, root).expect_err("ignored");
         assert!(error.is_loss() && error.to_string().contains(why), "{error}");
     }

@@ -55,13 +55,13 @@ pub struct Copy {
 
 /// Where a copy is from; in place of a disk's position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-struct Origin {
-    copied_from: RepositoryId,
-    point: u64,
+pub struct Origin {
+    pub copied_from: RepositoryId,
+    pub point: u64,
 }
 
 impl Origin {
-    fn of(point: &Point) -> Option<Origin> {
+    pub fn of(point: &Point) -> Option<Origin> {
         let disks = point.disks.iter().filter_map(|disk| disk.position.as_deref());
         let positions = disks.chain(point.files.iter().filter_map(|files| files.position.as_deref()));
         positions.filter_map(|position| serde_json::from_str(position).ok()).next()
@@ -69,11 +69,11 @@ impl Origin {
 }
 
 /// What is copied from.
-struct Origins {
-    repository: Arc<Repository>,
-    log: Log,
-    reader: BlobReader,
-    cache: Arc<ChunkCache>,
+pub struct Origins {
+    pub repository: Arc<Repository>,
+    pub log: Log,
+    pub reader: BlobReader,
+    pub cache: Arc<ChunkCache>,
 }
 
 pub fn run(command: &Copy, output: Output) -> Result<(), Error> {
@@ -126,7 +126,7 @@ pub fn run(command: &Copy, output: Output) -> Result<(), Error> {
 }
 
 impl Origins {
-    fn open(access: &Access) -> Result<Origins, Error> {
+    pub fn open(access: &Access) -> Result<Origins, Error> {
         let repository = access.open()?;
         let log = open_log(&repository)?;
         let failed = |e| describe("cannot read the index", &e);
@@ -136,7 +136,7 @@ impl Origins {
         Ok(Origins { repository, log, reader, cache })
     }
 
-    fn content(&self, disk: &PointDisk) -> Content {
+    pub fn content(&self, disk: &PointDisk) -> Content {
         let chunk_size = self.repository.chunk_size();
         Content { tree: disk.tree(chunk_size), chunk_size, size: disk.size }
     }

@@ -18,6 +18,7 @@ mod mount;
 mod points;
 mod qemu;
 mod recover;
+mod repair;
 mod restore;
 mod retain;
 mod serve;
@@ -81,6 +82,8 @@ pub enum RepoCommand {
     Show(Access),
     /// Compare every pack with its name's hash, which needs no key to be right about: damage shows.
     Check(Access),
+    /// Mend what is damaged from a second repository.
+    Repair(repair::Repair),
     /// What opens it.
     #[command(subcommand)]
     Key(keys::KeyCommand),
@@ -107,6 +110,7 @@ pub fn run_backup(
         BackupCommand::Repo(RepoCommand::Create(command)) => access::create(command, output),
         BackupCommand::Repo(RepoCommand::Show(command)) => points::show(&command, output),
         BackupCommand::Repo(RepoCommand::Check(command)) => check::packs(&command, output),
+        BackupCommand::Repo(RepoCommand::Repair(command)) => repair::run(&command, output),
         BackupCommand::Repo(RepoCommand::Key(command)) => keys::run(&command, output),
         BackupCommand::Backup(command) => create::run(&command, client, output),
         BackupCommand::Agent(command) => agent::run(command, output),

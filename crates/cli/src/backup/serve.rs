@@ -122,6 +122,11 @@ pub fn run(command: &Serve, output: Output) -> Result<(), Error> {
     let log = open_log(&repository)?;
     let (root, point) = find(&repository, &log, &command.point)?;
     drop(log);
+    if point.disks.is_empty() {
+        return Err(Error::refused(format!("cannot serve `{}@{root}`", point.vm))
+            .cause("it has files, and no disks")
+            .hint("`rempart files` lists them, `rempart restore --path` brings them back"));
+    }
     let _in_use = InUse::begin(&repository, &[root], "serve", output);
     let cache = command.memory.cache(&repository)?;
     let disks: Vec<DiskReader> = point.disks.iter().map(|disk| disk_reader(&cache, disk)).collect();

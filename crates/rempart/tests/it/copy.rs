@@ -101,3 +101,54 @@ fn a_copy_keeps_to_its_bandwidth_and_damage_is_told() {
     let same = two.first.refused(&["copy", "shop", "--to", two.first.repo().to_str().unwrap()]);
     assert!(!same.err.is_empty());
 }
+
+#[test]
+fn damage_is_mended_from_the_copy_and_a_lost_tree_is_named() {
+    let two = Two::new();
+    let content = noise(4, 5 * MIB + 512);
+    let point = two.back_up(&content);
+    two.copy(&["--all"]);
+    let from =
+        ["--from", two.second.to_str().unwrap(), "--from-passphrase-file", two.passphrase.to_str().unwrap()];
+    let repair = || two.first.json(&[&["repo", "repair"], &from[..]].concat());
+    assert_eq!(repair(), serde_json::json!([]), "nothing is damaged");
+
+    let packs = two.first.files_below("packs");
+    let largest = packs.iter().max_by_key(|pack| std::fs::metadata(pack).unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(largest, bytes).unwrap();
+    two.first.refused(&["verify", &point]);
+    let mended = repair();
+    assert_eq!((&mended[0]["part"], &mended[0]["mended"]), (&"disk0".into(), &true.into()), "{mended}");
+    two.first.ok(&["verify", &point]);
+
+    // All that there is of it, its tree among it.
+    for pack in two.first.files_below("packs") {
+        std::fs::remove_file(pack).unwrap();
+    }
+    let lost = two.first.refused(&["verify", &point]);
+    assert!(lost.err.contains(&format!("disk0, bytes 0 to {}", content.len())), "{}", lost.err);
+    assert_eq!(repair()[0]["mended"], true);
+    two.first.ok(&["verify", &point]);
+    let to = two.first.rack.path("to");
+    two.first.ok(&["restore", &point, "--to", to.to_str().unwrap()]);
+    assert!(std::fs::read(to.join("disk0.raw")).unwrap() == content);
+
+    // The copy is mended from where it came; what is in one only is not.
+    for pack in std::fs::read_dir(two.second.join("packs")).unwrap() {
+        std::fs::remove_dir_all(pack.unwrap().path()).unwrap();
+    }
+    let (first, passphrase) = (two.first.repo(), two.first.rack.path("passphrase"));
+    let back = ["--from", first.to_str().unwrap(), "--from-passphrase-file", passphrase.to_str().unwrap()];
+    let of_second = two.of_second(&[&["repo", "repair"], &back[..]].concat());
+    two.first.ok(&of_second);
+    two.first.ok(&two.of_second(&["verify", "shop"]));
+    let newer = two.back_up(&noise(5, MIB));
+    for pack in two.first.files_below("packs") {
+        std::fs::remove_file(pack).unwrap();
+    }
+    let refused = two.first.refused(&[&["repo", "repair", &newer], &from[..]].concat());
+    assert!(refused.err.contains("has no copy of it"), "{}", refused.err);
+}

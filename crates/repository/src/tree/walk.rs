@@ -93,13 +93,9 @@ impl<'a> Walk<'a> {
 impl Iterator for Walk<'_> {
     type Item = Result<Step, Error>;
 
-    /// After an error there is nothing more.
+    /// An error is of the node that was told last; what comes then is behind it.
     fn next(&mut self) -> Option<Self::Item> {
-        let step = self.step();
-        if step.is_err() {
-            self.path.clear();
-        }
-        step.transpose()
+        self.step().transpose()
     }
 }
 
