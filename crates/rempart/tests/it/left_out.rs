@@ -16,7 +16,7 @@ fn disk(vault: &Vault) -> PathBuf {
     let path = |name: &str| vault.rack.path(name).to_str().unwrap().to_owned();
     let (disk, files, fs, swap) = (path("disk.raw"), path("files"), path("fs"), path("swap"));
     let make = |path: &str, size: u64, content: u64| {
-        std::fs::write(path, noise((size * MIB) as usize, content)).unwrap();
+        std::fs::write(path, noise(content, (size * MIB) as usize)).unwrap();
     };
     std::fs::create_dir(&files).unwrap();
     make(&format!("{files}/file"), 5, 1);
@@ -66,7 +66,7 @@ fn swap_and_free_space_are_left_out_and_the_rest_comes_back() {
     tool(&["e2fsck", "-fn", fs]);
     let file = vault.rack.path("file");
     tool(&["debugfs", "-R", &format!("dump /file {}", file.display()), fs]);
-    assert!(std::fs::read(&file).unwrap() == noise(5 * MIB as usize, 1));
+    assert!(std::fs::read(&file).unwrap() == noise(1, 5 * MIB as usize));
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn whoever_looks_at_a_disk_is_confined() {
             break;
         }
         to.write_all(&1u64.to_ne_bytes()).unwrap();
-        to.write_all(&noise(number(len) as usize, 9)).unwrap();
+        to.write_all(&noise(9, number(len) as usize)).unwrap();
         from.read_exact(&mut request).unwrap();
     }
     assert_eq!(String::from_utf8(answer).unwrap(), r#"{"left_out":[],"remarks":[]}"#);

@@ -18,7 +18,7 @@ impl Lab {
     fn new() -> Lab {
         let vault = Vault::new();
         let disk = vault.rack.path("disk.raw");
-        std::fs::write(&disk, noise(1 << 20, 1)).unwrap();
+        std::fs::write(&disk, noise(1, 1 << 20)).unwrap();
         let backup = vault.json(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
         Lab { point: format!("shop@{}", backup["point"]), vault }
     }
