@@ -2,6 +2,7 @@
 
 mod collection;
 mod files;
+mod interrupted;
 mod lab;
 mod left_out;
 mod qemu_image;

@@ -106,7 +106,7 @@ impl Faulty {
         self.state().plan.extend(faults);
     }
 
-    /// That many calls are still answered, and none after them: as for one who is killed.
+    /// That many calls are still answered, and none after them, which nobody tries again: as for one who is killed.
     pub fn die_after(&self, calls: u64) {
         self.state().left = Some(calls);
     }
@@ -171,7 +171,14 @@ impl Faulty {
             for change in std::mem::take(&mut state.late) {
                 if state.random.u8(..4) == 0 { landing.push(change) } else { state.late.push(change) }
             }
-            let fault = state.choose(call);
+            let Some(fault) = state.choose(call) else {
+                return Err(self.error(
+                    ErrorKind::Failed,
+                    action,
+                    name,
+                    "nobody is there any more (injected)",
+                ));
+            };
             (landing, fault, state.rates.delay)
         };
         for change in landing {
@@ -235,10 +242,10 @@ impl Faulty {
 }
 
 impl State {
-    fn choose(&mut self, call: Call) -> Fault {
+    /// None after the end.
+    fn choose(&mut self, call: Call) -> Option<Fault> {
         if let Some(left) = &mut self.left {
-            let Some(fewer) = left.checked_sub(1) else { return Fault::Refused };
-            *left = fewer;
+            *left = left.checked_sub(1)?;
         }
         let rates = self.rates;
         let chances = [
@@ -267,7 +274,7 @@ impl State {
         let fault = self.plan.pop_front().unwrap_or_else(|| by_chance(&mut self.random));
         let fault = if possible(fault) { fault } else { Fault::None };
         *self.met.entry(fault).or_default() += 1;
-        fault
+        Some(fault)
     }
 }
 
