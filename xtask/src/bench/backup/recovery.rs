@@ -96,7 +96,7 @@ impl Recovery {
 fn machine(here: &Path, boot: &str, data: &str) -> Vec<String> {
     let here = here.display();
     let words = format!(
-        "-machine q35 -accel kvm -accel tcg -cpu max -m 192 -nodefaults -display none -serial file:{here}/console \
+        "-machine q35 -accel tcg -cpu max -m 192 -nodefaults -display none -serial file:{here}/console \
          -pidfile {here}/pid -netdev user,id=net,restrict=on -device virtio-net-pci,netdev=net,romfile= \
          -device virtio-blk-pci,drive={boot},bootindex=1 -device virtio-blk-pci,drive={data}"
     );
