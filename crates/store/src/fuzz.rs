@@ -5,7 +5,7 @@
 use crate::batch::{BATCH_HEADER_LEN, BATCH_MAGIC, Batch, MAX_RECORDS, RECORD_LEN, RecordKind, parse_header};
 use crate::checksum::crc32c;
 use crate::segment::SegmentHeader;
-use crate::superblock::{COPY_SIZE, MAGIC, Superblock, VERSION};
+use crate::superblock::{COPY_SIZE, MAGIC, MAX_SNAPSHOTS, Superblock, VERSION};
 use rempart_buffer::PAGE_SIZE;
 
 const RIGHT_HEADER: u8 = 1;
@@ -98,6 +98,14 @@ pub fn superblock(data: &[u8]) {
     if let Ok(superblock) = Superblock::decode(&copy) {
         let again = superblock.encode();
         assert_eq!(Superblock::decode(&again).as_ref(), Ok(&superblock), "it reads back as it was");
+        let len = |copy: &[u8]| u32::from_le_bytes(copy[12..16].try_into().expect("four bytes")) as usize;
+        let (body, again) = (&copy[32..32 + len(&copy)], &again[32..32 + len(&again)]);
+        // But for the list of snapshots, of which older versions knew more.
+        let same = body.iter().zip(again).take_while(|(one, other)| one == other).count();
+        let behind = body[same..].iter().rev().zip(again[same..].iter().rev());
+        let same = same + behind.take_while(|(one, other)| one == other).count();
+        let list = 4 + 16 * MAX_SNAPSHOTS;
+        assert!(body.len().max(again.len()) - same <= list, "there is one way to write it");
     }
     if let Ok(segment) = SegmentHeader::decode(&copy) {
         assert_eq!(SegmentHeader::decode(&segment.encode()), Ok(segment));
