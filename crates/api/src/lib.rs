@@ -7,8 +7,10 @@ pub mod client;
 mod cluster;
 mod error;
 mod job;
+mod restore;
 mod schedule;
 mod status;
+mod stream;
 mod view;
 mod vm;
 
@@ -18,6 +20,10 @@ pub use cluster::{
 };
 pub use error::{Error, ErrorKind};
 pub use job::{Job, JobId, JobState, Progress};
+pub use restore::{
+    OpenRestore, RestoreDisk, RestoreMessage, RestoreOnto, RestoreReady, RestoreRequest, RestoreTarget,
+    UnfinishedRestore,
+};
 pub use schedule::{
     BackupRun, MachineBackup, MachineOutcome, MachineProgress, RunResult, RunTrigger, Schedule,
     ScheduledMachine,

@@ -3,19 +3,10 @@
 //! `POST /v1/vms/{name}/views` answers with lines of JSON, one [`ViewMessage`] each, and does not end by itself: the
 //! view lives as long as the connection.
 
-use crate::client::Connection;
+use crate::stream::Lines;
 use crate::{Client, Error};
-use bytes::Bytes;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use std::time::Duration;
-
-/// A daemon that says nothing for so long is not there any more.
-const SILENCE: Duration = Duration::from_secs(30);
-/// A view with the machine's UEFI variables. Longer lines are not the daemon's.
-const MAX_LINE_BYTES: usize = 64 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ViewRequest {
@@ -137,49 +128,10 @@ pub struct OpenView {
     lines: Lines,
 }
 
-#[derive(Debug)]
-struct Lines {
-    body: Incoming,
-    received: Vec<u8>,
-    /// The connection lives no longer than this.
-    _connection: Connection,
-}
-
-impl Lines {
-    async fn next(&mut self) -> Result<ViewMessage, Error> {
-        let cut_off = || Error::unreachable("the daemon ended the view");
-        loop {
-            if let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = self.received.drain(..=end).collect();
-                return serde_json::from_slice(&line)
-                    .map_err(|e| Error::failed("cannot read what the daemon said of a view").cause(e));
-            }
-            if self.received.len() > MAX_LINE_BYTES {
-                return Err(Error::failed("the daemon said too much of a view"));
-            }
-            match tokio::time::timeout(SILENCE, self.body.frame()).await {
-                Ok(Some(Ok(frame))) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.received.extend_from_slice(&data);
-                    }
-                }
-                Ok(Some(Err(e))) => return Err(cut_off().cause(e)),
-                Ok(None) => return Err(cut_off()),
-                Err(_) => {
-                    return Err(cut_off().cause(format!("it said nothing for {} s", SILENCE.as_secs())));
-                }
-            }
-        }
-    }
-}
-
 impl Client {
     /// Opens a view of a machine on the node that leads it.
     pub async fn open_view(&self, vm: &str, request: &ViewRequest) -> Result<OpenView, Error> {
-        let text =
-            serde_json::to_vec(request).map_err(|e| Error::invalid("cannot write the request").cause(e))?;
-        let (connection, body) = self.open_stream(&format!("/v1/vms/{vm}/views"), Bytes::from(text)).await?;
-        let mut lines = Lines { body, received: Vec::new(), _connection: connection };
+        let mut lines = self.lines(&format!("/v1/vms/{vm}/views"), request, "a view").await?;
         match lines.next().await? {
             ViewMessage::Opened { view } => Ok(OpenView { view: *view, lines }),
             ViewMessage::Lost { error } => Err(error),

@@ -7,6 +7,7 @@ mod error;
 mod files;
 mod image;
 pub mod leave_out;
+mod live_disk;
 mod lvm;
 mod mount;
 mod pipeline;
@@ -25,12 +26,13 @@ pub use files::{
     StoredFiles, Time, back_up_files, check_files, copy_files, restore_files,
 };
 pub use image::{NewFile, QemuImg};
+pub use live_disk::LiveDisk;
 pub use lvm::Snapshot;
 pub use mount::{Mounted, PointFiles};
 pub use pipeline::Progress;
 pub use point::{ChunkCache, DiskReader, ReadError, Run};
 pub use rempart_nbd::server::Listener;
-pub use restore::{Checked, Content, DamagedRange, FileTarget, Target, check_disk, restore_disk};
+pub use restore::{Checked, Content, DamagedRange, FileTarget, Target, check_disk, data_bytes, restore_disk};
 pub use retention::{Reason, Retention, UnknownZone, Zone};
 pub use server::DiskServer;
 pub use source::{FileSource, NbdEndpoint, NbdSource, QemuImage, Reader, Source, SourceError};

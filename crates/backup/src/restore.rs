@@ -22,6 +22,11 @@ const ZEROES: u64 = 1 << 20;
 
 /// Where a disk is restored to. Written from several threads.
 pub trait Target: Sync {
+    /// Those of these chunks, in order, that it does not hold already: only they are read from the repository.
+    fn missing(&self, batch: &[(u64, ChunkId)]) -> Result<Vec<(u64, ChunkId)>, BackupError> {
+        Ok(batch.to_vec())
+    }
+
     /// `content` begins a page of memory, and is a whole number of pages unless it ends the disk.
     fn write(&self, offset: u64, content: &[u8]) -> Result<(), BackupError>;
 
@@ -58,9 +63,21 @@ pub fn restore_disk(
 ) -> Result<(), BackupError> {
     let lost = &mut |node: LostNode| Err(node.why.into());
     for_batches(reader, content, target, threads * THREADS, progress, lost, |batch, worker| {
-        write_batch(reader, content, target, batch, worker)
+        match target.missing(batch)? {
+            missing if missing.is_empty() => Ok(()),
+            missing => write_batch(reader, content, target, &missing, worker),
+        }
     })?;
     target.finish()
+}
+
+/// Bytes of chunks that are not all zeroes: what it takes at most.
+pub fn data_bytes(reader: &BlobReader, content: Content) -> Result<u64, BackupError> {
+    let mut chunks = 0;
+    for step in Walk::new(reader, content.tree)? {
+        chunks += u64::from(matches!(step?, Step::Chunk { .. }));
+    }
+    Ok((chunks * u64::from(content.chunk_size.bytes())).min(content.size))
 }
 
 /// A node of the tree that cannot be read: nobody knows what is below.

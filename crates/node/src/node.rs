@@ -17,7 +17,7 @@ use rempart_hypervisor::{Adopted, HostReport, Hypervisor};
 use rempart_transport::pki::{Authority, Credentials};
 use rempart_transport::{TlsContext, TokenBook};
 use rempart_types::{GroupId, NodeId, RegisterId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -33,6 +33,7 @@ pub struct Node {
     pub paths: Paths,
     pub jobs: Jobs,
     pub schedules: Schedules,
+    pub restores: operation::Restores,
     /// Found out while machines run already: it takes longer than a lease should wait.
     host_report: OnceCell<HostReport>,
     pub started: Instant,
@@ -43,6 +44,8 @@ pub struct Node {
     tls: Mutex<Option<TlsContext>>,
     vms: Mutex<BTreeMap<String, Arc<Vm>>>,
     unopened: Mutex<BTreeMap<String, Unopened>>,
+    /// Names of machines that are being made, deleted or overwritten.
+    claimed: Mutex<BTreeSet<String>>,
     /// Every machine that is recorded here is in one of the two.
     opened_all: AtomicBool,
     heard: Mutex<BTreeMap<NodeId, Instant>>,
@@ -54,6 +57,19 @@ struct Unopened {
     error: Error,
     /// None when it could not be read either.
     record: Option<VmRecord>,
+}
+
+/// A machine's name that is somebody's until this is dropped.
+#[derive(Debug)]
+pub struct NameClaim {
+    node: Arc<Node>,
+    name: String,
+}
+
+impl Drop for NameClaim {
+    fn drop(&mut self) {
+        hold(&self.node.claimed).remove(&self.name);
+    }
 }
 
 /// What changes when machines join and leave.
@@ -78,6 +94,7 @@ impl Node {
             let what = what.to_owned();
             move |e: &dyn std::fmt::Display| Error::failed(format!("cannot {what}")).cause(e)
         };
+        operation::remove_unfinished(&paths);
         let identity = Identity::load(&paths)
             .map_err(|e| {
                 failed("read this node's identity")(&e).hint(
@@ -127,6 +144,7 @@ impl Node {
             paths,
             jobs: Jobs::default(),
             schedules,
+            restores: operation::Restores::default(),
             host_report: OnceCell::new(),
             started: Instant::now(),
             host,
@@ -135,6 +153,7 @@ impl Node {
             tls: Mutex::new(tls),
             vms: Mutex::default(),
             unopened: Mutex::default(),
+            claimed: Mutex::default(),
             opened_all: AtomicBool::new(false),
             heard: Mutex::default(),
         });
@@ -257,6 +276,23 @@ impl Node {
     /// Whether the name is in use here, also by one that could not be opened.
     pub fn has_vm(&self, name: &str) -> bool {
         hold(&self.vms).contains_key(name) || hold(&self.unopened).contains_key(name)
+    }
+
+    pub fn refuse_taken(&self, name: &str) -> Result<(), Error> {
+        match self.has_vm(name) {
+            true => Err(Error::conflict(format!("there is a virtual machine `{name}` already"))
+                .hint("choose another name")),
+            false => Ok(()),
+        }
+    }
+
+    /// Nobody else makes, deletes or overwrites a machine of that name meanwhile.
+    pub fn claim_name(self: &Arc<Node>, name: &str) -> Result<NameClaim, Error> {
+        if !hold(&self.claimed).insert(name.to_owned()) {
+            return Err(Error::conflict(format!("`{name}` is being made, deleted or overwritten just now"))
+                .hint("try again when that has ended"));
+        }
+        Ok(NameClaim { node: self.clone(), name: name.to_owned() })
     }
 
     /// Of every machine here whose record can be read, opened or not.

@@ -92,6 +92,11 @@ impl VmPaths {
         self.data.join("vm.json")
     }
 
+    /// Exists until the machine is whole.
+    pub fn unfinished(&self) -> PathBuf {
+        self.data.join("unfinished")
+    }
+
     /// Journal, change maps, superblock, snapshots.
     pub fn store(&self) -> PathBuf {
         self.data.join("store")

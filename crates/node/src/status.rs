@@ -71,6 +71,9 @@ pub fn of_vm(node: &Node, vm: &Vm) -> VmStatus {
             "this node's disk is full: the resynchronisation of its copy waits for room",
         ));
     }
+    if let Err(error) = vm.with_record(|record| record.config.refuse_unfinished("start")) {
+        conditions.push(condition(Severity::Warning, error.to_string()));
+    }
     if let Some(failure) = vm.failure() {
         conditions.push(condition(Severity::Critical, failure));
     }

@@ -5,6 +5,7 @@ mod nbd;
 mod qemu_image;
 
 pub use file::FileSource;
+pub(crate) use nbd::read_pipelined;
 pub use nbd::{NbdEndpoint, NbdSource};
 pub use qemu_image::QemuImage;
 

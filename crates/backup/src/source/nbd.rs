@@ -26,11 +26,11 @@ pub struct NbdEndpoint {
 }
 
 impl NbdEndpoint {
-    fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         format!("nbd+unix:///{}?socket={}", self.export, self.socket.display())
     }
 
-    fn connect(&self, contexts: &[&str]) -> Result<Client<UnixStream>, SourceError> {
+    pub(crate) fn connect(&self, contexts: &[&str]) -> Result<Client<UnixStream>, SourceError> {
         let mut options = ConnectOptions::new(&self.export);
         options.timeout = TIMEOUT;
         options.contexts = contexts.iter().map(|&context| context.to_owned()).collect();
@@ -115,30 +115,37 @@ struct NbdReader<'a> {
 
 impl Reader for NbdReader<'_> {
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
-        let endpoint = self.endpoint;
-        let error = |at: u64, why: ClientError| endpoint.error("read", Some(at), why);
-        let longest = REQUEST.min(self.client.export().maximum_payload() as usize);
-        let mut unsent = (0..buffer.len()).step_by(longest);
-        let mut in_flight: HashMap<Cookie, usize> = HashMap::new();
-        loop {
-            while in_flight.len() < IN_FLIGHT
-                && let Some(start) = unsent.next()
-            {
-                let length = longest.min(buffer.len() - start) as u32;
-                let at = offset + start as u64;
-                let cookie =
-                    self.client.submit(Command::Read { offset: at, length }).map_err(|why| error(at, why))?;
-                in_flight.insert(cookie, start);
-            }
-            if in_flight.is_empty() {
-                return Ok(());
-            }
-            let ended = self.client.wait().map_err(|why| error(offset, why))?;
-            let start = in_flight.remove(&ended.cookie).expect("it was submitted here");
-            let answer = ended.result.map_err(|why| error(offset + start as u64, why.into()))?;
-            let Answer::Data(data) = answer else { unreachable!("a read is answered with data") };
-            buffer[start..start + data.len()].copy_from_slice(&data);
-            self.client.recycle(data);
+        read_pipelined(&mut self.client, offset, buffer)
+            .map_err(|(at, why)| self.endpoint.error("read", Some(at), why))
+    }
+}
+
+/// Fills `buffer`, with several requests in flight; or tells where that failed.
+pub(crate) fn read_pipelined(
+    client: &mut Client<UnixStream>,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<(), (u64, ClientError)> {
+    let longest = REQUEST.min(client.export().maximum_payload() as usize);
+    let mut unsent = (0..buffer.len()).step_by(longest);
+    let mut in_flight: HashMap<Cookie, usize> = HashMap::new();
+    loop {
+        while in_flight.len() < IN_FLIGHT
+            && let Some(start) = unsent.next()
+        {
+            let length = longest.min(buffer.len() - start) as u32;
+            let at = offset + start as u64;
+            let cookie = client.submit(Command::Read { offset: at, length }).map_err(|why| (at, why))?;
+            in_flight.insert(cookie, start);
         }
+        if in_flight.is_empty() {
+            return Ok(());
+        }
+        let ended = client.wait().map_err(|why| (offset, why))?;
+        let start = in_flight.remove(&ended.cookie).expect("it was submitted here");
+        let answer = ended.result.map_err(|why| (offset + start as u64, why.into()))?;
+        let Answer::Data(data) = answer else { unreachable!("a read is answered with data") };
+        buffer[start..start + data.len()].copy_from_slice(&data);
+        client.recycle(data);
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct ConsistencyArgs {
     /// How consistent the disks are to be with what the guest is doing. `application` where its agent can be asked, else
     /// `crash`.
@@ -23,9 +23,10 @@ pub enum Wanted {
     SavedState,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Enough {
     /// As after a power cut.
+    #[default]
     Crash,
     /// The guest is stopped for the moment.
     SavedState,

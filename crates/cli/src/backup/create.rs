@@ -55,8 +55,11 @@ pub struct Backup {
 }
 
 /// What holds for every machine of one command.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct How {
+    /// What the point is for, as a note of it.
+    #[arg(skip)]
+    note: Option<String>,
     /// Send no more than so many bytes a second to the repository, such as `10M`.
     #[arg(long, value_name = "RATE", value_parser = parse::byte_count)]
     bandwidth: Option<u64>,
@@ -92,6 +95,21 @@ pub fn run(
         }
         _ => back_up_many(command, &repository, Machine::new(client()?, &command.consistency)?, output),
     }
+}
+
+/// Backs up a machine of this node before it is changed; `note` says why. Returns the new point's number.
+pub fn back_up_before(
+    repository: &Arc<Repository>,
+    client: Client,
+    vm: &str,
+    note: String,
+    output: Output,
+) -> Result<u64, Error> {
+    let taker = Taker::Machine(Machine::new(client, &ConsistencyArgs::default())?);
+    let how = How { note: Some(note), ..How::default() };
+    let (written, point) = back_up_named(repository, vm, &taker, &how, output)?;
+    tell(&written, &point, output);
+    Ok(written.root)
 }
 
 /// Each machine is a point of its own, and one that cannot be backed up does not keep the others from it.
@@ -259,7 +277,9 @@ fn back_up(
         }
         Taker::Machine(machine) => {
             let view = machine.view(vm, before.and_then(machine::position_of)).map_err(Failure::Machine)?;
-            store(repository, writer, vm, base, view.take(before, chunk_len)?, &how.leave_out, output)
+            let mut taken = view.take(before, chunk_len)?;
+            taken.notes.extend(how.note.clone());
+            store(repository, writer, vm, base, taken, &how.leave_out, output)
         }
         Taker::Qemu(qemu) => {
             let view = qemu.view(before).map_err(Failure::Machine)?;

@@ -69,13 +69,7 @@ impl Hardware {
     }
 
     async fn defined(content: &[u8], qemu: &str, what: &str) -> Result<Hardware, Error> {
-        let parsed = serde_json::from_slice::<Definition>(content).map_err(|e| e.to_string());
-        let parsed = parsed.and_then(|definition| {
-            definition.validate().map_err(|e| e.to_string())?;
-            Ok(definition)
-        });
-        let mut definition =
-            parsed.map_err(|e| Error::failed(what).cause(format!("its definition makes no sense: {e}")))?;
+        let mut definition = parse_definition(content, what)?;
         // They may name anything of another host.
         definition.extra_options.clear();
         let accelerator = accelerator::probe(Path::new(qemu), &CpuModel::Baseline).await.accelerator;
@@ -154,6 +148,16 @@ impl Hardware {
             }
         }
     }
+}
+
+/// A machine's definition, as a point of Rempart's own has it.
+pub fn parse_definition(content: &[u8], what: &str) -> Result<Definition, Error> {
+    let parsed = serde_json::from_slice::<Definition>(content).map_err(|e| e.to_string());
+    let parsed = parsed.and_then(|definition| {
+        definition.validate().map_err(|e| e.to_string())?;
+        Ok(definition)
+    });
+    parsed.map_err(|e| Error::failed(what).cause(format!("its definition makes no sense: {e}")))
 }
 
 /// A network card's wire that leads nowhere.

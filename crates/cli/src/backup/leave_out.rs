@@ -10,7 +10,7 @@ use std::process::Command;
 /// The hidden command of the process that looks at a guest's file systems.
 pub const LOOK: &str = "look-at-disk";
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct LeaveOutArgs {
     /// Back up what is left out otherwise, and is restored as zeroes: swap partitions, swap files and page files; and free
     /// space, of file systems that were frozen or are not mounted.

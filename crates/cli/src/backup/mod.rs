@@ -15,6 +15,7 @@ mod keys;
 mod leave_out;
 mod machine;
 mod mount;
+mod onto_node;
 mod points;
 mod qemu;
 mod recover;
@@ -41,7 +42,7 @@ pub enum BackupCommand {
     #[command(subcommand)]
     Repo(RepoCommand),
     /// Back up a virtual machine, or disks, into a repository.
-    Backup(create::Backup),
+    Backup(Box<create::Backup>),
     /// Back up the machine that this runs in, from within.
     #[command(subcommand)]
     Agent(agent::AgentCommand),
@@ -50,7 +51,7 @@ pub enum BackupCommand {
     /// List a restore point's files.
     Files(files::Files),
     /// Bring back a restore point's disks or files.
-    Restore(restore::Restore),
+    Restore(Box<restore::Restore>),
     /// Write one disk of a restore point as an image file.
     Export(restore::Export),
     /// Run a virtual machine from the repository at once, and move its disks here while it runs.
@@ -116,7 +117,7 @@ pub fn run_backup(
         BackupCommand::Agent(command) => agent::run(command, output),
         BackupCommand::Files(command) => files::run(&command, output),
         BackupCommand::Points(command) => points::run(&command, output),
-        BackupCommand::Restore(command) => restore::run(&command, output),
+        BackupCommand::Restore(command) => restore::run(&command, client, output),
         BackupCommand::Export(command) => restore::export(&command, output),
         BackupCommand::Recover(command) => recover::run(&command, output),
         BackupCommand::Serve(command) => serve::run(&command, output),

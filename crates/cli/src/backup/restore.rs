@@ -3,20 +3,26 @@
 use super::access::{Access, chain, describe};
 use super::create::shown;
 use super::files;
+use super::onto_node::{self, NewMachineArgs, Over};
 use super::points::{find, open_log};
 use super::serve::{Memory, disk_reader};
 use crate::{Output, output::bytes};
 use clap::{Args, ValueEnum};
-use rempart_api::Error;
+use rempart_api::{Client, Error};
 use rempart_backup::{
-    BackupError, ChunkCache, Content, FileTarget, NewFile, Pace, Progress, QemuImg, restore_disk,
+    BackupError, ChunkCache, Content, FileTarget, NewFile, Pace, Progress, QemuImg, Target, restore_disk,
 };
-use rempart_repository::{BlobReader, Point, PointDisk, Repository};
+use rempart_repository::{BlobReader, Domain, DomainId, Point, PointDisk, Repository};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Restores disks as images, or one disk onto a block device; files of a machine that `rempart agent` backed up into a folder.
+/// Restores a virtual machine onto this node, disks as images, or one disk onto a block device; files of a machine that
+/// `rempart agent` backed up into a folder.
+///
+/// A new machine (`--vm`) is there when it is whole, and not before. Over a machine (`--over`) only what differs is written,
+/// to its copies on other nodes, too; what it held is backed up first, and if this is interrupted it does not start until
+/// the same command, or one with another point, came to its end.
 ///
 /// Files get their owners, permissions, times and attributes where this runs as root. Nothing is overwritten, and nothing is
 /// written outside of the folder, whatever is in the point.
@@ -27,10 +33,17 @@ pub struct Restore {
     /// `VM` for its newest point, or `VM@POINT`.
     point: String,
     /// Only this disk.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "vm")]
     disk: Option<String>,
+    /// A new virtual machine of this node, of this name: all disks, what machine it was, its UEFI variables. It gets
+    /// a UUID and network addresses of its own, and does not start by itself.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["over", "to", "device", "path", "format", "compare"])]
+    vm: Option<String>,
+    /// A virtual machine that this node leads, stopped: what its disks hold is overwritten, and its UEFI variables.
+    #[arg(long, value_name = "VM", conflicts_with_all = ["to", "device", "path", "format", "compare"])]
+    over: Option<String>,
     /// A folder in which an image is made of each disk. There must be none of its name. For files it must be new, or empty.
-    #[arg(long, required_unless_present = "device", conflicts_with = "device")]
+    #[arg(long, required_unless_present_any = ["device", "vm", "over"], conflicts_with = "device")]
     to: Option<PathBuf>,
     /// Only this file, or folder with all that is in it, of a point that has files.
     #[arg(long, conflicts_with_all = ["disk", "device", "format", "compare"])]
@@ -40,9 +53,14 @@ pub struct Restore {
     /// A block device that the disk is written to; all it holds is lost.
     #[arg(long, requires = "yes", conflicts_with_all = ["format", "compare"])]
     device: Option<PathBuf>,
-    /// Overwrite the device.
+    /// Overwrite the device, or the machine's disks.
     #[arg(long)]
     yes: bool,
+    /// Give up what the machine's disks hold, instead of backing it up first.
+    #[arg(long, requires = "over")]
+    no_backup: bool,
+    #[command(flatten)]
+    new_machine: NewMachineArgs,
 }
 
 /// Writes one disk as an image file.
@@ -93,12 +111,14 @@ impl Format {
 }
 
 /// A point, opened for reading all of a disk.
-struct Opened {
-    repository: Arc<Repository>,
-    reader: BlobReader,
-    root: u64,
-    point: Point,
-    what: String,
+pub struct Opened {
+    pub repository: Arc<Repository>,
+    pub reader: BlobReader,
+    pub root: u64,
+    pub point: Point,
+    pub what: String,
+    /// Whose keys its chunks' ids are made with.
+    domain: DomainId,
 }
 
 impl Opened {
@@ -109,11 +129,12 @@ impl Opened {
         let what = format!("cannot {verb} `{}@{root}`", point.vm);
         let index = repository.index(log.state()).map_err(|e| describe(&what, &e))?;
         let reader = BlobReader::new(&repository, log.state(), index);
-        Ok(Opened { repository, reader, root, point, what })
+        let domain = log.state().roots()[&root].domain;
+        Ok(Opened { repository, reader, root, point, what, domain })
     }
 
     /// The disk of that name, or all.
-    fn disks(&self, name: Option<&str>) -> Result<Vec<&PointDisk>, Error> {
+    pub fn disks(&self, name: Option<&str>) -> Result<Vec<&PointDisk>, Error> {
         let Some(name) = name else { return Ok(self.point.disks.iter().collect()) };
         let found = self.point.disk(name).ok_or_else(|| {
             let names: Vec<&str> = self.point.disks.iter().map(|disk| disk.name.as_str()).collect();
@@ -135,19 +156,31 @@ impl Opened {
         }
     }
 
-    fn failed(&self, error: &BackupError) -> Error {
+    pub fn failed(&self, error: &BackupError) -> Error {
         Error::failed(&self.what).cause(chain(error))
     }
 
+    pub fn domain(&self) -> Result<Domain, Error> {
+        let opener = self.repository.opener().map_err(|e| describe(&self.what, &e))?;
+        Ok(opener.domain(self.domain))
+    }
+
+    pub fn write_to(
+        &self,
+        disk: &PointDisk,
+        target: &dyn Target,
+        threads: usize,
+        progress: &Progress,
+    ) -> Result<(), BackupError> {
+        let content = Content::of(disk, self.repository.chunk_size());
+        restore_disk(&self.reader, content, target, threads, progress)
+    }
+
     fn write_raw(&self, disk: &PointDisk, target: &FileTarget, output: Output) -> Result<(), Error> {
-        let chunk_size = self.repository.chunk_size();
-        let content = Content::of(disk, chunk_size);
         let progress = Progress::default();
         let phase = format!("restore {}", disk.name);
-        shown(output, &phase, disk.size, &progress, || {
-            restore_disk(&self.reader, content, target, Pace::default().threads, &progress)
-        })
-        .map_err(|e| self.failed(&e))
+        let write = || self.write_to(disk, target, Pace::default().threads, &progress);
+        shown(output, &phase, disk.size, &progress, write).map_err(|e| self.failed(&e))
     }
 
     fn write_image(
@@ -190,8 +223,26 @@ impl Opened {
     }
 }
 
-pub fn run(command: &Restore, output: Output) -> Result<(), Error> {
+pub fn run(
+    command: &Restore,
+    client: impl FnOnce() -> Result<Client, Error>,
+    output: Output,
+) -> Result<(), Error> {
     let opened = Opened::new(&command.access, &command.point, "restore")?;
+    let onto_node = match (&command.vm, &command.over) {
+        (Some(name), _) => {
+            Some(onto_node::new_machine(&opened, name, &command.new_machine, client()?, output)?)
+        }
+        (None, Some(name)) => {
+            let (disk, is_agreed) = (command.disk.as_deref(), command.yes);
+            let over = Over { name, disk, is_agreed, with_backup: !command.no_backup };
+            Some(onto_node::over(&opened, &over, client()?, output)?)
+        }
+        (None, None) => None,
+    };
+    if let Some(told) = onto_node {
+        return if output.json { output.print_json(&told) } else { Ok(()) };
+    }
     if let Some(to) = command.to.as_ref().filter(|_| command.path.is_some() || opened.has_files_only()) {
         let (restored, told) =
             files::restore(&opened.reader, &opened.point, command.path.as_deref(), to, &opened.what, output)?;

@@ -4,7 +4,7 @@ mod failover;
 mod protect;
 mod schedule;
 mod status;
-mod vm;
+pub(crate) mod vm;
 
 use crate::Output;
 use clap::Subcommand;

@@ -5,6 +5,8 @@ mod enrol;
 mod local;
 mod peer;
 mod peer_client;
+mod restore;
+mod stream;
 mod view;
 
 pub use enrol::{AuthorityFiles, EnrolAnswer, EnrolRequest};

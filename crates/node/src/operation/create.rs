@@ -1,5 +1,6 @@
 //! Import and deletion of a virtual machine.
 
+use super::arrival::Arrival;
 use crate::config::check_name;
 use crate::jobs::Reporter;
 use crate::node::Node;
@@ -25,10 +26,7 @@ pub async fn import(
 ) -> Result<serde_json::Value, Error> {
     let name = request.name.clone();
     check_name(&name).map_err(Error::invalid)?;
-    if node.has_vm(&name) {
-        return Err(Error::conflict(format!("there is a virtual machine `{name}` already"))
-            .hint("choose another name"));
-    }
+    node.refuse_taken(&name)?;
     reporter.phase("inspecting images");
     let mut images = Vec::new();
     for disk in &request.disks {
@@ -39,63 +37,55 @@ pub async fn import(
     let definition = definition(&node, report, &request, &images)?;
     let nvram = uefi_variables(report, &request)?;
 
-    let paths = node.paths.vm(&name);
-    // Whoever makes the directory owns the name.
-    make_directory(&paths.data).map_err(|e| match e.kind() {
-        io::ErrorKind::AlreadyExists => Error::conflict(format!("`{}` exists already", paths.data.display()))
-            .hint("an earlier import was cut off there; remove the directory if nothing in it is needed"),
-        _ => Error::failed(format!("cannot make `{}`", paths.data.display())).cause(e),
-    })?;
-    let result = build(&node, &definition, images, nvram, &reporter).await;
-    match result {
-        Ok(vm) => {
-            node.insert_vm(vm);
-            Ok(serde_json::json!({ "name": name }))
-        }
-        Err(error) => {
-            // Adopted images are elsewhere: all in here was made by this import.
-            let _ = std::fs::remove_dir_all(&paths.data);
-            Err(error)
-        }
-    }
-}
-
-async fn build(
-    node: &Arc<Node>,
-    definition: &Definition,
-    images: Vec<Image>,
-    nvram: Option<Vec<u8>>,
-    reporter: &Reporter,
-) -> Result<Arc<Vm>, Error> {
-    let paths = node.paths.vm(&definition.name);
+    let mut arrival = Arrival::begin(&node, &name)?;
     let mut disks = Vec::new();
     let count = images.len();
     for (index, image) in images.into_iter().enumerate() {
         let disk = DiskIndex(u16::try_from(index).expect("the definition bounds the number of disks"));
         let adopted = image.source.adopt;
-        let path = if adopted { image.source.path.clone() } else { paths.image(disk.0) };
+        let path = if adopted { image.source.path.clone() } else { arrival.paths.image(disk.0) };
         if !adopted {
-            import::copy(&image, &path, reporter, &format!("copying disk {} of {count}", index + 1)).await?;
+            import::copy(&image, &path, &reporter, &format!("copying disk {} of {count}", index + 1)).await?;
         }
         disks.push(DiskFile { index: disk, path, size_bytes: image.size_bytes, adopted });
     }
-    reporter.phase("writing the journal");
-    let mut config = VmConfig::new(definition.clone(), node.id());
+    let mut config = VmConfig::new(definition, node.id());
     config.nvram = nvram;
+    found(&node, &mut arrival, config, disks, &reporter).await?;
+    Ok(serde_json::json!({ "name": name }))
+}
+
+/// Makes a machine of disks that are there.
+pub(super) async fn found(
+    node: &Arc<Node>,
+    arrival: &mut Arrival,
+    config: VmConfig,
+    disks: Vec<DiskFile>,
+    reporter: &Reporter,
+) -> Result<(), Error> {
+    reporter.phase("writing the journal");
     let place = match node.cluster().is_some_and(|cluster| cluster.witness().is_some()) {
         true => RegisterPlace::Witness,
         false => RegisterPlace::Local,
     };
     let random = || crate::identity::random_u128().map_err(|e| Error::failed("cannot draw an id").cause(e));
     let (group, register) = (GroupId(random()?), RegisterId(random()?));
-    format(&paths.store(), group, &disks, DiskEntry::EXISTING).await?;
+    format(&arrival.paths.store(), group, &disks, DiskEntry::EXISTING).await?;
     let record = VmRecord::new(group, register, place, disks, config);
-    let save =
-        |e: io::Error| Error::failed(format!("cannot save the record of `{}`", definition.name)).cause(e);
-    record.save(&paths.record()).map_err(save)?;
-    let vm = Vm::open(node.host.clone(), paths, record, First::Create).await?;
-    vm.put_config(|_| {}).await?;
-    Ok(vm)
+    record
+        .save(&arrival.paths.record())
+        .map_err(|e| Error::failed(format!("cannot save the record of `{}`", record.name())).cause(e))?;
+    let vm = Vm::open(node.host.clone(), arrival.paths.clone(), record, First::Create).await?;
+    let whole = match vm.put_config(|_| {}).await {
+        Ok(()) => arrival.whole(),
+        refused => refused,
+    };
+    if whole.is_err() {
+        vm.close().await;
+        return whole;
+    }
+    node.insert_vm(vm);
+    Ok(())
 }
 
 /// Writes an empty store for `disks`, whose images exist already or will be made.
@@ -128,7 +118,7 @@ pub async fn format(
     formatted.await.map_err(|e| failed(e.to_string()))?.map_err(failed)
 }
 
-fn make_directory(path: &Path) -> io::Result<()> {
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if let Some(parent) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
@@ -212,24 +202,74 @@ fn definition(
     for nic in &request.nics {
         let mac = match &nic.mac {
             Some(text) => text.parse::<MacAddress>().map_err(|e| refuse(e.to_string()))?,
-            None => {
-                let [a, b, c, ..] = (uuid >> 24).wrapping_add(definition.nics.len() as u128).to_le_bytes();
-                MacAddress::in_qemu_range([a, b, c])
-            }
+            None => drawn_mac(definition.uuid, definition.nics.len()),
         };
-        if let Some(other) = owner_of_mac(node, mac) {
-            return Err(Error::conflict(format!(
-                "cannot import `{}`: `{other}` has the address {mac}",
-                request.name
-            )));
-        }
         definition.nics.push(Nic { bridge: nic.bridge.clone(), mac, model: NicModel::Virtio });
     }
+    refuse_other_mac(node, &definition)?;
     definition.validate().map_err(|e| refuse(e.to_string()))?;
     if definition.firmware == Firmware::Uefi && report.uefi_variables_bytes.is_none() {
         return Err(refuse("this node has no UEFI firmware".into()).hint("install the package ovmf"));
     }
     Ok(definition)
+}
+
+/// Of a machine's network card, by its place.
+fn drawn_mac(machine: VmUuid, place: usize) -> MacAddress {
+    let [a, b, c, ..] = (machine.0 >> 24).wrapping_add(place as u128).to_le_bytes();
+    MacAddress::in_qemu_range([a, b, c])
+}
+
+/// Nobody on its network, and nothing in it, takes it for the machine that it was.
+pub(super) fn draw_identity(definition: &mut Definition) -> Result<(), Error> {
+    let uuid = crate::identity::random_u128().map_err(|e| Error::failed("cannot draw an id").cause(e))?;
+    definition.uuid = VmUuid(uuid);
+    for (place, nic) in definition.nics.iter_mut().enumerate() {
+        nic.mac = drawn_mac(definition.uuid, place);
+    }
+    Ok(())
+}
+
+pub(super) fn refuse_other_mac(node: &Node, definition: &Definition) -> Result<(), Error> {
+    let taken = definition.nics.iter().find_map(|nic| Some((nic.mac, owner_of_mac(node, nic.mac)?)));
+    taken.map_or(Ok(()), |(mac, owner)| {
+        let name = &definition.name;
+        Err(Error::conflict(format!("cannot make `{name}`: `{owner}` has the address {mac}")))
+    })
+}
+
+/// What this host lacks to run such a machine.
+pub(super) fn host_problems(
+    report: &HostReport,
+    processor: Result<(), String>,
+    definition: &Definition,
+    nvram: Option<&[u8]>,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    for nic in &definition.nics {
+        if !Path::new("/sys/class/net").join(&nic.bridge).join("bridge").exists() {
+            problems.push(format!("it has no bridge `{}`", nic.bridge));
+        }
+    }
+    if !report.machine_types.is_empty() && !report.machine_types.contains(&definition.machine_type) {
+        problems.push(format!(
+            "its QEMU {} has no machine type `{}`",
+            report.qemu_version, definition.machine_type
+        ));
+    }
+    if let Err(why) = processor {
+        problems.push(format!("it cannot give the machine its processor: {why}"));
+    }
+    if definition.firmware == Firmware::Uefi {
+        match (report.uefi_variables_bytes, nvram.map(|nvram| nvram.len() as u64)) {
+            (None, _) => problems.push("it has no UEFI firmware (package ovmf)".into()),
+            (Some(bytes), Some(wanted)) if bytes != wanted => problems.push(format!(
+                "its UEFI firmware keeps {bytes} bytes of variables, the machine has {wanted}"
+            )),
+            _ => {}
+        }
+    }
+    problems
 }
 
 /// Which machine here has a network card of that address.
@@ -241,6 +281,7 @@ pub fn owner_of_mac(node: &Node, mac: MacAddress) -> Option<String> {
 /// Deletes a stopped machine that has no peer.
 pub async fn delete(node: &Arc<Node>, name: &str) -> Result<(), Error> {
     let vm = node.vm(name)?;
+    let _claim = node.claim_name(name)?;
     let refuse = |why: &str, hint: String| {
         Err(Error::new(ErrorKind::Refused, format!("cannot delete `{name}`: {why}")).hint(hint))
     };

@@ -1,5 +1,6 @@
 //! What an operator can order, one file each. Every order is checked whole before anything changes.
 
+mod arrival;
 mod compare;
 mod create;
 mod disk;
@@ -9,8 +10,10 @@ mod quiesce;
 mod register;
 mod rejoin;
 mod replica;
+mod restore;
 mod view;
 
+pub use arrival::remove_unfinished;
 pub use compare::compare;
 pub use create::{delete, import};
 pub use disk::{DiskChange, change_replica, disk_add, disk_remove, disk_resize};
@@ -19,4 +22,5 @@ pub use protect::{protect, unprotect};
 pub use register::{finish_move, move_to_witness};
 pub use rejoin::rejoin;
 pub use replica::{ReplicaOffer, accept_replica, drop_replica};
-pub use view::{ViewGuard, open_view, remove_left_sockets};
+pub use restore::{Restores, begin_restore, finish_restore, open_restore};
+pub use view::{Opened, open_view, remove_left_sockets};

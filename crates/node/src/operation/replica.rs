@@ -71,6 +71,7 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
     if offer.check_only {
         return Ok(());
     }
+    let _claim = node.claim_name(&name)?;
     let paths = node.paths.vm(&name);
     if paths.record().exists() {
         return Err(taken(&name, node));
@@ -152,37 +153,16 @@ fn check(
         Err(error) => problems.push(error.to_string()),
     }
     for nic in &definition.nics {
-        if !std::path::Path::new("/sys/class/net").join(&nic.bridge).join("bridge").exists() {
-            problems.push(format!("it has no bridge `{}`", nic.bridge));
-        }
         if let Some(owner) = create::owner_of_mac(node, nic.mac) {
             problems.push(format!("its virtual machine `{owner}` has the address {}", nic.mac));
         }
     }
-    if !report.machine_types.is_empty() && !report.machine_types.contains(&definition.machine_type) {
-        problems.push(format!(
-            "its QEMU {} has no machine type `{}`",
-            report.qemu_version, definition.machine_type
-        ));
-    }
+    problems.extend(create::host_problems(report, processor, definition, offer.config.nvram.as_deref()));
     if report.accelerator != offer.accelerator {
         problems.push(format!(
             "it runs guests with {}, the primary with {}",
             report.accelerator, offer.accelerator
         ));
-    }
-    if let Err(why) = processor {
-        problems.push(format!("it cannot give the machine its processor: {why}"));
-    }
-    if definition.firmware == rempart_hypervisor::definition::Firmware::Uefi {
-        let wanted = offer.config.nvram.as_ref().map(|nvram| nvram.len() as u64);
-        match (report.uefi_variables_bytes, wanted) {
-            (None, _) => problems.push("it has no UEFI firmware (package ovmf)".into()),
-            (Some(bytes), Some(wanted)) if bytes != wanted => problems.push(format!(
-                "its UEFI firmware keeps {bytes} bytes of variables, the machine has {wanted}"
-            )),
-            _ => {}
-        }
     }
     let major = |version: &str| version.split('.').next().unwrap_or_default().to_owned();
     let times = other_times(&node.config.timing, offer.config.timing.as_ref());

@@ -62,6 +62,7 @@ pub async fn open_view(node: &Node, vm: Arc<Vm>, request: ViewRequest) -> Result
         let settled = status.wait_for(|status| status.serves() || status.engine.role != Role::Primary);
         let _ = tokio::time::timeout(SERVE_DEADLINE, settled).await;
     }
+    vm.with_record(|record| record.config.refuse_unfinished("open a view of"))?;
     let quiesced = Quiesced::start(&vm, request.freeze).await?;
     let opening = tokio::time::timeout(OPEN_DEADLINE, vm.command("open a view of", order)).await;
     // Before anything else, also if there is no view.

@@ -108,6 +108,8 @@ pub struct Vm {
     pub timing: TimingSection,
     pub events: EventLog,
     record: Mutex<VmRecord>,
+    /// Held across a change of the definition, which builds on the one before.
+    changing: tokio::sync::Mutex<()>,
     control: watch::Sender<Control>,
     lease: watch::Sender<Lease>,
     shown: watch::Receiver<Shown>,
@@ -170,6 +172,7 @@ impl Vm {
             timing,
             events: EventLog::default(),
             record: Mutex::new(record),
+            changing: tokio::sync::Mutex::default(),
             control,
             lease,
             shown,
@@ -301,8 +304,21 @@ impl Vm {
 
     /// Puts a changed definition into the log, and follows it here.
     pub async fn put_config(&self, change: impl FnOnce(&mut VmConfig)) -> Result<(), Error> {
+        let change = |config: &mut VmConfig| {
+            change(config);
+            Ok(())
+        };
+        self.change_config(change).await
+    }
+
+    /// The same, unless `change` refuses.
+    pub async fn change_config(
+        &self,
+        change: impl FnOnce(&mut VmConfig) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let _one = self.changing.lock().await;
         let mut config = self.with_record(|record| record.config.clone());
-        change(&mut config);
+        change(&mut config)?;
         config
             .definition
             .validate()
@@ -342,7 +358,12 @@ impl Vm {
         if !self.is_primary() {
             return Err(self.not_here("start"));
         }
-        self.put_config(|config| config.should_run = true).await?;
+        let started = |config: &mut VmConfig| {
+            config.refuse_unfinished("start")?;
+            config.should_run = true;
+            Ok(())
+        };
+        self.change_config(started).await?;
         self.control(|control| {
             control.wanted = Wanted::Running;
             control.attempt += 1;

@@ -2,6 +2,7 @@
 
 use crate::config::TimingSection;
 use crate::durable;
+use rempart_api::{Error, UnfinishedRestore};
 use rempart_hypervisor::Definition;
 use rempart_types::{DiskIndex, GroupId, NodeId, RegisterId};
 use serde::{Deserialize, Serialize};
@@ -36,12 +37,35 @@ pub struct VmConfig {
     /// UEFI variables.
     #[serde(default, with = "hex_bytes", skip_serializing_if = "Option::is_none")]
     pub nvram: Option<Vec<u8>>,
+    /// Its disks are being overwritten: it does not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restoring: Option<UnfinishedRestore>,
 }
 
 impl VmConfig {
     pub fn new(definition: Definition, me: NodeId) -> VmConfig {
         let should_run = definition.autostart;
-        VmConfig { format: FORMAT, definition, should_run, replicas: vec![me], timing: None, nvram: None }
+        VmConfig {
+            format: FORMAT,
+            definition,
+            should_run,
+            replicas: vec![me],
+            timing: None,
+            nvram: None,
+            restoring: None,
+        }
+    }
+
+    /// Refuses what its disks are not fit for while they are being overwritten.
+    pub fn refuse_unfinished(&self, verb: &str) -> Result<(), Error> {
+        let Some(UnfinishedRestore { point, before }) = &self.restoring else { return Ok(()) };
+        let name = &self.definition.name;
+        let back = before
+            .as_ref()
+            .map_or(String::new(), |before| format!("; with `{before}` instead, it is as it was before"));
+        Err(Error::refused(format!("cannot {verb} `{name}`"))
+            .cause(format!("a restore of `{point}` onto it has not ended"))
+            .hint(format!("run `rempart restore {point} --over {name} --yes` again{back}")))
     }
 
     pub fn encode(&self) -> Vec<u8> {
@@ -150,15 +174,14 @@ pub(crate) mod hex_bytes {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
         let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
-        let wrong = || serde::de::Error::custom("not hexadecimal bytes");
-        if text.len() % 2 != 0 || !text.is_ascii() {
-            return Err(wrong());
+        from_text(&text).map(Some).ok_or_else(|| serde::de::Error::custom("not hexadecimal bytes"))
+    }
+
+    pub fn from_text(text: &str) -> Option<Vec<u8>> {
+        if !text.len().is_multiple_of(2) || !text.is_ascii() {
+            return None;
         }
-        (0..text.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong()))
-            .collect::<Result<_, _>>()
-            .map(Some)
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
     }
 }
 

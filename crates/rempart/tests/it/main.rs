@@ -22,6 +22,7 @@ mod keys;
 mod lab;
 mod left_out;
 mod mount;
+mod onto_node;
 mod protection;
 mod qemu;
 mod rack;
