@@ -67,6 +67,12 @@ pub enum RestoreTarget {
 pub struct UnfinishedRestore {
     /// Of which point it is.
     pub point: String,
+    /// The only disk of the point that is restored, by its name there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// The machine's disks that are overwritten, by number. The daemon's to fill in.
+    #[serde(default)]
+    pub indexes: Vec<u16>,
     /// The point that holds what the machine held before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<String>,

@@ -50,12 +50,12 @@ pub enum BackupCommand {
     Points(points::Points),
     /// List a restore point's files.
     Files(files::Files),
-    /// Bring back a restore point's disks or files.
+    /// Bring back a restore point: a machine, disks or files.
     Restore(Box<restore::Restore>),
     /// Write one disk of a restore point as an image file.
     Export(restore::Export),
     /// Run a virtual machine from the repository at once, and move its disks here while it runs.
-    Recover(recover::Recover),
+    Recover(Box<recover::Recover>),
     /// Serve a restore point's disks over NBD.
     Serve(serve::Serve),
     /// Show restore points' disks as files.
@@ -119,7 +119,7 @@ pub fn run_backup(
         BackupCommand::Points(command) => points::run(&command, output),
         BackupCommand::Restore(command) => restore::run(&command, client, output),
         BackupCommand::Export(command) => restore::export(&command, output),
-        BackupCommand::Recover(command) => recover::run(&command, output),
+        BackupCommand::Recover(command) => recover::run(&command, client, output),
         BackupCommand::Serve(command) => serve::run(&command, output),
         BackupCommand::Mount(command) => mount::run(&command, output),
         BackupCommand::LookAtDisk => leave_out::run(),

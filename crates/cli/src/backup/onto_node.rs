@@ -7,7 +7,7 @@ use super::in_use::InUse;
 use super::restore::Opened;
 use super::serve::Memory;
 use crate::command::vm::FirmwareArg;
-use crate::{Output, output::bytes, parse};
+use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::{
     Client, Error, Firmware, Job, OpenRestore, RestoreDisk, RestoreOnto, RestoreReady, RestoreRequest,
@@ -21,6 +21,7 @@ use rempart_hypervisor::{VmUuid, definition::DEFAULT_MACHINE_TYPE};
 use rempart_repository::PointDisk;
 use rempart_types::DiskIndex;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use tokio::runtime::Runtime;
 
@@ -30,12 +31,10 @@ const THREADS: usize = 8;
 /// What the new machine is, where it is not what the point says.
 #[derive(Debug, Args)]
 pub struct NewMachineArgs {
-    /// The new machine's memory, such as `4G`; what it was without this. Needed where the point does not say it.
-    #[arg(long, requires = "vm", value_parser = parse::byte_count)]
-    memory: Option<u64>,
     /// The new machine's processors.
     #[arg(long, requires = "vm")]
     cpus: Option<u32>,
+    /// The new machine's firmware.
     #[arg(long, requires = "vm", value_enum)]
     firmware: Option<FirmwareArg>,
     /// This node's bridge that all its network cards are plugged into, instead of those that they were; it gets one if it
@@ -50,11 +49,18 @@ pub struct NewMachineArgs {
     same_identity: bool,
 }
 
+impl NewMachineArgs {
+    pub fn onto(&self, definition: &Definition, needed_bytes: u64) -> RestoreOnto {
+        let definition = serde_json::to_value(definition).expect("a definition has only strings for keys");
+        RestoreOnto::NewMachine { definition, same_identity: self.same_identity, needed_bytes }
+    }
+}
+
 /// A restore that the daemon knows of, until this is dropped.
-struct Restore {
+pub struct Restore {
     runtime: Runtime,
     client: Client,
-    ready: RestoreReady,
+    pub ready: RestoreReady,
     lost: Arc<Mutex<Option<Error>>>,
     /// One a disk. They are stopped when the daemon knows nothing of it any more.
     progress: Vec<Arc<Progress>>,
@@ -68,7 +74,7 @@ impl Drop for Restore {
 }
 
 impl Restore {
-    fn open(client: Client, request: &RestoreRequest) -> Result<Restore, Error> {
+    pub fn open(client: Client, request: &RestoreRequest) -> Result<Restore, Error> {
         let runtime = runtime()?;
         let mut open: OpenRestore = runtime.block_on(client.open_restore(request))?;
         let ready = open.ready.clone();
@@ -103,7 +109,7 @@ impl Restore {
         })
     }
 
-    fn finish(&self, output: Output) -> Result<(), Error> {
+    pub fn finish(&self, output: Output) -> Result<(), Error> {
         self.runtime.block_on(async {
             let job: Job = self.client.post(&format!("/v1/restores/{}/finish", self.ready.id), &()).await?;
             let mut show = output.progress();
@@ -119,13 +125,12 @@ fn runtime() -> Result<Runtime, Error> {
     runtime.map_err(|e| Error::failed("cannot start the runtime").cause(e))
 }
 
-/// The number that a disk has in a machine: that of its name, or its place in the point.
-fn index_of(opened: &Opened, disk: &PointDisk) -> u16 {
-    let numbered = |disk: &PointDisk| disk.name.strip_prefix("disk").and_then(|number| number.parse().ok());
-    let all: Option<Vec<u16>> = opened.point.disks.iter().map(numbered).collect();
-    let place =
-        opened.point.disks.iter().position(|other| other.name == disk.name).expect("it is one of them");
-    all.map_or(place as u16, |numbers| numbers[place])
+/// The numbers that a point's disks have in a machine: those of their names, or else their places.
+pub fn numbers<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Vec<u16> {
+    let numbered = names.clone().map(|name| name.strip_prefix("disk").and_then(|number| number.parse().ok()));
+    numbered
+        .collect::<Option<Vec<u16>>>()
+        .unwrap_or_else(|| (0..).zip(names).map(|(place, _)| place).collect())
 }
 
 fn wanted(opened: &Opened, disks: &[&PointDisk]) -> Result<Vec<RestoreDisk>, Error> {
@@ -134,13 +139,15 @@ fn wanted(opened: &Opened, disks: &[&PointDisk]) -> Result<Vec<RestoreDisk>, Err
             .cause("it has files, and no disks")
             .hint("`rempart restore --to` brings files back into a folder"));
     }
+    let names = opened.point.disks.iter().map(|disk| disk.name.as_str());
+    let numbers: BTreeMap<&str, u16> = names.clone().zip(numbers(names)).collect();
     let wanted = disks.iter().map(|disk| {
         if !disk.size.is_multiple_of(512) {
             return Err(Error::refused(&opened.what)
                 .cause(format!("{} has {} bytes, no multiple of 512", disk.name, disk.size))
                 .hint("restore it as an image with --to, and make that larger"));
         }
-        Ok(RestoreDisk { index: index_of(opened, disk), size_bytes: disk.size })
+        Ok(RestoreDisk { index: numbers[disk.name.as_str()], size_bytes: disk.size })
     });
     wanted.collect()
 }
@@ -153,17 +160,20 @@ fn nvram_hex(opened: &Opened) -> Result<Option<String>, Error> {
     Ok(Some(data_encoding::HEXLOWER.encode(&content)))
 }
 
-/// By what the point says and what is asked for.
-fn definition(
-    opened: &Opened,
+/// By what the point says, and what is asked for.
+pub fn definition(
+    of_point: Option<&[u8]>,
     name: &str,
     disks: &[RestoreDisk],
-    wanted: &NewMachineArgs,
+    (wanted, memory): (&NewMachineArgs, Option<u64>),
+    what: &str,
     output: Output,
 ) -> Result<Definition, Error> {
-    let of_point = opened.point.definition.as_ref().filter(|definition| definition.kind == "rempart");
-    let mut definition = match (of_point, wanted.memory) {
-        (Some(found), _) => parse_definition(&found.content, &opened.what)?,
+    let mut definition = match (of_point, memory) {
+        (Some(found), _) => parse_definition(found, what)?,
+        (None, _) if wanted.same_identity => {
+            return Err(Error::invalid(what).cause("the point does not say who its machine was"));
+        }
         (None, Some(memory)) => {
             let mut new = Definition::new(name, VmUuid(0), memory, 1);
             new.disks = disks.iter().map(|disk| Disk::new(DiskIndex(disk.index), disk.size_bytes)).collect();
@@ -173,16 +183,16 @@ fn definition(
             new
         }
         (None, None) => {
-            return Err(Error::invalid(&opened.what)
+            return Err(Error::invalid(what)
                 .cause("the point does not say what machine it is of in a way that is understood here")
-                .hint("give it memory, such as `--memory 4G`, and --cpus, `--firmware uefi` and --bridge as it needs them"));
+                .hint("give it memory, such as `--memory 4G` (`--vm-memory` of `recover`), and --cpus, `--firmware uefi` and --bridge as it needs them"));
         }
     };
     if !definition.extra_options.is_empty() {
         output
             .tell("options for QEMU in its definition are left out: they may name anything of another host");
     }
-    definition.memory_bytes = wanted.memory.unwrap_or(definition.memory_bytes);
+    definition.memory_bytes = memory.unwrap_or(definition.memory_bytes);
     definition.cpus = wanted.cpus.unwrap_or(definition.cpus);
     definition.firmware = match wanted.firmware {
         None => definition.firmware,
@@ -195,8 +205,9 @@ fn definition(
     }
     if let Some(bridge) = &wanted.bridge {
         if definition.nics.is_empty() {
-            // Its address is drawn by the node.
-            let mac = MacAddress::in_qemu_range([0; 3]);
+            // The node draws another with the UUID.
+            let [a, b, c, ..] = definition.uuid.0.to_le_bytes();
+            let mac = MacAddress::in_qemu_range([a, b, c]);
             definition.nics.push(Nic { bridge: bridge.clone(), mac, model: NicModel::Virtio });
         }
         definition.nics.iter_mut().for_each(|nic| nic.bridge.clone_from(bridge));
@@ -208,13 +219,15 @@ fn definition(
 pub fn new_machine(
     opened: &Opened,
     name: &str,
-    args: &NewMachineArgs,
+    (args, memory): (&NewMachineArgs, Option<u64>),
     client: Client,
     output: Output,
 ) -> Result<serde_json::Value, Error> {
     let disks: Vec<&PointDisk> = opened.point.disks.iter().collect();
     let wanted = wanted(opened, &disks)?;
-    let definition = definition(opened, name, &wanted, args, output)?;
+    let of_point = opened.point.definition.as_ref().filter(|definition| definition.kind == "rempart");
+    let of_point = of_point.map(|definition| definition.content.as_slice());
+    let definition = definition(of_point, name, &wanted, (args, memory), &opened.what, output)?;
     let nvram_hex = match definition.firmware {
         definition::Firmware::Uefi => nvram_hex(opened)?,
         definition::Firmware::Bios => None,
@@ -225,11 +238,7 @@ pub fn new_machine(
         let content = Content::of(disk, opened.repository.chunk_size());
         needed_bytes += data_bytes(&opened.reader, content).map_err(|e| opened.failed(&e))?;
     }
-    let onto = RestoreOnto::NewMachine {
-        definition: serde_json::to_value(&definition).map_err(|e| Error::failed(&opened.what).cause(e))?,
-        same_identity: args.same_identity,
-        needed_bytes,
-    };
+    let onto = args.onto(&definition, needed_bytes);
     let request = RestoreRequest { name: name.to_owned(), disks: wanted.clone(), nvram_hex, onto };
     let restore = Restore::open(client, &request)?;
     for (place, (disk, target)) in disks.iter().zip(&restore.ready.disks).enumerate() {
@@ -252,7 +261,7 @@ pub fn new_machine(
     }))
 }
 
-fn other_version() -> Error {
+pub fn other_version() -> Error {
     Error::failed("the daemon wants the disks elsewhere than they were asked for")
         .hint("the program and the daemon may be of different versions; restart the daemon")
 }
@@ -316,7 +325,12 @@ pub fn over(
         }
         None => None,
     };
-    let begun = UnfinishedRestore { point: point.clone(), before: before.clone() };
+    let begun = UnfinishedRestore {
+        point: point.clone(),
+        disk: over.disk.map(str::to_owned),
+        indexes: Vec::new(),
+        before: before.clone(),
+    };
     let path = format!("/v1/restores/{}/begin", restore.ready.id);
     restore.runtime.block_on(client.post::<_, ()>(&path, &begun))?;
     let domain = opened.domain()?;

@@ -6,7 +6,7 @@ use super::files;
 use super::onto_node::{self, NewMachineArgs, Over};
 use super::points::{find, open_log};
 use super::serve::{Memory, disk_reader};
-use crate::{Output, output::bytes};
+use crate::{Output, output::bytes, parse};
 use clap::{Args, ValueEnum};
 use rempart_api::{Client, Error};
 use rempart_backup::{
@@ -59,6 +59,9 @@ pub struct Restore {
     /// Give up what the machine's disks hold, instead of backing it up first.
     #[arg(long, requires = "over")]
     no_backup: bool,
+    /// The new machine's memory, such as `4G`; what it was without this. Needed where the point does not say it.
+    #[arg(long, requires = "vm", value_parser = parse::byte_count)]
+    memory: Option<u64>,
     #[command(flatten)]
     new_machine: NewMachineArgs,
 }
@@ -231,7 +234,8 @@ pub fn run(
     let opened = Opened::new(&command.access, &command.point, "restore")?;
     let onto_node = match (&command.vm, &command.over) {
         (Some(name), _) => {
-            Some(onto_node::new_machine(&opened, name, &command.new_machine, client()?, output)?)
+            let wanted = (&command.new_machine, command.memory);
+            Some(onto_node::new_machine(&opened, name, wanted, client()?, output)?)
         }
         (None, Some(name)) => {
             let (disk, is_agreed) = (command.disk.as_deref(), command.yes);

@@ -43,7 +43,7 @@ pub struct Restore {
 #[derive(Debug)]
 enum Onto {
     New { arrival: Arrival, config: Box<VmConfig>, disks: Vec<DiskFile> },
-    Machine { vm: Arc<Vm>, nvram: Option<Vec<u8>>, _claim: NameClaim },
+    Machine { vm: Arc<Vm>, indexes: Vec<u16>, nvram: Option<Vec<u8>>, _claim: NameClaim },
 }
 
 /// Gives the restore up when it is dropped, unless it was taken to be finished.
@@ -229,6 +229,16 @@ async fn onto_machine(
             Some(_) => {}
         }
     }
+    let half = unfinished.iter().flat_map(|unfinished| &unfinished.indexes);
+    let left: Vec<String> = half
+        .filter(|index| !wanted.iter().any(|disk| disk.index == **index))
+        .map(|index| format!("disk {index}"))
+        .collect();
+    if !left.is_empty() {
+        let why =
+            format!("an earlier restore has not ended, and {} would stay half restored", left.join(", "));
+        return Err(refuse(why, "restore all its disks first"));
+    }
     if let Some(nvram) = &nvram {
         let known = node.host_report().await?.uefi_variables_bytes;
         if definition.firmware != Firmware::Uefi {
@@ -250,7 +260,8 @@ async fn onto_machine(
         export: crate::group::export_name(DiskIndex(disk.index)),
     };
     let targets = wanted.iter().map(target).collect();
-    let onto = Onto::Machine { vm, nvram, _claim: claim };
+    let indexes = wanted.iter().map(|disk| disk.index).collect();
+    let onto = Onto::Machine { vm, indexes, nvram, _claim: claim };
     Ok((Restore { name: name.to_owned(), onto }, targets, unfinished))
 }
 
@@ -265,8 +276,8 @@ fn refuse_running(vm: &Vm) -> Result<(), Error> {
 
 /// The machine does not start from here on, on whatever node, until a restore of it ended.
 pub async fn begin_restore(node: &Arc<Node>, id: u64, unfinished: UnfinishedRestore) -> Result<(), Error> {
-    let vm = match node.restores.hold().open.get(&id).map(|restore| &restore.onto) {
-        Some(Onto::Machine { vm, .. }) => vm.clone(),
+    let (vm, indexes) = match node.restores.hold().open.get(&id).map(|restore| &restore.onto) {
+        Some(Onto::Machine { vm, indexes, .. }) => (vm.clone(), indexes.clone()),
         Some(Onto::New { .. }) => return Err(Error::invalid(format!("restore {id} makes a new machine"))),
         None => return Err(not_open(id)),
     };
@@ -276,7 +287,7 @@ pub async fn begin_restore(node: &Arc<Node>, id: u64, unfinished: UnfinishedRest
         if config.should_run {
             return Err(Error::refused(format!("cannot restore onto `{name}`: it was started meanwhile")));
         }
-        config.restoring = Some(unfinished);
+        config.restoring = Some(UnfinishedRestore { indexes, ..unfinished });
         Ok(())
     })
     .await
@@ -301,7 +312,7 @@ pub async fn finish_restore(
             }
             found(&node, &mut arrival, *config, disks, &reporter).await?;
         }
-        Onto::Machine { vm, nvram, _claim: claim } => {
+        Onto::Machine { vm, nvram, _claim: claim, .. } => {
             reporter.phase("ending the restore");
             vm.change_config(|config| {
                 if config.restoring.take().is_none() {

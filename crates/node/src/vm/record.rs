@@ -58,14 +58,15 @@ impl VmConfig {
 
     /// Refuses what its disks are not fit for while they are being overwritten.
     pub fn refuse_unfinished(&self, verb: &str) -> Result<(), Error> {
-        let Some(UnfinishedRestore { point, before }) = &self.restoring else { return Ok(()) };
+        let Some(UnfinishedRestore { point, disk, before, .. }) = &self.restoring else { return Ok(()) };
         let name = &self.definition.name;
+        let only = disk.as_ref().map_or(String::new(), |disk| format!(" --disk {disk}"));
         let back = before
             .as_ref()
             .map_or(String::new(), |before| format!("; with `{before}` instead, it is as it was before"));
         Err(Error::refused(format!("cannot {verb} `{name}`"))
             .cause(format!("a restore of `{point}` onto it has not ended"))
-            .hint(format!("run `rempart restore {point} --over {name} --yes` again{back}")))
+            .hint(format!("run `rempart restore {point} --over {name}{only} --yes` again{back}")))
     }
 
     pub fn encode(&self) -> Vec<u8> {

@@ -16,19 +16,19 @@ const MIB: usize = 1 << 20;
 const CHUNK: usize = 256 << 10;
 
 /// A command on the repository, with the daemon of `node`.
-fn run(vault: &Vault, node: &Server, arguments: &[&str]) -> Answer {
+pub fn run(vault: &Vault, node: &Server, arguments: &[&str]) -> Answer {
     vault.run(&[arguments, &["--config", node.config().to_str().unwrap()]].concat())
 }
 
 #[track_caller]
-fn ok(vault: &Vault, node: &Server, arguments: &[&str]) -> Value {
+pub fn ok(vault: &Vault, node: &Server, arguments: &[&str]) -> Value {
     let answer = run(vault, node, &[arguments, &["--json"]].concat());
     assert_eq!(answer.code, 0, "{arguments:?}: {}\n{}", answer.err, node.log());
     serde_json::from_str(&answer.out).expect("one JSON value")
 }
 
 #[track_caller]
-fn refused(vault: &Vault, node: &Server, arguments: &[&str], code: i32, why: &str) {
+pub fn refused(vault: &Vault, node: &Server, arguments: &[&str], code: i32, why: &str) {
     let answer = run(vault, node, arguments);
     assert_eq!(answer.code, code, "{arguments:?}: {}", answer.err);
     assert!(answer.err.contains(why), "{arguments:?}: {}", answer.err);
@@ -47,19 +47,19 @@ fn content(vault: &Vault, node: &Server, vm: &str, disk: u16) -> Vec<u8> {
 }
 
 #[track_caller]
-fn holds(vault: &Vault, node: &Server, vm: &str, disk: u16, expected: &[u8]) {
+pub fn holds(vault: &Vault, node: &Server, vm: &str, disk: u16, expected: &[u8]) {
     assert!(content(vault, node, vm, disk) == expected, "disk {disk} of {vm} on {} is another", node.name);
 }
 
 /// The definition and the UEFI variables.
-fn machine(node: &Server, vm: &str) -> (Value, Option<String>) {
+pub fn machine(node: &Server, vm: &str) -> (Value, Option<String>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = Client::new(node.home.join("run/api.sock"));
     let open = runtime.block_on(client.open_view(vm, &ViewRequest::default())).unwrap();
     (open.view.definition.clone(), open.view.nvram_hex.clone())
 }
 
-fn leads(node: &Server, vm: &str) {
+pub fn leads(node: &Server, vm: &str) {
     node.until("it leads", || node.vm(vm)["role"] == "primary");
 }
 
@@ -302,6 +302,8 @@ fn a_machine_that_is_half_restored_does_not_start_until_it_is_whole() {
     b.until_mirrored("shop");
 
     // There it is gone on with; what it held first is what is kept.
+    let one = ["restore", &shop, "--over", "shop", "--disk", "disk0", "--yes"];
+    refused(&vault, &b, &one, 4, "disk 1 would stay half restored");
     let told = ok(&vault, &b, &["restore", &shop, "--over", "shop", "--yes"]);
     assert_eq!(told["before"], before.as_str());
     holds(&vault, &b, "shop", 0, &first);

@@ -1,6 +1,7 @@
 //! Machines that run from a restore point: real QEMUs without a guest, whose disks are written through their monitors.
 
 use crate::backup::Vault;
+use crate::onto_node;
 use crate::rack::noise;
 use crate::running::{Running, tool};
 use serde_json::{Value, json};
@@ -337,6 +338,58 @@ fn a_machine_with_uefi_has_its_own_variables() {
     let own = std::fs::read(lab.folder.join("nvram.fd")).unwrap();
     let word: Vec<u8> = "Microsoft".bytes().collect();
     assert!(own.windows(word.len()).any(|window| window == word), "its keys are in there");
+}
+
+/// Moved, and not moved.
+#[test]
+fn a_recovered_machine_becomes_one_of_a_node() {
+    let mut lab = Lab::new();
+    let (a, b) = (lab.vault.rack.node("node-a"), lab.vault.rack.node("node-b"));
+    let image = lab.vault.rack.path("one.raw");
+    let mut held = noise(7, 8 << 20);
+    held[4 << 20..6 << 20].fill(0);
+    std::fs::write(&image, &held).unwrap();
+    let import = ["vm", "import", "store", "--memory", "128M", "--disk", image.to_str().unwrap()];
+    a.ok(&[&import[..], &["--firmware", "uefi", "--cpus", "2"]].concat());
+    onto_node::leads(&a, "store");
+    onto_node::ok(&lab.vault, &a, &["backup", "store"]);
+    for (name, limit, ready) in [("moved", None, MOVED), ("cut-off", Some("1M"), RUNS)] {
+        lab.folder = lab.vault.rack.path(name);
+        lab.expected.clone_from(&held);
+        let to = lab.folder.to_str().unwrap().to_owned();
+        let mut arguments = vec!["recover", "--instant", "store", "--to", &to];
+        arguments.extend(limit.iter().flat_map(|limit| ["--limit", limit]));
+        let recovering = Running::start(&lab.vault, &arguments, ready);
+        lab.write(5 * MIB, 1);
+        let finish = ["recover", "--finish", "--to", &to, "--vm", name];
+        if limit.is_some() {
+            onto_node::refused(&lab.vault, &b, &finish, 1, "another command recovers there");
+            recovering.terminate();
+        } else {
+            onto_node::refused(&lab.vault, &b, &finish, 4, "the machine runs");
+            lab.command("quit", json!({}));
+        }
+        assert_eq!(recovering.ended(), 0);
+
+        let told = onto_node::ok(&lab.vault, &b, &finish);
+        assert_eq!(told["machine"], name);
+        onto_node::leads(&b, name);
+        onto_node::holds(&lab.vault, &b, name, 0, &lab.expected);
+        let (definition, variables) = onto_node::machine(&b, name);
+        assert_eq!((&definition["cpus"], &definition["firmware"]), (&json!(2), &json!("uefi")));
+        let own = std::fs::read(lab.folder.join("nvram.fd")).unwrap();
+        let hex = |text: String, byte: &u8| text + &format!("{byte:02x}");
+        assert!(variables == Some(own.iter().fold(String::new(), hex)));
+        let again = ["recover", "--instant", "store", "--to", &to];
+        onto_node::refused(
+            &lab.vault,
+            &b,
+            &again,
+            4,
+            &format!("is the virtual machine `{name}` of a node since"),
+        );
+    }
+    b.ok(&["vm", "start", "moved"]);
 }
 
 /// In a network namespace with a bridge of its own: the TAP is QEMU's, as long as that lives.

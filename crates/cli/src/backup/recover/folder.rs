@@ -1,5 +1,6 @@
 //! What an instant recovery keeps: an overlay for each disk, what it is of, and its sockets.
 
+use crate::backup::access::chain;
 use rempart_api::{Error, ErrorKind};
 use rempart_backup::NewFile;
 use rempart_repository::{Point, Repository};
@@ -7,12 +8,13 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 const RECORD: &str = "recovery.json";
+const DEFINITION: &str = "definition.json";
 const VERSION: u32 = 1;
 /// A unix socket's path is shorter than this.
 const SOCKET_PATH: usize = 108;
@@ -30,6 +32,9 @@ pub struct Record {
     pub reader: Option<String>,
     /// It ran once: from then on the overlays hold what nothing else does.
     pub has_run: bool,
+    /// The node's machine that was made of it: from then on the overlays are history.
+    #[serde(default)]
+    pub became: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,12 +59,14 @@ impl Record {
             disks: point.disks.iter().map(disk).collect(),
             reader: None,
             has_run: false,
+            became: None,
         }
     }
 
     /// The same recovery, whether it ran or not.
     pub fn is_of(&self, other: &Record) -> bool {
-        let wanted = |record: &Record| Record { has_run: false, reader: None, ..record.clone() };
+        let wanted =
+            |record: &Record| Record { has_run: false, reader: None, became: None, ..record.clone() };
         wanted(self) == wanted(other)
     }
 }
@@ -183,6 +190,41 @@ impl Folder {
         }
     }
 
+    /// Keeps what the point says of its machine, which it is needed for when the point is not needed any more.
+    pub fn keep_definition(&self, content: &[u8]) -> Result<(), Error> {
+        let path = self.file(DEFINITION);
+        if path.exists() {
+            return Ok(());
+        }
+        let failed = |e: rempart_backup::BackupError| Error::failed(&self.what).cause(chain(&e));
+        let file = NewFile::create(&path).map_err(failed)?;
+        std::fs::write(file.draft(), content).map_err(|e| Error::failed(&self.what).cause(e))?;
+        file.finish().map_err(failed)
+    }
+
+    pub fn definition(&self) -> Result<Option<Vec<u8>>, Error> {
+        self.read(DEFINITION)
+    }
+
+    /// The firmware's variables, as the machine left them.
+    pub fn variables(&self) -> Result<Option<Vec<u8>>, Error> {
+        self.read("nvram.fd")
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        match std::fs::read(self.file(name)) {
+            Ok(content) => Ok(Some(content)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::failed(&self.what).cause(e)),
+        }
+    }
+
+    /// Bytes that an overlay takes.
+    pub fn allocated(&self, disk: &RecordedDisk) -> Result<u64, Error> {
+        let meta = self.file(&disk.overlay).metadata().map_err(|e| Error::failed(&self.what).cause(e))?;
+        Ok(meta.blocks() * 512)
+    }
+
     /// Makes the overlays that are not there yet. Each names its disk of the point as what is behind it.
     pub fn make_overlays(&self, record: &Record) -> Result<(), Error> {
         for disk in &record.disks {
@@ -194,9 +236,7 @@ impl Folder {
                 let why = format!("`{}` is gone, and what the machine wrote with it", path.display());
                 return Err(Error::refused(&self.what).cause(why));
             }
-            let failed = |e: rempart_backup::BackupError| {
-                Error::failed(&self.what).cause(super::super::access::chain(&e))
-            };
+            let failed = |e: rempart_backup::BackupError| Error::failed(&self.what).cause(chain(&e));
             let socket = encoded_path(&self.nbd());
             let behind = format!("nbd+unix:///{}?socket={socket}", encoded(&disk.name));
             let file = NewFile::create(&path).map_err(failed)?;
@@ -230,6 +270,15 @@ impl Folder {
         File::open(&draft).and_then(|file| file.sync_all()).map_err(failed)?;
         std::fs::rename(&draft, &overlay).map_err(failed)?;
         File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(failed)
+    }
+
+    /// Writes all of the disk of a machine that does not run as a raw image, durably.
+    pub fn copy_raw(&self, disk: &RecordedDisk, to: &Path) -> Result<(), Error> {
+        let failed = |e: std::io::Error| Error::failed(&self.what).cause(e);
+        let mut command = Command::new("qemu-img");
+        command.args(["convert", "-f", "qcow2", "-O", "raw", "-S", "64k"]);
+        self.run(command.arg(self.file(&disk.overlay)).arg(to))?;
+        File::open(to).and_then(|file| file.sync_all()).map_err(failed)
     }
 
     fn run(&self, command: &mut Command) -> Result<Vec<u8>, Error> {

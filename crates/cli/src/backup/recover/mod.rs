@@ -2,11 +2,13 @@
 
 mod attend;
 mod folder;
+mod into_node;
 mod machine;
 
 use super::access::{Access, chain, describe};
 use super::hardware::Hardware;
 use super::in_use::InUse;
+use super::onto_node::NewMachineArgs;
 use super::points::{find, open_log};
 use super::serve::{Memory, SocketFile, disk_reader, tell_unreadable};
 use crate::{Output, parse};
@@ -14,7 +16,7 @@ use attend::{Ended, attend, job};
 use clap::Args;
 use folder::{Folder, Record};
 use machine::{Start, running};
-use rempart_api::{Error, ErrorKind};
+use rempart_api::{Client, Error, ErrorKind};
 use rempart_backup::{ChunkCache, DiskReader, DiskServer, Listener};
 use rempart_repository::{Point, Repository};
 use serde_json::{Value, json};
@@ -48,6 +50,14 @@ pub struct Recover {
     /// Wait until the disks are moved; of a machine that is switched off, move them.
     #[arg(long, conflicts_with = "instant")]
     finish: bool,
+    /// Make a new virtual machine of this node of it, of this name. It must be switched off.
+    #[arg(long, value_name = "NAME", requires = "finish")]
+    vm: Option<String>,
+    /// The new machine's memory, such as `4G`; what it was without this. Needed where the point does not say it.
+    #[arg(long, requires = "vm", value_parser = parse::byte_count)]
+    vm_memory: Option<u64>,
+    #[command(flatten)]
+    new_machine: NewMachineArgs,
     /// Connect it to the bridges that its definition names. Without this its network cards lead nowhere: the machine that
     /// it was may still be there.
     #[arg(long)]
@@ -89,12 +99,19 @@ impl Served {
     }
 }
 
-pub fn run(command: &Recover, output: Output) -> Result<(), Error> {
+pub fn run(
+    command: &Recover,
+    client: impl FnOnce() -> Result<Client, Error>,
+    output: Output,
+) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::failed("cannot start the runtime").cause(e))?;
     match (command.status, command.finish) {
         (true, _) => status(command, &runtime, output),
-        (_, true) => finish(command, &runtime, output),
+        (_, true) => match &command.vm {
+            Some(name) => into_node(command, name, &runtime, client()?, output),
+            None => finish(command, &runtime, output),
+        },
         _ => instant(command, &runtime, output),
     }
 }
@@ -112,6 +129,14 @@ fn instant(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), E
     drop(log);
     let lock = folder.lock_soon()?.ok_or_else(|| busy(&folder))?;
     let mut record = folder.begin(Record::new(&repository, root, &point))?;
+    if let Some(name) = &record.became {
+        return Err(Error::refused(folder.what())
+            .cause(format!("what was recovered there is the virtual machine `{name}` of a node since"))
+            .hint("`rempart vm start` starts that; to begin anew, name another folder"));
+    }
+    if let Some(definition) = point.definition.as_ref().filter(|definition| definition.kind == "rempart") {
+        folder.keep_definition(&definition.content)?;
+    }
     let in_use = keep_in_use(&repository, &folder, &mut record, output)?;
     let hardware =
         runtime.block_on(Hardware::of(&point, &command.arguments, &command.qemu, folder.what()))?;
@@ -236,6 +261,59 @@ fn status(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), Er
     output.table(&["disk", "moved"], rows.collect())
 }
 
+/// Serves the point of a recovery that nobody attends to.
+fn serve_again(
+    command: &Recover,
+    folder: &Folder,
+    record: &mut Record,
+    lock: std::fs::File,
+    output: Output,
+) -> Result<(Served, InUse), Error> {
+    let repository = command.access.open()?;
+    let log = open_log(&repository)?;
+    let (_, point) = find(&repository, &log, &format!("{}@{}", record.vm, record.point))?;
+    drop(log);
+    let in_use = keep_in_use(&repository, folder, record, output)?;
+    let cache = command.memory.cache(&repository)?;
+    Ok((Served::start(folder, &cache, &point, lock, output)?, in_use))
+}
+
+/// What was moved is copied once more, to where the node keeps it; what was not comes from the repository at once.
+fn into_node(
+    command: &Recover,
+    name: &str,
+    runtime: &Runtime,
+    client: Client,
+    output: Output,
+) -> Result<(), Error> {
+    let folder = Folder::open(&command.to)?;
+    let mut record = begun(&folder)?;
+    let lock = folder.lock_soon()?.ok_or_else(|| busy(&folder))?;
+    if runtime.block_on(running(&folder.second_monitor())).is_some() {
+        return Err(Error::refused(folder.what())
+            .cause("the machine runs")
+            .hint("shut it down in its guest, then do this again"));
+    }
+    let args = (&command.new_machine, command.vm_memory);
+    let copy = |record: &Record| into_node::into_node(&folder, record, name, args, client, output);
+    if is_moved(&folder, &record)? {
+        copy(&record)?;
+        drop(lock);
+    } else {
+        let (_served, in_use) = serve_again(command, &folder, &mut record, lock, output)?;
+        copy(&record)?;
+        in_use.end();
+    }
+    record.became = Some(name.to_owned());
+    folder.write_record(&record)?;
+    let path = folder.path().display();
+    output.tell(&format!("`{name}` is what `{path}` holds, which is not needed any more; start it with `rempart vm start {name}`"));
+    if output.json {
+        return output.print_json(&json!({ "vm": record.vm, "point": record.point, "machine": name }));
+    }
+    Ok(())
+}
+
 fn finish(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), Error> {
     let folder = Folder::open(&command.to)?;
     let mut record = begun(&folder)?;
@@ -249,13 +327,7 @@ fn finish(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), Er
                 .cause("the machine runs, and nobody serves it the repository")
                 .hint("begin `rempart recover --instant` again: it goes on with that machine"));
         }
-        let repository = command.access.open()?;
-        let log = open_log(&repository)?;
-        let (_, point) = find(&repository, &log, &format!("{}@{}", record.vm, record.point))?;
-        drop(log);
-        let in_use = keep_in_use(&repository, &folder, &mut record, output)?;
-        let cache = command.memory.cache(&repository)?;
-        let _served = Served::start(&folder, &cache, &point, lock, output)?;
+        let (_served, in_use) = serve_again(command, &folder, &mut record, lock, output)?;
         for disk in &record.disks {
             if folder.needs_point(disk)? {
                 output.tell(&format!("move {}", disk.name));
