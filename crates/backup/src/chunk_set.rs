@@ -4,7 +4,7 @@ use std::ops::Range;
 
 const BITS: u64 = u64::BITS as u64;
 
-/// Chunks of one disk, one bit each: 5 MiB for 10 TiB in chunks of 256 KiB.
+/// Chunks of one disk, one bit each: 10 MiB for 10 TiB in chunks of 128 KiB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkSet {
     words: Vec<u64>,

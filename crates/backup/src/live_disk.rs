@@ -1,6 +1,6 @@
 //! A machine's disk as a target, written through its server: only what differs is.
 
-use crate::source::read_pipelined;
+use crate::source::Requests;
 use crate::{BackupError, ChunkSet, NbdEndpoint, NbdSource, Source, Target};
 use rempart_nbd::client::{Client, ClientError};
 use rempart_repository::{ChunkId, ChunkSize, Domain};
@@ -98,7 +98,7 @@ impl Target for LiveDisk {
             self.with(start, |Connection { client, buffer }| {
                 buffer.resize(buffer.len().max(len as usize), 0);
                 let held = &mut buffer[..len as usize];
-                read_pipelined(client, start, held).map_err(|(_, why)| why)?;
+                Requests::default().read(client, start, held).map_err(|(_, why)| why)?;
                 let chunks = run.iter().zip(held.chunks(chunk_len as usize));
                 let other = chunks.filter(|((_, id), held)| self.domain.chunk_id(held) != *id);
                 missing.extend(other.map(|(chunk, _)| *chunk));

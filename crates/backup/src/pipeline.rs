@@ -1,6 +1,6 @@
 //! Reading a disk and storing its chunks, on several threads, in order where it matters.
 
-use crate::{ChunkSet, Source, SourceError};
+use crate::{ChunkSet, Reader, Source, SourceError};
 use rempart_repository::{ChunkId, ChunkSize, is_zero};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,8 +10,8 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 /// Bytes that a thread reads and stores at a time: what lies together on the disk then lies together in a pack, and is
 /// read back at once.
 const RUN: u64 = 4 << 20;
-/// Runs that may be finished while an earlier one is not.
-const AHEAD: u64 = 64;
+/// Batches that may be finished while an earlier one is not.
+const AHEAD: usize = 64;
 
 /// Stores chunks, on one thread.
 pub trait ChunkSink: Send {
@@ -115,16 +115,25 @@ struct State<E> {
     next: u64,
     /// Chunks below it were told.
     told: u64,
-    /// Runs that were handed out and not told, by their first chunk.
-    runs: BTreeMap<u64, Option<Vec<ChunkId>>>,
+    /// Batches that were handed out and not told, by their first chunk.
+    batches: BTreeMap<u64, Option<Stored>>,
     /// Nobody goes on.
     over: bool,
     failed: Option<PipelineError<SourceError, E>>,
 }
 
+/// Runs of chunks, [`RUN`] bytes at most.
+type Batch = Vec<Range<u64>>;
+
+/// What is in a batch.
+struct Stored {
+    runs: Batch,
+    ids: Vec<ChunkId>,
+}
+
 impl<E> Default for State<E> {
     fn default() -> State<E> {
-        State { next: 0, told: 0, runs: BTreeMap::new(), over: false, failed: None }
+        State { next: 0, told: 0, batches: BTreeMap::new(), over: false, failed: None }
     }
 }
 
@@ -133,28 +142,40 @@ impl<E> Shared<E> {
         self.state.lock().expect("no holder panics")
     }
 
-    /// The next run to read; `None` when there is none.
-    fn next_run(&self, wanted: &ChunkSet, longest: u64) -> Option<Range<u64>> {
+    /// What to read next: `most` chunks or fewer. `None` when there is nothing; or not yet, unless it is `waited` for.
+    fn next_batch(&self, wanted: &ChunkSet, most: u64, waited: bool) -> Option<Batch> {
         let mut state = self.state();
         loop {
             if state.over {
                 return None;
             }
-            let run = wanted.next_run(state.next, longest)?;
-            if (state.runs.len() as u64) < AHEAD {
-                state.next = run.end;
-                state.runs.insert(run.start, None);
-                return Some(run);
+            wanted.next_run(state.next, 1)?;
+            if state.batches.len() < AHEAD {
+                break;
+            }
+            if !waited {
+                return None;
             }
             state = self.changed.wait(state).expect("no holder panics");
         }
+        let (mut batch, mut left) = (Vec::new(), most);
+        while left > 0
+            && let Some(run) = wanted.next_run(state.next, left)
+        {
+            left -= run.end - run.start;
+            state.next = run.end;
+            batch.push(run);
+        }
+        state.batches.insert(batch[0].start, None);
+        Some(batch)
     }
 
-    fn stored(&self, run: &Range<u64>, ids: Vec<ChunkId>) {
-        assert_eq!(ids.len() as u64, run.end - run.start, "an id for each chunk");
+    fn stored(&self, runs: Batch, ids: Vec<ChunkId>) {
+        let chunks: u64 = runs.iter().map(|run| run.end - run.start).sum();
+        assert_eq!(ids.len() as u64, chunks, "an id for each chunk");
         let mut state = self.state();
-        let place = state.runs.get_mut(&run.start).expect("it was handed out");
-        assert!(place.replace(ids).is_none(), "a run is stored once");
+        let place = state.batches.get_mut(&runs[0].start).expect("it was handed out");
+        assert!(place.replace(Stored { runs, ids }).is_none(), "a batch is stored once");
         self.changed.notify_all();
     }
 
@@ -165,19 +186,18 @@ impl<E> Shared<E> {
             if state.over {
                 return Ok(());
             }
-            if state.runs.is_empty() && wanted.next_run(state.next, 1).is_none() {
+            if state.batches.is_empty() && wanted.next_run(state.next, 1).is_none() {
                 return Ok(());
             }
-            match state.runs.first_entry().filter(|first| first.get().is_some()) {
+            match state.batches.first_entry().filter(|first| first.get().is_some()) {
                 Some(first) => {
-                    let (start, ids) = first.remove_entry();
+                    let Stored { runs, ids } = first.remove().expect("it was looked at");
                     self.changed.notify_all();
                     drop(state);
-                    let ids = ids.expect("it was looked at");
-                    let end = start + ids.len() as u64;
-                    (start..end).zip(ids).try_for_each(|(chunk, id)| each(chunk, id))?;
+                    let told = runs.last().expect("a batch is not empty").end;
+                    runs.into_iter().flatten().zip(ids).try_for_each(|(chunk, id)| each(chunk, id))?;
                     state = self.state();
-                    state.told = end;
+                    state.told = told;
                 }
                 None => state = self.changed.wait(state).expect("no holder panics"),
             }
@@ -218,27 +238,71 @@ struct Worker<'a, E> {
 
 impl<E> Worker<'_, E> {
     fn work<S: ChunkSink<Error = E>>(&self, sink: &mut S) -> Result<(), PipelineError<SourceError, E>> {
-        let chunk_len = u64::from(self.chunk_size.bytes());
         let mut reader = self.source.reader().map_err(PipelineError::Source)?;
-        let piece = reader.piece().min(RUN).next_multiple_of(chunk_len);
+        let piece = reader.piece().min(RUN).next_multiple_of(self.chunk_len());
         let mut buffer = vec![0; piece.min(self.source.size().max(1)) as usize];
-        while let Some(run) = self.shared.next_run(self.wanted, RUN / chunk_len) {
-            if self.progress.is_stopped() {
-                return Err(PipelineError::Stopped);
-            }
-            let bytes = run.start * chunk_len..(run.end * chunk_len).min(self.source.size());
-            let mut ids = Vec::with_capacity((run.end - run.start) as usize);
-            for at in bytes.clone().step_by(piece as usize) {
-                let buffer = &mut buffer[..(bytes.end - at).min(piece) as usize];
-                reader.read(at, buffer).map_err(PipelineError::Source)?;
-                for chunk in buffer.chunks(chunk_len as usize) {
-                    let id = if is_zero(chunk) { Ok(ChunkId::ZERO) } else { sink.put(chunk) };
-                    ids.push(id.map_err(PipelineError::Sink)?);
+        let mut upcoming = None;
+        loop {
+            let batch = match upcoming.take() {
+                Some(batch) => batch,
+                None => match self.next_batch(&mut *reader, true)? {
+                    Some(batch) => batch,
+                    None => return Ok(()),
+                },
+            };
+            // The source looks for it while this one is stored. Not waited for: others may wait for this one.
+            upcoming = self.next_batch(&mut *reader, false)?;
+            let mut ids = Vec::new();
+            for run in &batch {
+                if self.progress.is_stopped() {
+                    return Err(PipelineError::Stopped);
                 }
+                self.store_run(run, &mut *reader, &mut buffer, sink, &mut ids)?;
             }
-            self.progress.add(bytes.end - bytes.start);
-            self.shared.stored(&run, ids);
+            self.shared.stored(batch, ids);
         }
+    }
+
+    fn next_batch(
+        &self,
+        reader: &mut dyn Reader,
+        waited: bool,
+    ) -> Result<Option<Batch>, PipelineError<SourceError, E>> {
+        let batch = self.shared.next_batch(self.wanted, RUN / self.chunk_len(), waited);
+        if let Some(batch) = &batch {
+            let ranges: Vec<Range<u64>> = batch.iter().map(|run| self.bytes(run)).collect();
+            reader.ahead(&ranges).map_err(PipelineError::Source)?;
+        }
+        Ok(batch)
+    }
+
+    fn chunk_len(&self) -> u64 {
+        u64::from(self.chunk_size.bytes())
+    }
+
+    fn bytes(&self, run: &Range<u64>) -> Range<u64> {
+        run.start * self.chunk_len()..(run.end * self.chunk_len()).min(self.source.size())
+    }
+
+    fn store_run<S: ChunkSink<Error = E>>(
+        &self,
+        run: &Range<u64>,
+        reader: &mut dyn Reader,
+        buffer: &mut [u8],
+        sink: &mut S,
+        ids: &mut Vec<ChunkId>,
+    ) -> Result<(), PipelineError<SourceError, E>> {
+        let bytes = self.bytes(run);
+        let piece = buffer.len();
+        for at in bytes.clone().step_by(piece) {
+            let buffer = &mut buffer[..(bytes.end - at).min(piece as u64) as usize];
+            reader.read(at, buffer).map_err(PipelineError::Source)?;
+            for chunk in buffer.chunks(self.chunk_len() as usize) {
+                let id = if is_zero(chunk) { Ok(ChunkId::ZERO) } else { sink.put(chunk) };
+                ids.push(id.map_err(PipelineError::Sink)?);
+            }
+        }
+        self.progress.add(bytes.end - bytes.start);
         Ok(())
     }
 }
@@ -246,7 +310,6 @@ impl<E> Worker<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Reader;
     use rand::rngs::SmallRng;
     use rand::{Rng, SeedableRng};
     use std::sync::atomic::AtomicBool;

@@ -9,7 +9,7 @@ use std::fmt;
 pub struct ChunkSize(u32);
 
 impl ChunkSize {
-    pub const DEFAULT: ChunkSize = ChunkSize(256 << 10);
+    pub const DEFAULT: ChunkSize = ChunkSize(128 << 10);
     pub const SMALLEST: ChunkSize = ChunkSize(64 << 10);
     pub const LARGEST: ChunkSize = ChunkSize(1 << 20);
 

@@ -141,7 +141,8 @@ fn keys() {
 
 #[test]
 fn description() {
-    let description = Description::new(&ring(), ChunkSize::DEFAULT, CREATED, 30 * 24 * 3_600_000);
+    let description =
+        Description::new(&ring(), ChunkSize::new(256 << 10).expect("a size"), CREATED, 30 * 24 * 3_600_000);
     example("description", &dump(&description.encode()));
 }
 

@@ -5,12 +5,13 @@ mod nbd;
 mod qemu_image;
 
 pub use file::FileSource;
-pub(crate) use nbd::read_pipelined;
+pub(crate) use nbd::Requests;
 pub use nbd::{NbdEndpoint, NbdSource};
 pub use qemu_image::QemuImage;
 
 use crate::ChunkSet;
 use std::fmt::Debug;
+use std::ops::Range;
 use thiserror::Error;
 
 /// A disk. What it holds does not change while it is open.
@@ -30,6 +31,12 @@ pub trait Reader: Send {
     /// Bytes that are best read at once, if more than a chunk is to be.
     fn piece(&self) -> u64 {
         u64::MAX
+    }
+
+    /// Told what will be read next, each range at once and in this order: where answers take their time, it is asked for
+    /// now.
+    fn ahead(&mut self, _ranges: &[Range<u64>]) -> Result<(), SourceError> {
+        Ok(())
     }
 
     /// Fills `buffer` from `offset` on.

@@ -5,6 +5,7 @@ use crate::ChunkSet;
 use rempart_nbd::client::{Answer, Client, ClientError, Command, ConnectOptions, Cookie};
 use rempart_nbd::{BASE_ALLOCATION, STATE_ZERO};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use std::time::Duration;
 /// A server that does not answer for so long is gone.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of one request.
-const REQUEST: usize = 1024 * 1024;
-/// Requests in flight of one reader.
+const REQUEST: u64 = 1024 * 1024;
+/// Requests of one reader in flight, besides those that it was told of ahead.
 const IN_FLIGHT: usize = 8;
 /// Bytes whose status is asked for at once.
 const STATUS: u64 = 1 << 30;
@@ -97,7 +98,7 @@ impl Source for NbdSource {
                 source: why.into(),
             });
         }
-        Ok(Box::new(NbdReader { endpoint: &self.endpoint, client }))
+        Ok(Box::new(NbdReader { endpoint: &self.endpoint, client, requests: Requests::default() }))
     }
 
     fn data(&self, chunk_len: u64) -> Result<ChunkSet, SourceError> {
@@ -111,41 +112,104 @@ impl Source for NbdSource {
 struct NbdReader<'a> {
     endpoint: &'a NbdEndpoint,
     client: Client<UnixStream>,
+    requests: Requests,
 }
 
 impl Reader for NbdReader<'_> {
+    fn ahead(&mut self, ranges: &[Range<u64>]) -> Result<(), SourceError> {
+        let asked = self.requests.ask_for(&mut self.client, ranges);
+        asked.map_err(|why| self.endpoint.error("read", None, why))
+    }
+
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
-        read_pipelined(&mut self.client, offset, buffer)
-            .map_err(|(at, why)| self.endpoint.error("read", Some(at), why))
+        let read = self.requests.read(&mut self.client, offset, buffer);
+        read.map_err(|(at, why)| self.endpoint.error("read", Some(at), why))
     }
 }
 
-/// Fills `buffer`, with several requests in flight; or tells where that failed.
-pub(crate) fn read_pipelined(
-    client: &mut Client<UnixStream>,
+/// What was asked of a server, with several requests in flight.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    /// Asked for and not read yet.
+    asked: HashMap<Request, Option<Result<Vec<u8>, ClientError>>>,
+    in_flight: HashMap<Cookie, Request>,
+}
+
+/// What is asked for at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Request {
     offset: u64,
-    buffer: &mut [u8],
-) -> Result<(), (u64, ClientError)> {
-    let longest = REQUEST.min(client.export().maximum_payload() as usize);
-    let mut unsent = (0..buffer.len()).step_by(longest);
-    let mut in_flight: HashMap<Cookie, usize> = HashMap::new();
-    loop {
-        while in_flight.len() < IN_FLIGHT
-            && let Some(start) = unsent.next()
-        {
-            let length = longest.min(buffer.len() - start) as u32;
-            let at = offset + start as u64;
-            let cookie = client.submit(Command::Read { offset: at, length }).map_err(|why| (at, why))?;
-            in_flight.insert(cookie, start);
+    length: u32,
+}
+
+/// The requests by which `range` is read.
+fn requests(client: &Client<UnixStream>, range: Range<u64>) -> impl Iterator<Item = Request> + use<> {
+    let longest = REQUEST.min(u64::from(client.export().maximum_payload()));
+    let length = move |offset: &u64| longest.min(range.end - offset) as u32;
+    let offsets = (range.start..range.end).step_by(longest as usize);
+    offsets.map(move |offset| Request { offset, length: length(&offset) })
+}
+
+impl Requests {
+    /// Asks for ranges that will be read, each at once.
+    fn ask_for(&mut self, client: &mut Client<UnixStream>, ranges: &[Range<u64>]) -> Result<(), ClientError> {
+        for range in ranges {
+            requests(client, range.clone()).try_for_each(|request| self.ask(client, request))?;
         }
-        if in_flight.is_empty() {
-            return Ok(());
+        client.push()
+    }
+
+    /// Fills `buffer`, or tells where that failed.
+    pub fn read(
+        &mut self,
+        client: &mut Client<UnixStream>,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), (u64, ClientError)> {
+        let range = offset..offset + buffer.len() as u64;
+        let mut later = requests(client, range.clone());
+        for request in requests(client, range) {
+            let error = |why: ClientError| (request.offset, why);
+            self.ask(client, request).map_err(error)?;
+            while self.in_flight.len() < IN_FLIGHT
+                && let Some(later) = later.next()
+            {
+                if later.offset > request.offset {
+                    self.ask(client, later).map_err(error)?;
+                }
+            }
+            let data = self.answer(client, request).map_err(error)?;
+            let start = (request.offset - offset) as usize;
+            buffer[start..start + data.len()].copy_from_slice(&data);
+            client.recycle(data);
         }
-        let ended = client.wait().map_err(|why| (offset, why))?;
-        let start = in_flight.remove(&ended.cookie).expect("it was submitted here");
-        let answer = ended.result.map_err(|why| (offset + start as u64, why.into()))?;
-        let Answer::Data(data) = answer else { unreachable!("a read is answered with data") };
-        buffer[start..start + data.len()].copy_from_slice(&data);
-        client.recycle(data);
+        Ok(())
+    }
+
+    /// Unless it is asked for already.
+    fn ask(&mut self, client: &mut Client<UnixStream>, request: Request) -> Result<(), ClientError> {
+        let Request { offset, length } = request;
+        if !self.asked.contains_key(&request) {
+            let cookie = client.submit(Command::Read { offset, length })?;
+            self.in_flight.insert(cookie, request);
+            self.asked.insert(request, None);
+        }
+        Ok(())
+    }
+
+    /// The answer to what was asked for.
+    fn answer(&mut self, client: &mut Client<UnixStream>, request: Request) -> Result<Vec<u8>, ClientError> {
+        loop {
+            if let Some(Some(_)) = self.asked.get(&request) {
+                return self.asked.remove(&request).flatten().expect("just seen");
+            }
+            let ended = client.wait()?;
+            let of = self.in_flight.remove(&ended.cookie).expect("it was submitted here");
+            let answer = ended.result.map_err(ClientError::from).map(|answer| match answer {
+                Answer::Data(data) => data,
+                _ => unreachable!("a read is answered with data"),
+            });
+            self.asked.insert(of, Some(answer));
+        }
     }
 }

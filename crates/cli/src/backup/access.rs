@@ -55,7 +55,7 @@ pub struct Create {
     #[arg(long, conflicts_with_all = ["key_file", "passphrase_file"])]
     new_key_file: Option<PathBuf>,
     /// A power of two from 64K to 1M: smaller chunks store less of a scattered change, larger ones are faster.
-    #[arg(long, default_value = "256K", value_parser = parse::byte_count)]
+    #[arg(long, default_value = "128K", value_parser = parse::byte_count)]
     chunk_size: u64,
     /// Have the place keep every object against everybody for so long, such as `30d`: a bucket that was created with object
     /// lock. What a backup shares with earlier ones is kept for as long as the newest. Nobody can take this back, and until

@@ -204,6 +204,11 @@ impl<S: Stream> Client<S> {
         }
     }
 
+    /// Sends what was submitted, as much of it as the socket takes now. [`Client::wait`] sends the rest.
+    pub fn push(&mut self) -> Result<(), ClientError> {
+        self.send("send requests").map(drop)
+    }
+
     /// Sends what the socket takes; says whether something is left.
     fn send(&mut self, doing: &'static str) -> Result<bool, ClientError> {
         while self.codec.queued_output() > 0 {

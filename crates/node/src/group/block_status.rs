@@ -149,6 +149,8 @@ fn allocation(touched: &[Touched], offset: u64, end: u64, applied: Lsn, file: Op
     let mut runs = Runs::default();
     let mut at = offset;
     let mut seeks = 0;
+    // What the file system said last: how far it holds data, or nothing. Mostly that is many extents.
+    let mut last = (offset, 0);
     for part in touched {
         runs.push(part.start - at, NOTHING);
         at = part.start;
@@ -159,24 +161,30 @@ fn allocation(touched: &[Touched], offset: u64, end: u64, applied: Lsn, file: Op
             continue;
         };
         while at < part.end {
-            if seeks == MAX_SEEKS && at > offset {
-                return runs;
+            if last.0 <= at {
+                if seeks == MAX_SEEKS && at > offset {
+                    return runs;
+                }
+                seeks += 1;
+                last = same_until(file, at);
             }
-            seeks += 1;
-            let data = seek(file, SeekFrom::Data(at));
-            // No data after it.
-            let data = if data == Err(rustix::io::Errno::NXIO) { part.end } else { data.unwrap_or(at) };
-            runs.push(data.min(part.end) - at, NOTHING);
-            at = data.min(part.end);
-            if at < part.end {
-                let hole = seek(file, SeekFrom::Hole(at)).unwrap_or(part.end).clamp(at + 1, part.end);
-                runs.push(hole - at, 0);
-                at = hole;
-            }
+            let stop = last.0.min(part.end);
+            runs.push(stop - at, last.1);
+            at = stop;
         }
     }
     runs.push(end - at, NOTHING);
     runs
+}
+
+/// Up to where `file` holds what it holds at `at`, data or nothing; both when in doubt are data, of a byte at least.
+fn same_until(file: &File, at: u64) -> (u64, u64) {
+    match seek(file, SeekFrom::Data(at)) {
+        // No data after it.
+        Err(rustix::io::Errno::NXIO) => (u64::MAX, STATE_HOLE | STATE_ZERO),
+        Ok(data) if data > at => (data, STATE_HOLE | STATE_ZERO),
+        _ => (seek(file, SeekFrom::Hole(at)).unwrap_or(u64::MAX).max(at + 1), 0),
+    }
 }
 
 #[cfg(test)]

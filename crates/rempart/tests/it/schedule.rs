@@ -247,7 +247,7 @@ fn each_machine_is_backed_up_by_the_node_that_leads_it() {
     let shop = outcome(&by_b, "shop");
     assert_eq!(shop["outcome"], "success", "{by_b}");
     let read = shop["read_bytes"].as_u64().unwrap();
-    assert!(read <= 64 * 256 * 1024, "what did not change is not read, but for samples: {shop}");
+    assert!(read <= 64 * 128 * 1024, "what did not change is not read, but for samples: {shop}");
     assert_eq!(points(&vault, "shop"), 2);
 
     // Nobody knows whether a node that is gone has it.

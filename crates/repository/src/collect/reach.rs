@@ -1,7 +1,7 @@
 //! What backups of a repository reach.
 //!
 //! The local index lists every blob that there is, in the order of ids. So what is reached takes one bit for each of its
-//! entries (5 MiB for 10 TiB in chunks of 256 KiB), and which packs hold what is reached is told by one pass over it. The
+//! entries (10 MiB for 10 TiB in chunks of 128 KiB), and which packs hold what is reached is told by one pass over it. The
 //! same bit tells that what is below a node was followed: what many backups share is read once.
 
 use super::kept::Bits;

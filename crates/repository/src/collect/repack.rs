@@ -12,7 +12,7 @@ use rempart_buffer::BufferMut;
 use rempart_types::WallTime;
 use std::collections::HashSet;
 
-/// Blobs that are read at once: 16 MiB in chunks of 256 KiB.
+/// Blobs that are read at once: 8 MiB in chunks of 128 KiB.
 const BATCH: usize = 64;
 /// Blobs that one collection writes anew, at most: they are remembered. What is left is left for the next one.
 const MOST: usize = 1 << 20;

@@ -21,7 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"RMPLOCAL";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Bytes of a block, and of the header with what fills it up.
 pub(super) const BLOCK: usize = 4096;
 pub(super) const BLOCK_ENTRIES: usize = BLOCK / ENTRY;
@@ -44,6 +44,7 @@ pub(super) struct Header {
     pub entries: u64,
     pub covers: Covers,
     pub filter_len: u64,
+    pub filter_probes: u32,
     pub tail_hash: [u8; 32],
 }
 
@@ -58,7 +59,8 @@ impl Header {
         out.u64(self.covers.entry);
         out.bytes(&self.covers.hash);
         out.u64(self.filter_len);
-        out.zeroes(8);
+        out.u32(self.filter_probes);
+        out.zeroes(4);
         out.bytes(&self.tail_hash);
         let mut bytes = out.into_bytes();
         let check = blake3::hash(&bytes);
@@ -81,11 +83,12 @@ impl Header {
         let entries = input.u64()?;
         let covers = Covers { entry: input.u64()?, hash: input.array()? };
         let filter_len = input.u64()?;
-        input.zeroes::<8>()?;
+        let filter_probes = input.u32()?;
+        input.zeroes::<4>()?;
         if rest.iter().any(|byte| *byte != 0) {
             return Err(Fault::damaged("a reserved byte is not zero"));
         }
-        Ok(Header { repository, entries, covers, filter_len, tail_hash: input.array()? })
+        Ok(Header { repository, entries, covers, filter_len, filter_probes, tail_hash: input.array()? })
     }
 
     /// Bytes of the tail before the filter, and of the file; `None` if they cannot be.
@@ -99,7 +102,7 @@ impl Header {
     }
 }
 
-/// An index on this machine's disk. Its memory: ten bits an entry, and 16 bytes a block.
+/// An index on this machine's disk. Its memory: ten bits an entry, 48 MiB at most, and 16 bytes a block.
 pub struct LocalIndex {
     pub(super) file: File,
     pub(super) path: PathBuf,
@@ -142,6 +145,8 @@ impl LocalIndex {
         if tail_hash(&table, &filter) != header.tail_hash {
             return Err(fault(Fault::damaged("the checksum of its tail does not fit")));
         }
+        let filter = Filter::from_bytes(filter, header.filter_probes)
+            .ok_or_else(|| fault(Fault::damaged("it has an impossible filter")))?;
         let (hashes, firsts) = table.as_chunks::<HASH>().0.split_at(tables / (2 * HASH));
         Ok(LocalIndex {
             file,
@@ -151,7 +156,7 @@ impl LocalIndex {
             covers: header.covers,
             hashes: hashes.to_vec(),
             firsts: firsts.iter().map(|first| u64::from_be_bytes(*first)).collect(),
-            filter: Filter::from_bytes(filter),
+            filter,
         })
     }
 
@@ -169,7 +174,8 @@ impl LocalIndex {
         self.entries == 0
     }
 
-    /// Whether the chunk may be in it: asked of memory only, and wrong for one new chunk in eighty.
+    /// Whether the chunk may be in it: asked of memory only, and wrong for one new chunk in eighty, in very large
+    /// repositories more.
     pub fn may_hold(&self, id: &ChunkId) -> bool {
         self.filter.may_hold(&half(id))
     }
@@ -319,7 +325,7 @@ pub(crate) fn local_of(repository: RepositoryId, entries: u64, blocks: &[u8]) ->
     let (tables, filter) = (hashes.chain(firsts).collect::<Vec<_>>(), [0xff; LINE]);
     let covers = Covers { entry: 9, hash: [9; 32] };
     let tail_hash = tail_hash(&tables, &filter);
-    let header = Header { repository, entries, covers, filter_len: LINE as u64, tail_hash };
+    let header = Header { repository, entries, covers, filter_len: LINE as u64, filter_probes: 6, tail_hash };
     [&header.encode()[..], &blocks.collect::<Vec<_>>().concat(), &tables, &filter].concat()
 }
 

@@ -19,7 +19,7 @@ const HEADER: usize = 8 + 2 + 1 + 5 + 16 + 16 + 32 + 4 + 4;
 const PACK: usize = 32;
 /// Bytes that are sealed together.
 const BLOCK: usize = 64 << 10;
-/// Entries of a segment, at most: 8 MiB, or 64 GiB of a disk in chunks of 256 KiB.
+/// Entries of a segment, at most: 8 MiB, or 32 GiB of a disk in chunks of 128 KiB.
 pub const MAX_SEGMENT_ENTRIES: usize = 1 << 18;
 /// Packs of a segment, at most.
 const MAX_PACKS: usize = 1 << 16;

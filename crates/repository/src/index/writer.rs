@@ -129,6 +129,7 @@ impl LocalWriter {
             entries: self.entries,
             covers,
             filter_len: self.filter.bytes().len() as u64,
+            filter_probes: self.filter.probes(),
             tail_hash: tail_hash(&tables, self.filter.bytes()),
         };
         self.file.write_all_at(&header.encode(), 0).map_err(|source| self.failed(source))?;
