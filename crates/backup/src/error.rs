@@ -15,6 +15,8 @@ pub enum BackupError {
     Image { action: &'static str, why: String },
     #[error("cannot {action} `{path}`")]
     File { action: &'static str, path: std::path::PathBuf, source: std::io::Error },
+    #[error("the guest's file system cannot be read")]
+    Guest(#[source] crate::GuestError),
     #[error("it was stopped")]
     Stopped,
 }

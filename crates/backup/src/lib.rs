@@ -5,6 +5,7 @@ mod copy;
 mod disk;
 mod error;
 mod files;
+mod guest_files;
 mod image;
 pub mod leave_out;
 mod live_disk;
@@ -25,12 +26,17 @@ pub use files::{
     CheckedFiles, DamagedFile, Entry, FileReader, FilesJob, InvalidPattern, Kind, RestoredFiles, Selection,
     StoredFiles, Time, back_up_files, check_files, copy_files, restore_files,
 };
+pub use guest_files::{
+    FileContent, GuestDisks, GuestError, GuestReaders, GuestVolume, Looked, ReadLimits, list_guest_files,
+    read_files, restore_guest_files,
+};
 pub use image::{NewFile, QemuImg};
 pub use live_disk::LiveDisk;
 pub use lvm::Snapshot;
 pub use mount::{Mounted, PointFiles};
 pub use pipeline::Progress;
 pub use point::{ChunkCache, DiskReader, ReadError, Run};
+pub use rempart_guest_fs::Volume;
 pub use rempart_nbd::server::Listener;
 pub use restore::{Checked, Content, DamagedRange, FileTarget, Target, check_disk, data_bytes, restore_disk};
 pub use retention::{Reason, Retention, UnknownZone, Zone};

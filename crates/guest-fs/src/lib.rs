@@ -1,4 +1,4 @@
-//! What lies on a guest's disk and need not be backed up: swap, page files, free space.
+//! What lies on a guest's disk: what need not be backed up (swap, page files, free space), and files.
 //!
 //! A guest writes these bytes, so everything here is hostile input: all is bounded, nothing is believed that is not checked
 //! against the disk's size, and no file system is mounted. Whoever runs this confines it, too.
@@ -8,11 +8,15 @@
 
 mod disk;
 mod ext4;
-
+pub mod files;
+mod map;
 mod ntfs;
 mod partition;
 mod survey;
 mod swap;
+mod volumes;
 
 pub use disk::{Disk, Fault, Section};
+pub use map::{Map, Part};
 pub use survey::{LeftOut, Reason, Survey, Wanted, survey};
+pub use volumes::{Volume, volumes};

@@ -27,12 +27,26 @@ pub fn is_one(section: Section<'_>) -> Result<bool, Fault> {
 
 /// What it may be without; `None` if Windows sleeps in it.
 pub fn leave_out(section: Section<'_>, wanted: Wanted) -> Result<Option<Vec<LeftOut>>, Fault> {
-    let mut reader = Reader { section, at: 0 };
-    let looked = look(&mut reader, section.len(), wanted);
-    looked.unwrap_or_else(|error| match error {
-        NtfsError::Io(error) => Err(Fault::Read(error)),
-        _ => Fault::damaged("an NTFS file system that is damaged, or of a kind that is not known here"),
-    })
+    let looked = look(&mut Reader::new(section), section.len(), wanted);
+    looked.unwrap_or_else(|error| Err(fault(error)))
+}
+
+pub(crate) fn fault(error: NtfsError) -> Fault {
+    match error {
+        NtfsError::Io(error) => Fault::Read(error),
+        _ => Fault::Damaged("an NTFS file system that is damaged, or of a kind that is not known here"),
+    }
+}
+
+/// Whether it was taken down in order, and wants no check.
+pub(crate) fn is_at_rest(section: Section<'_>) -> Result<bool, Fault> {
+    let mut reader = Reader::new(section);
+    let mut look = || {
+        let ntfs = Ntfs::new(&mut reader)?;
+        let wants_check = ntfs.volume_info(&mut reader)?.flags().contains(NtfsVolumeFlags::IS_DIRTY);
+        Ok(!wants_check && is_clean(&ntfs, &mut reader)?)
+    };
+    look().map_err(fault)
 }
 
 type Looked = Result<Result<Option<Vec<LeftOut>>, Fault>, NtfsError>;
@@ -136,9 +150,15 @@ fn is_clean(ntfs: &Ntfs, reader: &mut Reader<'_>) -> Result<bool, NtfsError> {
 }
 
 /// A section as the library reads it.
-struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     section: Section<'a>,
     at: u64,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(section: Section<'a>) -> Reader<'a> {
+        Reader { section, at: 0 }
+    }
 }
 
 impl Read for Reader<'_> {

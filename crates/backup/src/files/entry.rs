@@ -102,7 +102,7 @@ impl Entry {
     }
 
     /// Whether it can be an entry at all: nothing in it leads anywhere but below the root.
-    fn is_possible(&self) -> bool {
+    pub(crate) fn is_possible(&self) -> bool {
         let kind = match &self.kind {
             Kind::File { size } => i64::try_from(*size).is_ok(),
             Kind::Link { target } => (1..LONGEST_PATH).contains(&target.len()) && !target.contains(&0),

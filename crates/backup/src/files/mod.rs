@@ -22,6 +22,7 @@ pub use check::{CheckedFiles, DamagedFile, check_files};
 pub use copy::copy_files;
 pub use entry::{Entry, Kind, Time};
 pub use read::FileReader;
+pub(crate) use restore::{Contents, Restore, write_at};
 pub use restore::{RestoredFiles, restore_files};
 pub use select::{InvalidPattern, Selection};
 pub use store::{FilesJob, StoredFiles, back_up_files};

@@ -53,6 +53,19 @@ impl RestoredFiles {
     }
 }
 
+/// What files hold.
+pub(crate) trait Contents: Sync {
+    /// Fills a new file of `size` bytes; `first` is what came with its entry. The second error says why it cannot be had whole.
+    fn fill(
+        &self,
+        file: &OwnedFd,
+        size: u64,
+        first: u64,
+        progress: &Progress,
+        decompressor: &mut Decompressor,
+    ) -> Result<Result<(), String>, BackupError>;
+}
+
 /// Restores what is at `wanted` and below it, all if that is empty, into a new folder, or an empty one, with the folders that
 /// lead there.
 pub fn restore_files(
@@ -62,22 +75,8 @@ pub fn restore_files(
     threads: usize,
     progress: &Progress,
 ) -> Result<RestoredFiles, BackupError> {
-    let root = new_folder(to)?;
+    let mut restore = Restore::new(files, to, threads, progress)?;
     let others = first_names(files, wanted)?;
-    let mut restore = Restore {
-        files,
-        progress,
-        threads: threads.max(1),
-        root: Arc::new(root),
-        folders: Vec::new(),
-        batch: Vec::new(),
-        batch_bytes: 0,
-        first_names: HashMap::new(),
-        made_for: HashMap::new(),
-        done: RestoredFiles::default(),
-        // Who is not root makes all of it his own.
-        is_root: rustix::process::geteuid().is_root(),
-    };
     let mut found = false;
     files.entries::<BackupError>(|entry, first| {
         if progress.is_stopped() {
@@ -94,14 +93,65 @@ pub fn restore_files(
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    restore.finish(&[])?;
     if !found {
         let _ = rustix::fs::rmdir(to);
         let shown = String::from_utf8_lossy(wanted).escape_debug().to_string();
         return Err(Error::new(ErrorKind::Missing, format!("/{shown}"), "the point has no such file").into());
     }
-    fsync(&restore.root).map_err(|errno| failed("write", to.as_os_str().as_bytes(), errno))?;
-    Ok(restore.done)
+    restore.end(to)
+}
+
+impl Contents for FileReader<'_> {
+    fn fill(
+        &self,
+        file: &OwnedFd,
+        size: u64,
+        first: u64,
+        progress: &Progress,
+        decompressor: &mut Decompressor,
+    ) -> Result<Result<(), String>, BackupError> {
+        let chunk_size = u64::from(self.tree().chunk_size);
+        let mut wanted: Vec<(u64, ChunkId, usize)> = Vec::with_capacity(TOGETHER);
+        let mut chunks = match self.chunks(size, first) {
+            Ok(chunks) => chunks,
+            Err(error) => return refuse(error),
+        };
+        loop {
+            wanted.clear();
+            for chunk in chunks.by_ref().take(TOGETHER) {
+                match chunk {
+                    Ok(chunk) => wanted.push(chunk),
+                    Err(error) => return refuse(error),
+                }
+            }
+            if wanted.is_empty() {
+                return Ok(Ok(()));
+            }
+            if progress.is_stopped() {
+                return Err(BackupError::Stopped);
+            }
+            let ids: Vec<ChunkId> = wanted.iter().map(|(_, id, _)| *id).collect();
+            let mut unwritten = None;
+            let read = self.reader().read_many(&ids, decompressor, |place, plain| {
+                let (number, id, len) = wanted[place];
+                if plain.len() != len {
+                    let why = "it is not as long as its place in the file";
+                    return Err(Error::new(ErrorKind::Damaged, id, why));
+                }
+                if let Err(errno) = write_at(file, plain, number * chunk_size) {
+                    unwritten.get_or_insert(errno);
+                }
+                progress.add(len as u64);
+                Ok(())
+            });
+            if let Err(error) = read {
+                return refuse(error);
+            }
+            if let Some(errno) = unwritten {
+                return Ok(Err(errno.to_string()));
+            }
+        }
+    }
 }
 
 /// There may be one, if it is empty: what exists is not overwritten.
@@ -137,8 +187,9 @@ fn first_names(files: &FileReader<'_>, wanted: &[u8]) -> Result<BTreeSet<Vec<u8>
     Ok(others)
 }
 
-struct Restore<'a> {
-    files: &'a FileReader<'a>,
+/// Makes files of entries that come in their order.
+pub(crate) struct Restore<'a, C> {
+    contents: &'a C,
     progress: &'a Progress,
     threads: usize,
     root: Arc<OwnedFd>,
@@ -170,8 +221,43 @@ struct Pending {
     name: CString,
 }
 
-impl Restore<'_> {
-    fn entry(&mut self, mut entry: Entry, mut first: u64) -> Result<(), BackupError> {
+impl<'a, C: Contents> Restore<'a, C> {
+    /// Into a new folder, or an empty one.
+    pub fn new(
+        contents: &'a C,
+        to: &Path,
+        threads: usize,
+        progress: &'a Progress,
+    ) -> Result<Restore<'a, C>, BackupError> {
+        Ok(Restore {
+            contents,
+            progress,
+            threads: threads.max(1),
+            root: Arc::new(new_folder(to)?),
+            folders: Vec::new(),
+            batch: Vec::new(),
+            batch_bytes: 0,
+            first_names: HashMap::new(),
+            made_for: HashMap::new(),
+            done: RestoredFiles::default(),
+            // Who is not root makes all of it his own.
+            is_root: rustix::process::geteuid().is_root(),
+        })
+    }
+
+    /// Entries come no more.
+    pub fn end(mut self, to: &Path) -> Result<RestoredFiles, BackupError> {
+        self.finish(&[])?;
+        fsync(&self.root).map_err(|errno| failed("write", to.as_os_str().as_bytes(), errno))?;
+        Ok(self.done)
+    }
+
+    /// Tells of what is no entry.
+    pub fn fail(&mut self, path: &[u8], why: impl std::fmt::Display) {
+        self.done.fail(path, why);
+    }
+
+    pub fn entry(&mut self, mut entry: Entry, mut first: u64) -> Result<(), BackupError> {
         self.finish(&entry.path)?;
         self.done.entries += 1;
         if let Kind::Again { of } = &entry.kind
@@ -324,7 +410,10 @@ impl Restore<'_> {
             Err(errno) => return Ok(Err(errno.to_string())),
         };
         let size = size_of(entry);
-        let written = self.fill(&file, size, *first, decompressor)?;
+        let written = match ftruncate(&file, size) {
+            Ok(()) => self.contents.fill(&file, size, *first, self.progress, decompressor)?,
+            Err(errno) => Err(errno.to_string()),
+        };
         let written = written.and_then(|()| {
             set_metadata(entry, folder.as_fd(), name, self.is_root).map_err(|errno| errno.to_string())
         });
@@ -332,59 +421,6 @@ impl Restore<'_> {
             let _ = unlinkat(folder, name, AtFlags::empty());
         }
         Ok(written)
-    }
-
-    fn fill(
-        &self,
-        file: &OwnedFd,
-        size: u64,
-        first: u64,
-        decompressor: &mut Decompressor,
-    ) -> Result<Result<(), String>, BackupError> {
-        if let Err(errno) = ftruncate(file, size) {
-            return Ok(Err(errno.to_string()));
-        }
-        let chunk_size = u64::from(self.files.tree().chunk_size);
-        let mut wanted: Vec<(u64, ChunkId, usize)> = Vec::with_capacity(TOGETHER);
-        let mut chunks = match self.files.chunks(size, first) {
-            Ok(chunks) => chunks,
-            Err(error) => return refuse(error),
-        };
-        loop {
-            wanted.clear();
-            for chunk in chunks.by_ref().take(TOGETHER) {
-                match chunk {
-                    Ok(chunk) => wanted.push(chunk),
-                    Err(error) => return refuse(error),
-                }
-            }
-            if wanted.is_empty() {
-                return Ok(Ok(()));
-            }
-            if self.progress.is_stopped() {
-                return Err(BackupError::Stopped);
-            }
-            let ids: Vec<ChunkId> = wanted.iter().map(|(_, id, _)| *id).collect();
-            let mut unwritten = None;
-            let read = self.files.reader().read_many(&ids, decompressor, |place, plain| {
-                let (number, id, len) = wanted[place];
-                if plain.len() != len {
-                    let why = "it is not as long as its place in the file";
-                    return Err(Error::new(ErrorKind::Damaged, id, why));
-                }
-                if let Err(errno) = write_at(file, plain, number * chunk_size) {
-                    unwritten.get_or_insert(errno);
-                }
-                self.progress.add(len as u64);
-                Ok(())
-            });
-            if let Err(error) = read {
-                return refuse(error);
-            }
-            if let Some(errno) = unwritten {
-                return Ok(Err(errno.to_string()));
-            }
-        }
     }
 }
 
@@ -400,7 +436,7 @@ fn size_of(entry: &Entry) -> u64 {
     }
 }
 
-fn write_at(file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> Result<(), Errno> {
+pub(crate) fn write_at(file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match rustix::io::pwrite(file, bytes, at) {
             Ok(len) => {

@@ -33,7 +33,7 @@ const ALLOWED: [libc::c_long; 15] = [
 
 /// Looks at the disk behind standard input and output, confined. For a process that does nothing else.
 pub fn answer() -> io::Result<()> {
-    confine()?;
+    confine(Some(PROCESSOR))?;
     let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
     let wanted: Wanted = serde_json::from_slice(&read_text(&mut input)?)?;
     let len = read_number(&mut input)?;
@@ -45,10 +45,12 @@ pub fn answer() -> io::Result<()> {
     output.flush()
 }
 
-fn confine() -> io::Result<()> {
+/// Gives up everything but reading, writing and memory; and processor time past so many seconds.
+pub(crate) fn confine(processor: Option<u64>) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    for (resource, limit) in [(Resource::As, MEMORY), (Resource::Cpu, PROCESSOR), (Resource::Nofile, 3)] {
-        setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?;
+    let limits = [(Resource::As, Some(MEMORY)), (Resource::Cpu, processor), (Resource::Nofile, Some(3))];
+    for (resource, limit) in limits.into_iter().filter(|(_, limit)| limit.is_some()) {
+        setrlimit(resource, Rlimit { current: limit, maximum: limit })?;
     }
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     let rules = ALLOWED.into_iter().map(|call| (call, Vec::new())).collect();

@@ -6,9 +6,10 @@
 
 mod confine;
 mod parent;
-mod protocol;
+pub(crate) mod protocol;
 
 pub use confine::answer;
+pub(crate) use confine::confine;
 pub use parent::{LookLimits, look_confined};
 pub use rempart_guest_fs::{LeftOut, Reason, Survey, Wanted};
 

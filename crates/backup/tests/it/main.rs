@@ -2,6 +2,7 @@
 
 mod collection;
 mod files;
+mod guest_files;
 mod interrupted;
 mod lab;
 mod left_out;

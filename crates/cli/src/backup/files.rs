@@ -2,18 +2,21 @@
 
 use super::access::{Access, chain, describe};
 use super::create::shown;
+use super::guest_files::{self, Wanted};
 use super::points::{find, open_log, time};
 use crate::Output;
 use clap::Args;
 use rempart_api::Error;
-use rempart_backup::{Entry, FileReader, Kind, Pace, Progress, RestoredFiles, restore_files};
+use rempart_backup::{BackupError, Entry, FileReader, Kind, Pace, Progress, RestoredFiles, restore_files};
 use rempart_repository::{BlobReader, FileTree, Point};
 use rempart_types::WallTime;
 use serde_json::{Value, json};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Lists the files of a restore point that `rempart agent` made.
+/// Lists the files of a restore point: those that `rempart agent` backed up, or those inside a disk.
+///
+/// Of a point with disks, without a path, it lists the file systems that are on them.
 #[derive(Debug, Args)]
 pub struct Files {
     #[command(flatten)]
@@ -22,6 +25,12 @@ pub struct Files {
     point: String,
     /// Only this, and what is below it.
     path: Option<std::path::PathBuf>,
+    /// Files inside this disk.
+    #[arg(long)]
+    disk: Option<String>,
+    /// Inside this file system of a disk: `rempart files` lists them.
+    #[arg(long)]
+    volume: Option<String>,
 }
 
 /// The path of an entry, as a person names it.
@@ -44,7 +53,7 @@ fn shown_char(c: char) -> Vec<char> {
 pub fn of(point: &Point, what: &str) -> Result<FileTree, Error> {
     point.files.clone().ok_or_else(|| {
         Error::not_found(format!("{what}: it has disks, and no files"))
-            .hint("`rempart mount` shows the disks; `rempart agent` backs up files")
+            .hint("name a file inside a disk with --path, or see `rempart mount`")
     })
 }
 
@@ -53,6 +62,28 @@ pub fn run(command: &Files, output: Output) -> Result<(), Error> {
     let log = open_log(&repository)?;
     let (root, point) = find(&repository, &log, &command.point)?;
     let what = format!("cannot list the files of `{}@{root}`", point.vm);
+    let (disk, volume) = (command.disk.as_deref(), command.volume.as_deref());
+    if disk.is_some() || volume.is_some() || point.files.is_none() {
+        drop(log);
+        let Some(path) = command.path.as_deref().or(volume.map(|_| Path::new("/"))) else {
+            return guest_files::list_volumes(&repository, root, &point, disk, &what, output);
+        };
+        let (mut shapes, mut refused) = (Vec::new(), Ok(()));
+        let path = entry_path(path);
+        let listed =
+            Wanted { disk, volume, path: &path }.list(&repository, root, &point, &what, output, |entry| {
+                if output.json {
+                    shapes.push(shape(&entry));
+                } else if refused.is_ok() {
+                    refused = output.print(&line(&entry));
+                }
+            });
+        refused?;
+        if output.json && (listed.is_ok() || !shapes.is_empty()) {
+            output.print_json(&shapes)?;
+        }
+        return listed;
+    }
     let tree = of(&point, &what)?;
     let index = repository.index(log.state()).map_err(|e| describe(&what, &e))?;
     let reader = BlobReader::new(&repository, log.state(), index);
@@ -154,11 +185,22 @@ pub fn restore(
     let tree = of(point, what)?;
     let files = FileReader::new(reader, &tree).map_err(|e| describe(what, &e))?;
     let wanted = wanted.map(entry_path).unwrap_or_default();
-    let progress = Progress::default();
     let total = if wanted.is_empty() { tree.bytes } else { 0 };
-    let restored = shown(output, "restore files", total, &progress, || {
-        restore_files(&files, &wanted, to, Pace::default().threads, &progress)
-    });
+    restored(to, total, what, output, |progress| {
+        restore_files(&files, &wanted, to, Pace::default().threads, progress)
+    })
+}
+
+/// Has `work` restore files into `to`, and tells what came of it.
+pub fn restored(
+    to: &Path,
+    total: u64,
+    what: &str,
+    output: Output,
+    work: impl FnOnce(&Progress) -> Result<RestoredFiles, BackupError>,
+) -> Result<(RestoredFiles, Value), Error> {
+    let progress = Progress::default();
+    let restored = shown(output, "restore files", total, &progress, || work(&progress));
     let restored = restored.map_err(|e| Error::failed(what).cause(chain(&e)))?;
     for (path, why) in &restored.named {
         output.tell(&format!("{}: {}", shown_path(path), &shown_path(why.as_bytes())[1..]));

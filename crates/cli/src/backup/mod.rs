@@ -9,6 +9,7 @@ mod copy;
 mod create;
 mod files;
 mod gc;
+mod guest_files;
 mod hardware;
 mod in_use;
 mod keys;
@@ -63,6 +64,9 @@ pub enum BackupCommand {
     /// Looks at the disk behind its standard input and output; started by a backup.
     #[command(name = leave_out::LOOK, hide = true)]
     LookAtDisk,
+    /// Reads the file system behind its standard input and output; started by who shows or restores its files.
+    #[command(name = guest_files::READ, hide = true)]
+    ReadGuestFiles,
     /// Read all that restore points hold, and compare it with what was backed up.
     Verify(Box<check::Verify>),
     /// Copy restore points into a second repository.
@@ -123,6 +127,7 @@ pub fn run_backup(
         BackupCommand::Serve(command) => serve::run(&command, output),
         BackupCommand::Mount(command) => mount::run(&command, output),
         BackupCommand::LookAtDisk => leave_out::run(),
+        BackupCommand::ReadGuestFiles => guest_files::run(),
         BackupCommand::Verify(command) => check::run(&command, output),
         BackupCommand::Copy(command) => copy::run(&command, output),
         BackupCommand::Retain(command) => retain::run(&command, output),

@@ -1,6 +1,7 @@
 //! `rempart mount`.
 
 use super::access::{Access, chain};
+use super::guest_files::readers;
 use super::in_use::InUse;
 use super::points::{all, find, open_log};
 use super::serve::{Memory, tell_unreadable};
@@ -13,7 +14,8 @@ use serde_json::json;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
 
-/// Shows restore points as files, read-only, until it is unmounted or ended by SIGTERM or SIGINT: VM/POINT/DISK.raw.
+/// Shows restore points as files, read-only, until it is unmounted or ended by SIGTERM or SIGINT: VM/POINT/DISK.raw, and the
+/// files in a disk below VM/POINT/DISK.files.
 #[derive(Debug, Args)]
 pub struct Mount {
     #[command(flatten)]
@@ -45,7 +47,7 @@ pub fn run(command: &Mount, output: Output) -> Result<(), Error> {
     let _in_use = InUse::begin(&repository, &roots, "mount", output);
     let cache = command.memory.cache(&repository)?;
     let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let mut files = PointFiles::new(cache, owner, Box::new(tell_unreadable(output)));
+    let mut files = PointFiles::new(cache, owner, readers(output), Box::new(tell_unreadable(output)));
     for (root, point) in &points {
         files.add(*root, point);
     }

@@ -3,6 +3,7 @@
 use super::access::{Access, chain, describe};
 use super::create::shown;
 use super::files;
+use super::guest_files::Wanted;
 use super::onto_node::{self, NewMachineArgs, Over};
 use super::points::{find, open_log};
 use super::serve::{Memory, disk_reader};
@@ -17,8 +18,8 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Restores a virtual machine onto this node, disks as images, or one disk onto a block device; files of a machine that
-/// `rempart agent` backed up into a folder.
+/// Restores a virtual machine onto this node, disks as images, or one disk onto a block device; files, inside a disk
+/// or of a machine that `rempart agent` backed up, into a folder.
 ///
 /// A new machine (`--vm`) is there when it is whole, and not before. Over a machine (`--over`) only what differs is written,
 /// to its copies on other nodes, too; what it held is backed up first, and if this is interrupted it does not start until
@@ -45,9 +46,12 @@ pub struct Restore {
     /// A folder in which an image is made of each disk. There must be none of its name. For files it must be new, or empty.
     #[arg(long, required_unless_present_any = ["device", "vm", "over"], conflicts_with = "device")]
     to: Option<PathBuf>,
-    /// Only this file, or folder with all that is in it, of a point that has files.
-    #[arg(long, conflicts_with_all = ["disk", "device", "format", "compare"])]
+    /// Only this file, or folder with all that is in it: of a point that has files, or inside a disk.
+    #[arg(long, conflicts_with_all = ["device", "format", "compare"])]
     path: Option<PathBuf>,
+    /// Inside this file system of a disk: `rempart files` lists them.
+    #[arg(long, conflicts_with_all = ["vm", "over", "device", "format", "compare"])]
+    volume: Option<String>,
     #[command(flatten)]
     image: ImageArgs,
     /// A block device that the disk is written to; all it holds is lost.
@@ -247,9 +251,20 @@ pub fn run(
     if let Some(told) = onto_node {
         return if output.json { output.print_json(&told) } else { Ok(()) };
     }
-    if let Some(to) = command.to.as_ref().filter(|_| command.path.is_some() || opened.has_files_only()) {
-        let (restored, told) =
-            files::restore(&opened.reader, &opened.point, command.path.as_deref(), to, &opened.what, output)?;
+    if let Some(to) = command
+        .to
+        .as_ref()
+        .filter(|_| command.path.is_some() || command.volume.is_some() || opened.has_files_only())
+    {
+        let (disk, volume) = (command.disk.as_deref(), command.volume.as_deref());
+        let path = command.path.as_deref();
+        let (restored, told) = if disk.is_some() || volume.is_some() || opened.point.files.is_none() {
+            let path = path.map(files::entry_path).unwrap_or_default();
+            let wanted = Wanted { disk, volume, path: &path };
+            wanted.restore(&opened.repository, opened.root, &opened.point, to, &opened.what, output)?
+        } else {
+            files::restore(&opened.reader, &opened.point, path, to, &opened.what, output)?
+        };
         if output.json {
             output.print_json(
                 &json!({ "vm": opened.point.vm, "point": opened.root, "disks": [], "files": told }),

@@ -1,4 +1,4 @@
-//! Files and folders, as far as it takes to find swap files.
+//! Files and folders.
 
 use super::groups::Groups;
 use super::superblock::Superblock;
@@ -8,15 +8,15 @@ use std::ops::Range;
 pub const ROOT: u32 = 2;
 
 const KIND: u16 = 0xf000;
-const KIND_FILE: u16 = 0x8000;
-const KIND_FOLDER: u16 = 0x4000;
-const FLAG_EXTENTS: u32 = 0x8_0000;
-const FLAG_INLINE_DATA: u32 = 0x1000_0000;
+pub const KIND_FILE: u16 = 0x8000;
+pub const KIND_FOLDER: u16 = 0x4000;
+pub const FLAG_EXTENTS: u32 = 0x8_0000;
+pub const FLAG_INLINE_DATA: u32 = 0x1000_0000;
 const EXTENT_MAGIC: u16 = 0xf30a;
 const DEEPEST: u16 = 5;
 /// An extent that is longer was reserved and not written.
 const LONGEST_WRITTEN: u16 = 0x8000;
-const MOST_EXTENTS: usize = 100_000;
+pub const MOST_EXTENTS: usize = 1_000_000;
 const LARGEST_FOLDER: u64 = 4 << 20;
 
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Extent {
     pub at: u64,
     /// Of the file system.
     pub bytes: Range<u64>,
+    /// Else its bytes are zeroes, whatever lies there.
+    pub is_written: bool,
 }
 
 impl Inode {
@@ -47,10 +49,14 @@ impl Inode {
             return Fault::damaged("an ext4 file system whose inodes lie behind its end");
         };
         let at = table * superblock.block_len + index % per_group * superblock.inode_len;
-        Ok(Inode(section.read_vec(at, 128)?))
+        Ok(Inode(section.read_vec(at, superblock.inode_len as usize)?))
     }
 
-    fn kind(&self) -> u16 {
+    pub fn raw(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub fn kind(&self) -> u16 {
         u16_at(&self.0, 0) & KIND
     }
 
@@ -63,10 +69,13 @@ impl Inode {
         u64::from(u32_at(&self.0, 0x4)) | u64::from(u32_at(&self.0, 0x6c)) << 32
     }
 
+    pub fn flags(&self) -> u32 {
+        u32_at(&self.0, 0x20)
+    }
+
     /// Where its bytes lie, in their order, up to whole blocks. Holes are not among them.
     pub fn extents(&self, section: Section<'_>, superblock: &Superblock) -> Result<Vec<Extent>, Fault> {
-        let flags = u32_at(&self.0, 0x20);
-        if flags & FLAG_INLINE_DATA != 0 || flags & FLAG_EXTENTS == 0 {
+        if self.flags() & FLAG_INLINE_DATA != 0 || self.flags() & FLAG_EXTENTS == 0 {
             return Err(Fault::Unsupported("an ext4 file system with files that are not kept in extents"));
         }
         let mut extents = Vec::new();
@@ -74,33 +83,44 @@ impl Inode {
         Ok(extents)
     }
 
-    /// Names in a folder, and the inodes that they stand for.
-    pub fn entries(
-        &self,
-        section: Section<'_>,
-        superblock: &Superblock,
-    ) -> Result<Vec<(Vec<u8>, u32)>, Fault> {
+    /// Names in the root folder, and the inodes that they stand for.
+    pub fn entries(&self, section: Section<'_>, superblock: &Superblock) -> Result<Vec<DirEntry>, Fault> {
         if self.kind() != KIND_FOLDER || self.size() > LARGEST_FOLDER {
             return Err(Fault::Unsupported(
                 "an ext4 file system whose root is no folder, or a very large one",
             ));
         }
-        let mut entries = Vec::new();
-        let mut left = self.size();
-        for extent in self.extents(section, superblock)? {
-            for block in extent.bytes.step_by(superblock.block_len as usize) {
-                if left == 0 {
-                    return Ok(entries);
-                }
-                left = left.saturating_sub(superblock.block_len);
-                entries_of(&section.read_vec(block, superblock.block_len as usize)?, &mut entries)?;
-            }
-        }
-        Ok(entries)
+        entries(section, superblock, &self.extents(section, superblock)?, self.size())
     }
 }
 
-fn entries_of(block: &[u8], entries: &mut Vec<(Vec<u8>, u32)>) -> Result<(), Fault> {
+/// A name in a folder.
+#[derive(Debug)]
+pub struct DirEntry {
+    pub name: Vec<u8>,
+    pub inode: u32,
+    /// What it stands for, as folders say it; 0 where they do not.
+    pub kind: u8,
+}
+
+/// What is in a folder of `size` bytes. A folder's index is entries of no inode.
+pub fn entries(
+    section: Section<'_>,
+    superblock: &Superblock,
+    extents: &[Extent],
+    size: u64,
+) -> Result<Vec<DirEntry>, Fault> {
+    let mut entries = Vec::new();
+    for extent in extents.iter().filter(|extent| extent.is_written && extent.at < size) {
+        let end = extent.bytes.end.min(extent.bytes.start + (size - extent.at));
+        for block in (extent.bytes.start..end).step_by(superblock.block_len as usize) {
+            entries_of(&section.read_vec(block, superblock.block_len as usize)?, &mut entries)?;
+        }
+    }
+    Ok(entries)
+}
+
+fn entries_of(block: &[u8], entries: &mut Vec<DirEntry>) -> Result<(), Fault> {
     const HEADER: usize = 8;
     let mut rest = block;
     while rest.len() >= HEADER {
@@ -111,7 +131,8 @@ fn entries_of(block: &[u8], entries: &mut Vec<(Vec<u8>, u32)>) -> Result<(), Fau
             return Fault::damaged("an ext4 file system with a damaged folder");
         }
         if inode != 0 {
-            entries.push((rest[HEADER..HEADER + name].to_vec(), inode));
+            let name = rest[HEADER..HEADER + name].to_vec();
+            entries.push(DirEntry { name, inode, kind: rest[7] });
         }
         rest = &rest[len..];
     }
@@ -148,12 +169,13 @@ fn walk(
             continue;
         }
         let len = u16_at(entry, 4);
-        let len = u64::from(if len > LONGEST_WRITTEN { len - LONGEST_WRITTEN } else { len });
+        let is_written = len <= LONGEST_WRITTEN;
+        let len = u64::from(if is_written { len } else { len - LONGEST_WRITTEN });
         let start = u64::from(u32_at(entry, 8)) | u64::from(u16_at(entry, 6)) << 32;
         if len == 0 || start == 0 || start + len > superblock.blocks {
             return Fault::damaged(DAMAGED);
         }
-        found.push(Extent { at: first, bytes: superblock.bytes_of(start..start + len) });
+        found.push(Extent { at: first, bytes: superblock.bytes_of(start..start + len), is_written });
         if found.len() > MOST_EXTENTS {
             return Err(Fault::Unsupported("an ext4 file system with a file in too many pieces"));
         }

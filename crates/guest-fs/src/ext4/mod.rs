@@ -1,11 +1,13 @@
 //! ext2, ext3 and ext4 (Documentation/filesystems/ext4 of the kernel): free blocks and swap files of file systems whose
-//! journal is empty.
+//! journal is empty; and the files of any.
 //!
 //! A mounted file system's truth is half in its journal. ext4 says so itself: `needs_recovery` is set while it is mounted, and
 //! clear while it is frozen.
 
+mod files;
 mod groups;
 mod inode;
+mod journal;
 mod superblock;
 
 use crate::disk::{Fault, Section};
@@ -15,6 +17,8 @@ use groups::Groups;
 use inode::Inode;
 use std::ops::Range;
 use superblock::Superblock;
+
+pub use files::{Ext4, note};
 
 /// Swap files are looked for in the root folder, by how their names begin.
 const SWAP_NAME: &[u8] = b"swap";
@@ -50,10 +54,9 @@ fn swap_files(
 ) -> Result<Option<Vec<Range<u64>>>, Fault> {
     let root = Inode::read(section, superblock, groups, inode::ROOT)?;
     let mut found = Vec::new();
-    let names =
-        root.entries(section, superblock)?.into_iter().filter(|(name, _)| name.starts_with(SWAP_NAME));
-    for (_, number) in names.take(MOST_SWAP_FILES) {
-        let file = Inode::read(section, superblock, groups, number)?;
+    let entries = root.entries(section, superblock)?.into_iter();
+    for entry in entries.filter(|entry| entry.name.starts_with(SWAP_NAME)).take(MOST_SWAP_FILES) {
+        let file = Inode::read(section, superblock, groups, entry.inode)?;
         if !file.is_file() {
             continue;
         }

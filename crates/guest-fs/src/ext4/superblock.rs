@@ -35,12 +35,24 @@ pub struct Superblock {
     pub descriptor_len: u64,
     /// Of all checksums, where there are any.
     pub checksum_seed: Option<u32>,
+    /// The inode of its journal, if it has one.
+    pub journal: Option<u32>,
+    /// What the journal holds is newer than what lies in its place.
+    pub needs_recovery: bool,
+    /// Why what lies there is not all there is to say.
+    in_use: Option<&'static str>,
 }
 
 impl Superblock {
     /// # Errors
     /// [`Fault::InUse`] if the file system is mounted, or was when its machine died.
     pub fn read(section: Section<'_>) -> Result<Superblock, Fault> {
+        let superblock = Superblock::read_in_use(section)?;
+        superblock.in_use.map_or(Ok(superblock), |why| Err(Fault::InUse(why)))
+    }
+
+    /// The same, also of one that is mounted.
+    pub fn read_in_use(section: Section<'_>) -> Result<Superblock, Fault> {
         let raw = section.read_vec(AT, LEN)?;
         let (compat, incompat, ro_compat) = (u32_at(&raw, 0x5c), u32_at(&raw, 0x60), u32_at(&raw, 0x64));
         if incompat & INCOMPAT_JOURNAL_DEVICE != 0 {
@@ -50,13 +62,15 @@ impl Superblock {
             return Err(Fault::Unsupported("an ext4 file system with features that are not known here"));
         }
         let state = u16_at(&raw, 0x3a);
-        if state & STATE_ERRORS != 0 {
-            return Err(Fault::InUse("an ext4 file system with errors"));
-        }
         let has_journal = compat & COMPAT_HAS_JOURNAL != 0;
-        if incompat & INCOMPAT_RECOVER != 0 || !has_journal && state & STATE_CLEAN == 0 {
-            return Err(Fault::InUse("an ext4 file system that is mounted and was not frozen"));
-        }
+        let needs_recovery = incompat & INCOMPAT_RECOVER != 0;
+        let in_use = if state & STATE_ERRORS != 0 {
+            Some("an ext4 file system with errors")
+        } else if needs_recovery || !has_journal && state & STATE_CLEAN == 0 {
+            Some("an ext4 file system that is mounted and was not frozen")
+        } else {
+            None
+        };
         let has_checksums = ro_compat & RO_COMPAT_METADATA_CSUM != 0;
         let checksum_seed = has_checksums.then(|| match incompat & INCOMPAT_CSUM_SEED {
             0 => checksum(u32::MAX, &[&raw[0x68..0x78]]),
@@ -81,6 +95,9 @@ impl Superblock {
             inode_len: if u32_at(&raw, 0x4c) == 0 { 128 } else { u64::from(u16_at(&raw, 0x58)) },
             descriptor_len: if is_64bit { u64::from(u16_at(&raw, 0xfe)) } else { 32 },
             checksum_seed,
+            journal: has_journal.then(|| u32_at(&raw, 0xe0)),
+            needs_recovery,
+            in_use,
         };
         superblock.check(section)?;
         Ok(superblock)

@@ -10,9 +10,15 @@ pub const MIB: u64 = 1 << 20;
 pub const ALL: Wanted = Wanted { swap: true, free_space: true, is_quiet: false };
 
 /// Bytes, of which one may have some bits flipped.
-struct Memory<'a> {
+pub struct Memory<'a> {
     bytes: &'a [u8],
     flipped: Option<(usize, u8)>,
+}
+
+impl<'a> Memory<'a> {
+    pub fn new(bytes: &'a [u8]) -> Memory<'a> {
+        Memory { bytes, flipped: None }
+    }
 }
 
 impl Disk for Memory<'_> {

@@ -1,6 +1,7 @@
 //! Real file systems, made by their own programs.
 
 mod ext4;
+mod files;
 mod images;
 mod ntfs;
 mod partitions;

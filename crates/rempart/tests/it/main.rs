@@ -15,6 +15,7 @@ mod golden;
 #[allow(dead_code)]
 #[path = "../../../hypervisor/tests/qemu/guest.rs"]
 mod guest;
+mod guest_files;
 mod guests;
 mod images;
 mod keys;

@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 const MIB: u64 = 1 << 20;
 
 /// Unmounts what a test that failed left behind.
-struct Folder(PathBuf);
+pub struct Folder(pub PathBuf);
 
 impl Folder {
-    fn new(vault: &Vault) -> Folder {
+    pub fn new(vault: &Vault) -> Folder {
         let folder = vault.rack.path("mnt");
         std::fs::create_dir(&folder).unwrap();
         Folder(folder)
     }
 
-    fn text(&self) -> &str {
+    pub fn text(&self) -> &str {
         self.0.to_str().unwrap()
     }
 
@@ -38,7 +38,7 @@ impl Drop for Folder {
     }
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

@@ -1,11 +1,15 @@
-//! Restore points as files, through FUSE: a folder for each machine, in it one for each point, in it the disks.
+//! Restore points as files, through FUSE: a folder for each machine, in it one for each point, in it the disks, and beside
+//! each a folder of its file systems.
 
-use crate::{ChunkCache, Content, DiskReader, ReadError};
+mod guests;
+
+use crate::{ChunkCache, Content, DiskReader, GuestDisks, GuestReaders, ReadError};
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
-    LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, Request,
+    AccessFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
 };
+use guests::{Guests, Volumes};
 use rempart_nbd::server::Piece;
 use rempart_repository::{ChunkId, Point};
 use std::collections::BTreeMap;
@@ -40,6 +44,13 @@ pub struct PointFiles {
     nodes: Vec<Node>,
     owner: (u32, u32),
     unreadable: Unreadable,
+    readers: Arc<GuestReaders>,
+    guests: Guests,
+}
+
+/// What is mounted.
+struct Served {
+    files: Arc<PointFiles>,
     ended: Option<Ended>,
 }
 
@@ -51,7 +62,9 @@ struct Node {
 
 enum What {
     Folder(BTreeMap<String, usize>),
-    Disk(DiskReader),
+    Disk(Arc<DiskReader>),
+    /// What lies on a disk.
+    Volumes(Volumes),
     Bytes(Vec<u8>),
     /// In chunks, and how many bytes they are.
     Chunks(Vec<ChunkId>, u64),
@@ -59,9 +72,14 @@ enum What {
 
 impl PointFiles {
     /// Nothing yet. The files will be `owner`'s, by user and group, and nobody else's.
-    pub fn new(cache: Arc<ChunkCache>, owner: (u32, u32), unreadable: Unreadable) -> PointFiles {
+    pub fn new(
+        cache: Arc<ChunkCache>,
+        owner: (u32, u32),
+        readers: Arc<GuestReaders>,
+        unreadable: Unreadable,
+    ) -> PointFiles {
         let root = Node { parent: ROOT, time: SystemTime::now(), what: What::Folder(BTreeMap::new()) };
-        PointFiles { cache, nodes: vec![root], owner, unreadable, ended: None }
+        PointFiles { cache, nodes: vec![root], owner, unreadable, readers, guests: Guests::default() }
     }
 
     /// The files of backup `root`.
@@ -70,10 +88,17 @@ impl PointFiles {
         let machine = self.folder(ROOT, &file_name(&point.vm), time);
         let folder = self.folder(machine, &root.to_string(), time);
         let chunk_size = self.cache.chunk_size();
+        let mut readers = Vec::new();
         for disk in &point.disks {
             let content = Content::of(disk, chunk_size);
-            let reader = DiskReader::new(&self.cache, &disk.name, content);
+            let reader = Arc::new(DiskReader::new(&self.cache, &disk.name, content));
+            readers.push(reader.clone());
             self.insert(folder, &format!("{}.raw", file_name(&disk.name)), time, What::Disk(reader));
+        }
+        let disks = GuestDisks::new(&self.readers, format!("`{}@{root}`", point.vm), readers);
+        for (number, disk) in point.disks.iter().enumerate() {
+            let volumes = What::Volumes(Volumes::new(disks.clone(), number));
+            self.insert(folder, &format!("{}.files", file_name(&disk.name)), time, volumes);
         }
         if let Some(definition) = &point.definition {
             let ending = if definition.kind == "libvirt" { "xml" } else { "json" };
@@ -110,21 +135,21 @@ impl PointFiles {
     }
 
     /// Mounts it, until the value is dropped or somebody unmounts it.
-    pub fn mount(mut self, folder: &Path, ended: Ended) -> io::Result<Mounted> {
-        self.ended = Some(ended);
+    pub fn mount(self, folder: &Path, ended: Ended) -> io::Result<Mounted> {
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::RO,
             MountOption::NoSuid,
             MountOption::NoDev,
             MountOption::NoExec,
-            MountOption::DefaultPermissions,
             MountOption::FSName("rempart".to_owned()),
             MountOption::Subtype("rempart".to_owned()),
         ];
         config.n_threads = Some(THREADS);
         config.clone_fd = true;
-        let session = fuser::spawn_mount(self, folder, &config)?;
+        // Nobody but who mounted it may look, whoever owns a file in a guest.
+        let served = Served { files: Arc::new(self), ended: Some(ended) };
+        let session = fuser::spawn_mount(served, folder, &config)?;
         Ok(Mounted { session: Some(session), folder: folder.to_owned() })
     }
 
@@ -135,7 +160,7 @@ impl PointFiles {
     fn attributes(&self, number: usize) -> FileAttr {
         let node = &self.nodes[number];
         let (kind, perm, size) = match &node.what {
-            What::Folder(_) => (FileType::Directory, 0o500, 0),
+            What::Folder(_) | What::Volumes(_) => (FileType::Directory, 0o500, 0),
             What::Disk(disk) => (FileType::RegularFile, 0o400, disk.size()),
             What::Bytes(bytes) => (FileType::RegularFile, 0o400, bytes.len() as u64),
             What::Chunks(_, len) => (FileType::RegularFile, 0o400, *len),
@@ -169,7 +194,7 @@ impl PointFiles {
             bytes[start..bytes.len().min(start + len as usize)].to_vec()
         };
         match &node.what {
-            What::Folder(_) => Err(Errno::EISDIR),
+            What::Folder(_) | What::Volumes(_) => Err(Errno::EISDIR),
             What::Bytes(bytes) => Ok(part(bytes)),
             What::Chunks(chunks, whole) => {
                 self.cache.content(chunks, *whole).map(|content| part(&content)).map_err(|_| Errno::EIO)
@@ -190,12 +215,15 @@ impl PointFiles {
         }
     }
 
-    fn seek(&self, node: &Node, offset: i64, whence: i32) -> Result<i64, Errno> {
-        let size = match &node.what {
-            What::Disk(disk) => disk.size(),
-            What::Bytes(bytes) => bytes.len() as u64,
-            What::Chunks(_, len) => *len,
-            What::Folder(_) => return Err(Errno::EINVAL),
+    fn seek(&self, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32) -> Result<i64, Errno> {
+        let node = self.node(ino);
+        let open = if node.is_none() { Some(self.guests.content(handle)?) } else { None };
+        let size = match node.map(|node| &node.what) {
+            None => open.as_ref().map_or(0, |open| open.size()),
+            Some(What::Disk(disk)) => disk.size(),
+            Some(What::Bytes(bytes)) => bytes.len() as u64,
+            Some(What::Chunks(_, len)) => *len,
+            Some(What::Folder(_) | What::Volumes(_)) => return Err(Errno::EINVAL),
         };
         let at = u64::try_from(offset).ok().filter(|at| *at < size).ok_or(Errno::ENXIO)?;
         let to_data = match whence {
@@ -203,8 +231,9 @@ impl PointFiles {
             SEEK_HOLE => false,
             _ => return Err(Errno::EINVAL),
         };
-        let found = match &node.what {
-            What::Disk(disk) => disk.seek(at, to_data).map_err(|error| self.unreadable(&error))?,
+        let found = match (node.map(|node| &node.what), &open) {
+            (Some(What::Disk(disk)), _) => disk.seek(at, to_data).map_err(|error| self.unreadable(&error))?,
+            (_, Some(open)) => open.seek(at, to_data),
             _ if to_data => at,
             _ => size,
         };
@@ -218,7 +247,7 @@ impl PointFiles {
     }
 }
 
-impl Filesystem for PointFiles {
+impl Filesystem for Served {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         if let Err(most) = config.set_max_readahead(READ_AHEAD) {
             let _ = config.set_max_readahead(most);
@@ -233,61 +262,122 @@ impl Filesystem for PointFiles {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let child = match self.node(parent).map(|node| &node.what) {
+        let files = &self.files;
+        let child = match files.node(parent).map(|node| &node.what) {
             Some(What::Folder(children)) => name.to_str().and_then(|name| children.get(name)),
-            _ => None,
+            Some(What::Volumes(_)) => return files.find_volume(parent, name, reply),
+            Some(_) => None,
+            None => return files.find_in_guest(parent, name, reply),
         };
         match child {
-            Some(number) => reply.entry(&FOR_EVER, &self.attributes(*number), Generation(0)),
+            Some(number) => reply.entry(&FOR_EVER, &files.attributes(*number), Generation(0)),
             None => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.node(ino) {
-            Some(_) => reply.attr(&FOR_EVER, &self.attributes(u64::from(ino) as usize - 1)),
-            None => reply.error(Errno::ENOENT),
+        match self.files.node(ino) {
+            Some(_) => reply.attr(&FOR_EVER, &self.files.attributes(u64::from(ino) as usize - 1)),
+            None => self.files.attributes_in_guest(ino, reply),
         }
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+    /// Who may look was asked when it was mounted.
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.files.target_in_guest(ino, reply);
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.files.node(ino) {
+            Some(_) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            None => self.files.open_in_guest(ino, reply),
+        }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.files.guests.close(handle);
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.files.node(ino).map(|node| &node.what) {
+            Some(What::Volumes(_)) => self.files.list_volumes(ino, reply),
+            Some(_) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            None => self.files.list_in_guest(ino, reply),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.files.guests.close(handle);
+        reply.ok();
     }
 
     fn read(
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         offset: u64,
         size: u32,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let read = self.node(ino).ok_or(Errno::ENOENT);
-        match read.and_then(|node| self.read_node(node, offset, u64::from(size))) {
+        let read = match self.files.node(ino) {
+            Some(node) => self.files.read_node(node, offset, u64::from(size)),
+            None => self.files.read_in_guest(handle, offset, size),
+        };
+        match read {
             Ok(bytes) => reply.data(&bytes),
             Err(errno) => reply.error(errno),
         }
     }
 
-    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        match self.node(ino).ok_or(Errno::ENOENT).and_then(|node| self.seek(node, offset, whence)) {
+    fn lseek(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match self.files.seek(ino, handle, offset, whence) {
             Ok(at) => reply.offset(at),
             Err(errno) => reply.error(errno),
         }
     }
 
-    fn readdir(&self, _: &Request, ino_of: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let Some(Node { parent, what: What::Folder(children), .. }) = self.node(ino_of) else {
-            return reply.error(Errno::ENOTDIR);
+    fn readdir(
+        &self,
+        _: &Request,
+        ino_of: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let files = &self.files;
+        let Some(Node { parent, what: What::Folder(children), .. }) = files.node(ino_of) else {
+            return files.guests.read_folder(ino_of, handle, offset, reply);
         };
         let itself = u64::from(ino_of) as usize - 1;
         let entries = [(".", itself), ("..", *parent)].into_iter();
         let entries = entries.chain(children.iter().map(|(name, number)| (name.as_str(), *number)));
         for (place, (name, number)) in entries.enumerate().skip(offset as usize) {
-            let is_full = reply.add(ino(number), place as u64 + 1, self.attributes(number).kind, name);
+            let is_full = reply.add(ino(number), place as u64 + 1, files.attributes(number).kind, name);
             if is_full {
                 break;
             }
@@ -297,8 +387,9 @@ impl Filesystem for PointFiles {
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         let size = |node: &Node| if let What::Disk(disk) = &node.what { disk.size() } else { 0 };
-        let blocks = self.nodes.iter().map(size).sum::<u64>().div_ceil(4096);
-        reply.statfs(blocks, 0, 0, self.nodes.len() as u64, 0, 4096, 255, 4096);
+        let nodes = &self.files.nodes;
+        let blocks = nodes.iter().map(size).sum::<u64>().div_ceil(4096);
+        reply.statfs(blocks, 0, 0, nodes.len() as u64, 0, 4096, 255, 4096);
     }
 }
 
