@@ -32,24 +32,35 @@ const THREADS: usize = 8;
 #[derive(Debug, Args)]
 pub struct NewMachineArgs {
     /// The new machine's processors.
-    #[arg(long, requires = "vm")]
+    #[arg(long)]
     cpus: Option<u32>,
     /// The new machine's firmware.
-    #[arg(long, requires = "vm", value_enum)]
+    #[arg(long, value_enum)]
     firmware: Option<FirmwareArg>,
     /// This node's bridge that all its network cards are plugged into, instead of those that they were; it gets one if it
     /// had none.
-    #[arg(long, requires = "vm", conflicts_with = "no_network")]
+    #[arg(long, conflicts_with = "no_network")]
     bridge: Option<String>,
     /// Leave its network cards out.
-    #[arg(long, requires = "vm")]
+    #[arg(long)]
     no_network: bool,
     /// It keeps its UUID and its network cards' addresses: the machine that it was must not run any more.
-    #[arg(long, requires = "vm")]
+    #[arg(long)]
     same_identity: bool,
 }
 
 impl NewMachineArgs {
+    /// They say nothing where no new machine is made.
+    pub fn refuse_without(&self, vm: Option<&str>, memory: Option<u64>) -> Result<(), Error> {
+        let NewMachineArgs { cpus, firmware, bridge, no_network, same_identity } = self;
+        let is_given = memory.is_some() || cpus.is_some() || firmware.is_some() || bridge.is_some();
+        if vm.is_some() || !(is_given || *no_network || *same_identity) {
+            return Ok(());
+        }
+        Err(Error::invalid("memory, processors, firmware, network and identity are of a new machine")
+            .hint("name that with `--vm`"))
+    }
+
     pub fn onto(&self, definition: &Definition, needed_bytes: u64) -> RestoreOnto {
         let definition = serde_json::to_value(definition).expect("a definition has only strings for keys");
         RestoreOnto::NewMachine { definition, same_identity: self.same_identity, needed_bytes }

@@ -61,10 +61,10 @@ pub struct Restore {
     #[arg(long)]
     yes: bool,
     /// Give up what the machine's disks hold, instead of backing it up first.
-    #[arg(long, requires = "over")]
+    #[arg(long, conflicts_with_all = ["vm", "to", "device"])]
     no_backup: bool,
     /// The new machine's memory, such as `4G`; what it was without this. Needed where the point does not say it.
-    #[arg(long, requires = "vm", value_parser = parse::byte_count)]
+    #[arg(long, value_parser = parse::byte_count)]
     memory: Option<u64>,
     #[command(flatten)]
     new_machine: NewMachineArgs,
@@ -235,6 +235,7 @@ pub fn run(
     client: impl FnOnce() -> Result<Client, Error>,
     output: Output,
 ) -> Result<(), Error> {
+    command.new_machine.refuse_without(command.vm.as_deref(), command.memory)?;
     let opened = Opened::new(&command.access, &command.point, "restore")?;
     let onto_node = match (&command.vm, &command.over) {
         (Some(name), _) => {

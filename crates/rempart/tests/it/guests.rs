@@ -3,6 +3,7 @@
 
 use crate::backup::Vault;
 use crate::guest::Guest;
+use crate::onto_node;
 use crate::rack::Server;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -157,6 +158,17 @@ fn a_guest_that_writes_is_backed_up_wherever_it_runs() {
         assert_eq!(code, 0, "{name}: {said}");
         assert!(highest(&image) >= *before, "{name}: {} was on the disk", before);
     }
+
+    // It goes back to the first of them, and its guest goes on from there.
+    let (point, (_, before)) = points.first_key_value().unwrap();
+    let told = onto_node::ok(&vault, &b, &["restore", &format!("shop@{point}"), "--over", "shop", "--yes"]);
+    let copy = vault.rack.path("copy.raw");
+    assert_eq!(run("nbdcopy", &[&b.export("shop", 0), copy.to_str().unwrap()]).0, 0);
+    assert_eq!(run("debugfs", &["-R", "cat /marker", copy.to_str().unwrap()]).1, "prepared\n");
+    assert!(highest(&copy) >= *before, "{told}");
+    let _ = std::fs::remove_file(b.home.join("run/vms/shop/console.log"));
+    b.ok(&["vm", "start", "shop"]);
+    b.until("it writes again", || synced(&b) > 0);
 }
 
 /// A QEMU of somebody else's, killed at the end.

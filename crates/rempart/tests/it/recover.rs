@@ -371,6 +371,8 @@ fn a_recovered_machine_becomes_one_of_a_node() {
         }
         assert_eq!(recovering.ended(), 0);
 
+        let without = [&finish[..4], &["--cpus", "2"]].concat();
+        onto_node::refused(&lab.vault, &b, &without, 2, "are of a new machine");
         let told = onto_node::ok(&lab.vault, &b, &finish);
         assert_eq!(told["machine"], name);
         onto_node::leads(&b, name);

@@ -54,7 +54,7 @@ pub struct Recover {
     #[arg(long, value_name = "NAME", requires = "finish")]
     vm: Option<String>,
     /// The new machine's memory, such as `4G`; what it was without this. Needed where the point does not say it.
-    #[arg(long, requires = "vm", value_parser = parse::byte_count)]
+    #[arg(long, value_parser = parse::byte_count)]
     vm_memory: Option<u64>,
     #[command(flatten)]
     new_machine: NewMachineArgs,
@@ -106,6 +106,7 @@ pub fn run(
 ) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::failed("cannot start the runtime").cause(e))?;
+    command.new_machine.refuse_without(command.vm.as_deref(), command.vm_memory)?;
     match (command.status, command.finish) {
         (true, _) => status(command, &runtime, output),
         (_, true) => match &command.vm {
