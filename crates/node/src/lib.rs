@@ -15,6 +15,7 @@
 //! | `schedule` | backups by the clock |
 //! | `links` | connections between replicas |
 
+mod claims;
 mod clock;
 pub mod config;
 mod daemon;

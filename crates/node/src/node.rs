@@ -1,5 +1,6 @@
 //! One node: its identity, its cluster, its virtual machines.
 
+use crate::claims::NameClaims;
 use crate::clock;
 use crate::config::{Compression, NodeConfig};
 use crate::identity::Identity;
@@ -17,7 +18,7 @@ use rempart_hypervisor::{Adopted, HostReport, Hypervisor};
 use rempart_transport::pki::{Authority, Credentials};
 use rempart_transport::{TlsContext, TokenBook};
 use rempart_types::{GroupId, NodeId, RegisterId};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -34,6 +35,7 @@ pub struct Node {
     pub jobs: Jobs,
     pub schedules: Schedules,
     pub restores: operation::Restores,
+    pub claims: NameClaims,
     /// Found out while machines run already: it takes longer than a lease should wait.
     host_report: OnceCell<HostReport>,
     pub started: Instant,
@@ -44,8 +46,6 @@ pub struct Node {
     tls: Mutex<Option<TlsContext>>,
     vms: Mutex<BTreeMap<String, Arc<Vm>>>,
     unopened: Mutex<BTreeMap<String, Unopened>>,
-    /// Names of machines that are being made, deleted or overwritten.
-    claimed: Mutex<BTreeSet<String>>,
     /// Every machine that is recorded here is in one of the two.
     opened_all: AtomicBool,
     heard: Mutex<BTreeMap<NodeId, Instant>>,
@@ -57,19 +57,6 @@ struct Unopened {
     error: Error,
     /// None when it could not be read either.
     record: Option<VmRecord>,
-}
-
-/// A machine's name that is somebody's until this is dropped.
-#[derive(Debug)]
-pub struct NameClaim {
-    node: Arc<Node>,
-    name: String,
-}
-
-impl Drop for NameClaim {
-    fn drop(&mut self) {
-        hold(&self.node.claimed).remove(&self.name);
-    }
 }
 
 /// What changes when machines join and leave.
@@ -153,7 +140,7 @@ impl Node {
             tls: Mutex::new(tls),
             vms: Mutex::default(),
             unopened: Mutex::default(),
-            claimed: Mutex::default(),
+            claims: NameClaims::default(),
             opened_all: AtomicBool::new(false),
             heard: Mutex::default(),
         });
@@ -284,15 +271,6 @@ impl Node {
                 .hint("choose another name")),
             false => Ok(()),
         }
-    }
-
-    /// Nobody else makes, deletes or overwrites a machine of that name meanwhile.
-    pub fn claim_name(self: &Arc<Node>, name: &str) -> Result<NameClaim, Error> {
-        if !hold(&self.claimed).insert(name.to_owned()) {
-            return Err(Error::conflict(format!("`{name}` is being made, deleted or overwritten just now"))
-                .hint("try again when that has ended"));
-        }
-        Ok(NameClaim { node: self.clone(), name: name.to_owned() })
     }
 
     /// Of every machine here whose record can be read, opened or not.

@@ -1,8 +1,9 @@
 //! A machine that is being made: whatever ends that, nothing of it is left that looks like a machine.
 
 use super::create::make_directory;
+use crate::claims::NameClaim;
 use crate::durable;
-use crate::node::{NameClaim, Node};
+use crate::node::Node;
 use crate::paths::{Paths, VmPaths};
 use rempart_api::Error;
 use std::io;
@@ -18,7 +19,7 @@ pub struct Arrival {
 
 impl Arrival {
     pub fn begin(node: &Arc<Node>, name: &str) -> Result<Arrival, Error> {
-        let claim = node.claim_name(name)?;
+        let claim = node.claims.claim(name)?;
         node.refuse_taken(name)?;
         let paths = node.paths.vm(name);
         let failed = |e: io::Error| Error::failed(format!("cannot make `{}`", paths.data.display())).cause(e);

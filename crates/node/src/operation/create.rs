@@ -281,7 +281,7 @@ pub fn owner_of_mac(node: &Node, mac: MacAddress) -> Option<String> {
 /// Deletes a stopped machine that has no peer.
 pub async fn delete(node: &Arc<Node>, name: &str) -> Result<(), Error> {
     let vm = node.vm(name)?;
-    let _claim = node.claim_name(name)?;
+    let _claim = node.claims.claim(name)?;
     let refuse = |why: &str, hint: String| {
         Err(Error::new(ErrorKind::Refused, format!("cannot delete `{name}`: {why}")).hint(hint))
     };

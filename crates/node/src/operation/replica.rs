@@ -71,7 +71,7 @@ pub async fn accept_replica(node: &Arc<Node>, from: NodeId, offer: ReplicaOffer)
     if offer.check_only {
         return Ok(());
     }
-    let _claim = node.claim_name(&name)?;
+    let _claim = node.claims.claim(&name)?;
     let paths = node.paths.vm(&name);
     if paths.record().exists() {
         return Err(taken(&name, node));

@@ -6,9 +6,10 @@
 use super::arrival::Arrival;
 use super::create::{draw_identity, found, host_problems, refuse_other_mac};
 use super::replica::free_bytes;
+use crate::claims::NameClaim;
 use crate::config::check_name;
 use crate::jobs::Reporter;
-use crate::node::{NameClaim, Node};
+use crate::node::Node;
 use crate::vm::Vm;
 use crate::vm::record::{DiskFile, VmConfig, hex_bytes};
 use rempart_api::{
@@ -199,7 +200,7 @@ async fn onto_machine(
     wanted: &[RestoreDisk],
 ) -> Result<Opened, Error> {
     let vm = node.vm(name)?;
-    let claim = node.claim_name(name)?;
+    let claim = node.claims.claim(name)?;
     if !vm.group.status.borrow().serves() {
         return Err(Error::conflict(format!("cannot restore onto `{name}`: this node does not lead it"))
             .hint("run it on the node that does; `rempart status` names it"));

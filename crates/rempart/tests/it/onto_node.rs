@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 
 const MIB: usize = 1 << 20;
 /// A repository's chunk.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 128 << 10;
 
 /// A command on the repository, with the daemon of `node`.
 pub fn run(vault: &Vault, node: &Server, arguments: &[&str]) -> Answer {
@@ -181,8 +181,8 @@ fn a_mirrored_machine_goes_back_to_a_point_on_both_nodes() {
     let written = |told: &Value, disk: usize| told["disks"][disk]["written_bytes"].as_u64().unwrap();
     assert_eq!(
         written(&told, 0),
-        (6 * CHUNK) as u64,
-        "one changed, one to be zeroed, four to come back: {told}"
+        (10 * CHUNK) as u64,
+        "one changed, one to be zeroed, eight to come back: {told}"
     );
     assert_eq!(written(&told, 1), CHUNK as u64, "{told}");
     holds(&vault, &a, "shop", 0, &at_old);
