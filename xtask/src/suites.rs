@@ -104,6 +104,17 @@ pub fn run_all(options: &Options) -> Result<()> {
             "planted",
         ]))
     });
+    suite("planted mistakes of the repository's log", Suite::Workspace, &mut || {
+        counted(cargo().args([
+            "test",
+            "--quiet",
+            "-p",
+            "rempart-repository-sim",
+            "--features",
+            "planted-bugs",
+            "planted",
+        ]))
+    });
     suite("documentation tests", Suite::Workspace, &mut || {
         counted(cargo().args(["test", "--quiet", "--workspace", "--doc", "--no-fail-fast"]))
     });

@@ -1,6 +1,6 @@
 //! Who works in a simulated repository. Each is a program that blocks, over the calls that the product's programs use.
 
-use crate::book::{Book, CHUNKS, Chunks, SALT, chunks_in, each};
+use crate::book::{Book, CHUNKS, Chunks, chunks_in, each};
 use crate::fiber::suspend;
 use crate::keys::{Check, Key};
 use crate::place::Place;
@@ -10,7 +10,7 @@ use rempart_repository::collect::{CollectError, Collector, Follow, Kept};
 use rempart_repository::log::{
     self, Commit, Content, Log, LogError, Number, Refusal, Segment, Session, State, Status,
 };
-use rempart_repository::{ChainId, DomainId, PackId, PackName, RepositoryId, SessionId};
+use rempart_repository::{Bug, ChainId, DomainId, PackId, PackName, RepositoryId, SessionId, planted};
 use rempart_types::WallTime;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,7 +23,10 @@ pub const AGENT: Key = Key(2);
 pub const AGENTS_DOMAIN: DomainId = DomainId([2; 16]);
 
 /// Tries to put one pack, and to commit one backup.
-const TRIES: u32 = 3;
+pub const TRIES: u32 = 3;
+
+/// Steps without a word after which a session is taken for dead, at least.
+pub const IDLE: u64 = 50;
 
 /// What an actor does for a living.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +37,7 @@ pub enum Role {
     Collector,
     /// Ends other sessions, for no reason.
     Fencer,
-    /// Reads backups, and finds all they reach.
+    /// Reads backups, which it has in use meanwhile, and finds all they reach.
     Reader,
     /// Copies what lies in few packs together, and condemns those.
     Repacker,
@@ -90,15 +93,15 @@ impl Actor {
         self.book.lock().expect("no holder panics")
     }
 
-    fn rng(&self) -> MutexGuard<'_, Rng> {
+    pub fn rng(&self) -> MutexGuard<'_, Rng> {
         self.rng.lock().expect("no holder panics")
     }
 
-    fn chance(&self, per_mille: u64) -> bool {
+    pub fn chance(&self, per_mille: u64) -> bool {
         self.rng().chance(per_mille)
     }
 
-    fn now(&self) -> WallTime {
+    pub fn now(&self) -> WallTime {
         WallTime(self.place.store().now)
     }
 
@@ -106,12 +109,12 @@ impl Actor {
         Log::open(Arc::new(self.place.clone()), Arc::new(Check), REPOSITORY, log::Sign::verifier(&OWNER))
     }
 
-    fn open(&self, key: Key) -> Result<Session, LogError> {
+    pub fn open(&self, key: Key) -> Result<Session, LogError> {
         let id = SessionId(self.rng().bytes16());
         Session::open(self.open_log()?, Arc::new(key), id, self.now())
     }
 
-    fn end(&self, session: Session) -> Result<(), LogError> {
+    pub fn end(&self, session: Session) -> Result<(), LogError> {
         session.end(self.now()).map(drop)
     }
 
@@ -225,8 +228,7 @@ impl Actor {
 
     fn put_again(&self, session: &mut Session, backup: &mut Backup, chunks: Chunks) -> Result<(), LogError> {
         backup.referred.retain(|chunk, _| chunk & chunks == 0);
-        #[cfg(feature = "planted-bugs")]
-        if rempart_repository::planted(rempart_repository::Bug::NameUsedAgain) {
+        if planted(Bug::NameUsedAgain) {
             let dead = |pack: &PackId| session.state().live_pack(*pack, backup.domain).is_none();
             let again: Vec<_> = backup.live.extract_if(.., |(pack, _)| dead(pack)).collect();
             for (pack, held) in again {
@@ -286,7 +288,8 @@ impl Actor {
         }
         let mut collector = Collector::new(&mut session, self.now(), true)?;
         if self.chance(400) {
-            let idle = 50 + self.rng().below(1000);
+            let most = if self.chance(600) { 50 } else { 1000 };
+            let idle = IDLE + self.rng().below(most);
             collector.fence_idle(Duration::from_millis(idle))?;
         }
         let mut walk = self.walk(None);
@@ -299,7 +302,7 @@ impl Actor {
         if self.chance(900) {
             collector.delete()?;
         }
-        if self.chance(500) {
+        if self.chance(700) {
             collector.sweep()?;
         }
         let entries = self.rng().below(25);
@@ -316,10 +319,28 @@ impl Actor {
         if some.is_empty() {
             return Ok(());
         }
+        if self.chance(500) {
+            self.end_readers(session, &some)?;
+        }
         self.book().given_up.extend(&some);
-        session.forget(self.now(), some)?;
-        self.book().meet("forgotten");
+        match session.forget(self.now(), some) {
+            Ok(_) => self.book().meet("forgotten"),
+            Err(LogError::Refused(Refusal::InUse(..))) => self.book().meet("in use: not forgotten"),
+            Err(error) => return Err(error),
+        }
         Ok(())
+    }
+
+    /// All backups but the newest.
+    pub fn forget_most(&self) -> Result<(), LogError> {
+        let mut session = self.open(OWNER)?;
+        let mut roots: Vec<u64> = session.state().roots().keys().copied().collect();
+        roots.pop();
+        if !roots.is_empty() {
+            self.book().given_up.extend(&roots);
+            session.forget(self.now(), roots)?;
+        }
+        self.end(session)
     }
 
     fn fence(&self) -> Result<(), LogError> {
@@ -328,6 +349,7 @@ impl Actor {
         let open = session.state().sessions().filter(|other| !other.is_over && other.id != own);
         let other = self.rng().pick(open.map(|other| other.id).collect());
         if let Some(other) = other {
+            self.book().ended.insert(other);
             session.fence(self.now(), other)?;
         }
         self.end(session)
@@ -357,11 +379,7 @@ impl Actor {
             return Ok(self.end(session)?);
         }
         let copy = self.put_new_pack(session.id(), held)?;
-        let mut walk = self.walk(Some(copy));
-        #[cfg(feature = "planted-bugs")]
-        {
-            walk.believed = rempart_repository::planted(rempart_repository::Bug::RepackedBeforeLive);
-        }
+        let mut walk = Walk { believed: planted(Bug::RepackedBeforeLive), ..self.walk(Some(copy)) };
         if !walk.believed {
             session.segment(self.now(), Segment { packs: vec![copy], indexes: Vec::new() })?;
         }
@@ -379,92 +397,6 @@ impl Actor {
 
     pub fn walk(&self, preferred: Option<PackId>) -> Walk<'_> {
         Walk { actor: self, preferred, believed: false }
-    }
-
-    fn read(&self) -> Result<(), LogError> {
-        let mut log = self.open_log()?;
-        let root = self.rng().pick(log.state().roots().keys().copied().collect());
-        let Some(root) = root else { return Ok(()) };
-        let chunks = match log.payload(root) {
-            Ok(payload) => chunks_in(&payload),
-            Err(LogError::Objects(error)) => return Err(error.into()),
-            Err(error) => {
-                // It may have been forgotten, and its entry removed.
-                log.refresh()?;
-                if log.state().roots().contains_key(&root) {
-                    self.book().broken.get_or_insert(format!("backup {root} cannot be read: {error}"));
-                }
-                return Ok(());
-            }
-        };
-        for _ in 0..TRIES {
-            let mut found = 0;
-            let Some(record) = log.state().roots().get(&root) else { return Ok(()) };
-            let required: Vec<Number> = record.required.iter().collect();
-            for number in required {
-                let object = log.state().object(number).expect("what is required is known");
-                let name = object.content.object(log.state().owner(object).id);
-                match self.place.get(&name, 1000) {
-                    Ok(bytes) => found |= chunks_in(&bytes[SALT..]),
-                    Err(error) if error.kind == ErrorKind::Missing => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            if chunks & !found == 0 {
-                self.book().meet("read");
-                return Ok(());
-            }
-            // What it required then may be condemned by now.
-            let before = log.state().next();
-            log.refresh()?;
-            let lost = log.state().roots().contains_key(&root) && log.state().next() == before;
-            if lost {
-                self.book()
-                    .broken
-                    .get_or_insert(format!("backup {root} reaches {chunks:b}, and found is {found:b}"));
-                return Ok(());
-            }
-            self.book().meet("read again: packs were condemned meanwhile");
-        }
-        Ok(())
-    }
-
-    #[cfg(not(feature = "planted-bugs"))]
-    fn lie(&self) -> Result<(), LogError> {
-        Ok(())
-    }
-
-    /// Puts into the next slot what should not be there, under a key that may only write.
-    #[cfg(feature = "planted-bugs")]
-    fn lie(&self) -> Result<(), LogError> {
-        use rempart_repository::log::{Body, Condemn, Numbers};
-        let session = self.open(AGENT)?;
-        for _ in 0..3 {
-            let mut log = self.open_log()?;
-            log.refresh()?;
-            let state = log.state();
-            let any_session = state.sessions().next().map_or(session.id(), |any| any.id);
-            let body = match self.rng().below(6) {
-                0 => Body::Condemn(Condemn {
-                    objects: state.live(),
-                    followed: true,
-                    survivors: Numbers::new(),
-                }),
-                1 => Body::Fence(any_session),
-                2 => Body::Forget(state.roots().keys().copied().collect()),
-                3 => Body::Gone(state.live()),
-                4 => Body::Verified(state.live()),
-                _ => Body::End,
-            };
-            let mut bytes = log::forge(state, session.id(), &AGENT, &body);
-            if self.chance(200) {
-                let place = self.rng().below(bytes.len() as u64) as usize;
-                bytes[place] ^= 1;
-            }
-            self.place.create(&log::name(state.next()), &[&bytes], None)?;
-            self.book().meet("lied");
-        }
-        self.end(session)
     }
 }
 
@@ -495,7 +427,8 @@ impl Backup {
         parent: Option<u64>,
         payload: Vec<u8>,
     ) -> Result<Commit, Trouble> {
-        if self.base.is_some_and(|base| !state.roots().contains_key(&base)) {
+        let is_there = |base| state.roots().contains_key(&base) || planted(Bug::BaseNotLookedFor);
+        if self.base.is_some_and(|base| !is_there(base)) {
             return Err(Trouble::NoBase);
         }
         let mut packs = Vec::new();

@@ -1,6 +1,7 @@
 //! What the world knows and no actor can: what was acknowledged, what lies in each pack, what somebody gave up.
 
-use rempart_repository::{EntryHash, PackId};
+use rempart_repository::{EntryHash, PackId, SessionId};
+use rempart_types::WallTime;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A set of chunks: one bit for each of very few.
@@ -29,12 +30,24 @@ pub struct Book {
     pub committed: BTreeMap<u64, (EntryHash, Chunks)>,
     /// Backups that somebody set out to forget.
     pub given_up: BTreeSet<u64>,
+    /// What readers were told that they have in use, unless they said since that they end.
+    pub in_use: BTreeMap<SessionId, Use>,
+    /// Sessions that somebody set out to end, who is not their own.
+    pub ended: BTreeSet<SessionId>,
     /// The bytes of packs that anybody made.
     pub packs: BTreeMap<PackId, Vec<u8>>,
     /// What an actor found that must not be.
     pub broken: Option<String>,
     /// How often what happened.
     pub met: BTreeMap<&'static str, u64>,
+}
+
+/// Backups that a session has in use.
+#[derive(Debug)]
+pub struct Use {
+    pub roots: Vec<u64>,
+    /// When its reader told so.
+    pub told: WallTime,
 }
 
 impl Book {

@@ -6,6 +6,29 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// What a campaign must meet: one that does not says little.
+const MUST_MEET: [&str; 19] = [
+    "a commit found packs that are not live",
+    "a reader was ended by force",
+    "a use was taken away",
+    "base forgotten: everything looked up",
+    "chunks put again: their pack is not live any more",
+    "committed",
+    "committed incrementally",
+    "condemned after a repack",
+    "condemned, followed",
+    "condemned, not followed",
+    "crashed",
+    "crashed, a reader",
+    "fenced: starts over",
+    "forgotten before it was in use",
+    "in use: not forgotten",
+    "landed late",
+    "read",
+    "read again: packs were condemned meanwhile",
+    "truncated",
+];
+
 /// What came of a campaign.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -14,6 +37,14 @@ pub struct Report {
     pub failure: Option<(u64, String)>,
     pub met: BTreeMap<&'static str, u64>,
     pub elapsed: Duration,
+}
+
+impl Report {
+    /// What must be met, and was met less than so many times.
+    pub fn too_seldom(&self, least: u64) -> Vec<(&'static str, u64)> {
+        let met = |what| self.met.get(what).copied().unwrap_or(0);
+        MUST_MEET.into_iter().map(|what| (what, met(what))).filter(|(_, times)| *times < least).collect()
+    }
 }
 
 /// Runs `seeds`, until one fails.

@@ -9,7 +9,9 @@ mod book;
 mod campaign;
 mod fiber;
 mod keys;
+mod liar;
 mod place;
+mod reading;
 mod rng;
 mod world;
 

@@ -4,7 +4,7 @@
 use crate::fiber::suspend;
 use crate::rng::Rng;
 use rempart_objects::{Abilities, Created, Error, ErrorKind, Listed, Name, Objects};
-use rempart_repository::{PackId, PackName};
+use rempart_repository::{Bug, PackId, PackName, planted};
 use rempart_types::WallTime;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, Range};
@@ -40,6 +40,8 @@ pub struct Store {
     pub in_flight: BTreeMap<usize, Late>,
     /// Packs whose creation was acknowledged.
     acknowledged: BTreeSet<Name>,
+    /// Objects that were there, and were not.
+    pub removed: BTreeSet<Name>,
     /// Something that a checker should look at happened.
     pub changed: bool,
     /// The first promise that broke here.
@@ -60,6 +62,7 @@ impl Store {
             late: Vec::new(),
             in_flight: BTreeMap::new(),
             acknowledged: BTreeSet::new(),
+            removed: BTreeSet::new(),
             changed: false,
             broken: None,
             faults,
@@ -81,7 +84,7 @@ impl Store {
     }
 
     fn create(&mut self, name: &Name, bytes: &[u8]) -> Created {
-        if self.objects.contains_key(name) {
+        if self.objects.contains_key(name) && !planted(Bug::SlotReplaced) {
             return Created::Taken;
         }
         self.objects.insert(name.clone(), bytes.to_vec());
@@ -94,6 +97,7 @@ impl Store {
 
     fn remove(&mut self, name: &Name) {
         if self.objects.remove(name).is_some() {
+            self.removed.insert(name.clone());
             if let Some(pack) = PackName::parse(name) {
                 self.packs.remove(&pack.pack);
             }
@@ -156,7 +160,8 @@ impl Place {
         let Some(actor) = self.actor else {
             return Ok(self.perform(&late));
         };
-        if let (Late::Create(name, _), true) = (&late, self.store().acknowledged.contains(&name)) {
+        let again = matches!(late, Late::Create(..)) && self.store().acknowledged.contains(&name);
+        if again {
             self.store().broken.get_or_insert(format!("{name} is put again after it was acknowledged"));
         }
         self.store().in_flight.insert(actor, late.clone());

@@ -1,17 +1,18 @@
 //! One seed's world: who is there, who goes next, what goes wrong, and what must hold.
 
-use crate::actor::{AGENT, Actor, OWNER, OWNERS_DOMAIN, REPOSITORY, Role};
+use crate::actor::{AGENT, Actor, IDLE, OWNER, OWNERS_DOMAIN, REPOSITORY, Role};
 use crate::book::{Book, Chunks, chunks_in};
 use crate::fiber::Fiber;
 use crate::keys::Check;
 use crate::place::{Faults, Place, Store};
 use crate::rng::Rng;
+use rempart_objects::Name;
 use rempart_repository::collect::Collector;
 use rempart_repository::log::{self, Content, Log, Session, Status};
 use rempart_repository::{EntryHash, SessionId};
 use rempart_types::WallTime;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
@@ -30,6 +31,10 @@ pub struct World {
     log: Log,
     /// What backups reach, by their entries' hashes.
     payloads: BTreeMap<EntryHash, Chunks>,
+    /// What was condemned and not gone when it was looked at last.
+    condemned: BTreeSet<Name>,
+    /// Sessions that were over then, and their last entries.
+    over: BTreeMap<SessionId, (u64, EntryHash)>,
     crashes: u64,
     pauses: u64,
     /// How often the same one goes on, in a thousand steps.
@@ -92,6 +97,8 @@ impl World {
             book,
             log,
             payloads: BTreeMap::new(),
+            condemned: BTreeSet::new(),
+            over: BTreeMap::new(),
         }
     }
 
@@ -159,6 +166,8 @@ impl World {
         let which = self.rng.below(store.late.len() as u64) as usize;
         let late = store.late.swap_remove(which);
         store.land(late);
+        drop(store);
+        self.book().meet("landed late");
     }
 
     /// What it had asked for may be done yet.
@@ -166,6 +175,8 @@ impl World {
         if self.actors[number].fiber.take().is_none() {
             return;
         }
+        let reads = self.actors[number].actor.role == Role::Reader && !self.book().in_use.is_empty();
+        self.book().meet(if reads { "crashed, a reader" } else { "crashed" });
         let mut store = self.place.store();
         store.tell(|| format!("{number}: crashes"));
         if let Some(late) = store.in_flight.remove(&number)
@@ -200,7 +211,58 @@ impl World {
             }
         }
         drop(book);
+        self.check_over()?;
+        self.check_gone()?;
+        self.check_uses()?;
         self.check_roots()
+    }
+
+    /// Nothing counts that a session says behind its end.
+    fn check_over(&mut self) -> Result<(), String> {
+        let over = self.log.state().sessions().filter(|session| session.is_over);
+        let over: BTreeMap<_, _> = over.map(|session| (session.id, session.last)).collect();
+        let mut before = self.over.iter();
+        match before.find(|(id, last)| over.get(id).is_some_and(|now| now != *last)) {
+            Some((id, _)) => Err(format!("session {id} is over, and what it said since counts")),
+            None => {
+                self.over = over;
+                Ok(())
+            }
+        }
+    }
+
+    /// What was condemned is told to be gone when it was, at some time.
+    fn check_gone(&mut self) -> Result<(), String> {
+        let (state, store) = (self.log.state(), self.place.store());
+        let condemned = state.objects().filter(|object| object.status == Status::Condemned);
+        let condemned = condemned.map(|object| object.content.object(state.owner(object).id)).collect();
+        let mut gone = self.condemned.difference(&condemned);
+        match gone.find(|name| !store.removed.contains(name)) {
+            Some(name) => Err(format!("{name} is told to be gone, and never was")),
+            None => {
+                self.condemned = condemned;
+                Ok(())
+            }
+        }
+    }
+
+    /// What somebody has in use is there, until its session is over; and that only by itself, by those who set out to end it,
+    /// and when it was silent.
+    fn check_uses(&self) -> Result<(), String> {
+        let (state, now) = (self.log.state(), self.place.store().now);
+        let mut book = self.book();
+        for (session, used) in &book.in_use {
+            let gone = used.roots.iter().find(|root| !state.roots().contains_key(root));
+            if state.session_is_open(*session) {
+                if let Some(root) = gone {
+                    return Err(format!("backup {root} is gone, and session {session} has it in use"));
+                }
+            } else if !book.ended.contains(session) && used.told.0 + IDLE >= now {
+                return Err(format!("nobody ended session {session}, which has {:?} in use", used.roots));
+            }
+        }
+        book.in_use.retain(|session, _| state.session_is_open(*session));
+        Ok(())
     }
 
     /// Everything that any backup reaches lies in packs that it requires and that are there.
@@ -220,7 +282,9 @@ impl World {
             let (book, store) = (self.book.lock().expect("no holder panics"), self.place.store());
             let mut held = 0;
             for pack in root.required.iter() {
+                // What another domain's writer put may not be what it says.
                 if let Some(object) = state.object(pack)
+                    && (state.owner(object).domain == root.domain || state.verified().contains(object.number))
                     && let Content::Pack(pack) = object.content
                     && store.packs.contains(&pack)
                 {
@@ -277,9 +341,11 @@ impl World {
         if self.book().committed.len() == before {
             return Err("after healing a backup does not succeed".to_owned());
         }
-        for _ in 0..2 {
-            self.finish("a collection", collect_all)?;
-        }
+        // The collection ends whoever is there.
+        self.book().in_use.clear();
+        self.finish("a collection", collect_all)?;
+        self.finish("forgetting", |actor| actor.forget_most().map_err(|error| format!("{error:?}")))?;
+        self.finish("a collection", collect_all)?;
         self.check_rest()
     }
 

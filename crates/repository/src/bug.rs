@@ -1,10 +1,12 @@
 //! Mistakes that can be planted, each the breach of one rule of the log. The simulation must find every one of them.
 
-/// One deliberate mistake.
+/// One deliberate mistake. Rule numbers are those of the table in `docs/testing.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {
     /// Rule 1: who loses a slot appends the same behind the other's entry, and nobody looks whether it is right there.
     NotValidatedAgain,
+    /// Rule 1: who creates what is there replaces it, as a rename would.
+    SlotReplaced,
     /// Rule 2: no answer is taken for success.
     UnknownIsDone,
     /// Rule 3: what a fenced session says counts.
@@ -13,6 +15,8 @@ pub enum Bug {
     NameUsedAgain,
     /// Rule 5: a backup may require whatever is not condemned: also what was cleared away.
     NotCondemnedIsEnough,
+    /// Rule 5: a backup may continue one that was forgotten, and whatever that one alone required.
+    BaseNotLookedFor,
     /// Rule 6: a backup may require what is condemned and still there.
     CondemnedIsRequired,
     /// Rule 6: what is condemned is gone once its removal was asked for, seen or not.
@@ -35,15 +39,31 @@ pub enum Bug {
     TruncatedBeforePublished,
     /// Rule 10: packs are condemned that a repack copied, before the copies are live.
     RepackedBeforeLive,
+    /// Readers: what somebody reads may be forgotten.
+    InUseForgotten,
+    /// Readers: what was forgotten may be had in use.
+    ForgottenIsRead,
+    /// Readers: what a session has in use is what it said first.
+    FirstReadCounts,
+    /// Readers: a checkpoint does not say who reads.
+    ReadsNotFolded,
+    /// Readers: who is gone has in use what it had.
+    UseOutlivesSession,
+    /// Trust: what takes the maintenance key counts by any key.
+    AnyKeyMaintains,
+    /// Trust: a backup may require what a writer of another domain put.
+    OtherDomainsRequired,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 16] = [
+    pub const ALL: [Bug; 25] = [
         Bug::NotValidatedAgain,
+        Bug::SlotReplaced,
         Bug::UnknownIsDone,
         Bug::FenceIgnored,
         Bug::NameUsedAgain,
         Bug::NotCondemnedIsEnough,
+        Bug::BaseNotLookedFor,
         Bug::CondemnedIsRequired,
         Bug::GoneUnseen,
         Bug::NewRootsNotFollowed,
@@ -55,6 +75,13 @@ impl Bug {
         Bug::EmptySlotIsHead,
         Bug::TruncatedBeforePublished,
         Bug::RepackedBeforeLive,
+        Bug::InUseForgotten,
+        Bug::ForgottenIsRead,
+        Bug::FirstReadCounts,
+        Bug::ReadsNotFolded,
+        Bug::UseOutlivesSession,
+        Bug::AnyKeyMaintains,
+        Bug::OtherDomainsRequired,
     ];
 }
 

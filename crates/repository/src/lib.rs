@@ -28,7 +28,8 @@ mod writer;
 
 pub use blob::{BlobKind, Codec, Compressor, Decompressor};
 #[cfg(feature = "planted-bugs")]
-pub use bug::{Bug, plant, planted};
+pub use bug::plant;
+pub use bug::{Bug, planted};
 pub use chunk::{ChunkSize, is_zero};
 pub use description::Description;
 pub use error::{Error, ErrorKind};

@@ -3,7 +3,7 @@
 use crate::blob::{BlobKind, Decompressor};
 use crate::error::{Error, ErrorKind};
 use crate::index::{LocalIndex, Located};
-use crate::log::{Content, Number, Object, State, Status};
+use crate::log::{Content, Log, Number, Object, State, Status};
 use crate::pack::{Blob, PackOpener};
 use crate::repository::Keys;
 use crate::tree::NodeSource;
@@ -11,6 +11,7 @@ use crate::{ChunkId, DomainId, PackName, Repository};
 use rempart_objects::Objects;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 /// Packs whose secrets are kept opened: 300 bytes each.
 const OPENED: usize = 16 * 1024;
@@ -18,6 +19,10 @@ const OPENED: usize = 16 * 1024;
 const GAP: u64 = 128 << 10;
 /// Bytes read from a pack at once, at most.
 const LONGEST: u64 = 8 << 20;
+/// Times that what is missing is looked for where the log says that it is by now.
+const LOOKS: u32 = 10;
+/// Looking in vain takes at most one part of the time in so many.
+const LOOK_PART: u32 = 20;
 
 /// Reads what is in a repository, on any number of threads.
 #[derive(Debug)]
@@ -27,10 +32,36 @@ pub struct BlobReader {
     index: RwLock<LocalIndex>,
     packs: RwLock<BTreeMap<Number, LivePack>>,
     opened: Mutex<BTreeMap<Number, Arc<PackOpener>>>,
+    follows: Option<Follows>,
+}
+
+/// How a reader goes on while others collect.
+#[derive(Debug)]
+struct Follows {
+    repository: Arc<Repository>,
+    looked: Mutex<Looked>,
+}
+
+/// What is known of the log.
+#[derive(Debug)]
+struct Looked {
+    log: Option<Log>,
+    /// Entries of which packs and index are.
+    covers: u64,
+    /// When nothing had changed last, and how long that took to find out.
+    in_vain: Option<(Instant, Duration)>,
 }
 
 impl BlobReader {
-    /// Reads what is live in `state`, of which `index` is.
+    /// Reads what is live in `state`, and looks in the log again where that is not there any more: collections put elsewhere,
+    /// and backups store anew, what is lost.
+    pub fn following(repository: &Arc<Repository>, state: &State) -> Result<BlobReader, Error> {
+        let reader = BlobReader::new(repository, state, repository.index(state)?);
+        let looked = Mutex::new(Looked { log: None, covers: state.next(), in_vain: None });
+        Ok(BlobReader { follows: Some(Follows { repository: repository.clone(), looked }), ..reader })
+    }
+
+    /// Reads what is live in `state`, of which `index` is, and nothing else.
     pub fn new(repository: &Repository, state: &State, index: LocalIndex) -> BlobReader {
         BlobReader {
             objects: repository.objects().clone(),
@@ -38,6 +69,7 @@ impl BlobReader {
             index: RwLock::new(index),
             packs: RwLock::new(live_packs(state).collect()),
             opened: Mutex::default(),
+            follows: None,
         }
     }
 
@@ -61,6 +93,62 @@ impl BlobReader {
     /// # Errors
     /// If no live pack has it whole. The last pack that should have had it says why.
     pub fn read(
+        &self,
+        kind: BlobKind,
+        id: &ChunkId,
+        plain: &mut Vec<u8>,
+        decompressor: &mut Decompressor,
+    ) -> Result<(), Error> {
+        for _ in 0..LOOKS {
+            let covers = self.covers();
+            match self.read_here(kind, id, plain, decompressor) {
+                Err(_) if self.look_again(covers) => {}
+                ended => return ended,
+            }
+        }
+        self.read_here(kind, id, plain, decompressor)
+    }
+
+    fn covers(&self) -> u64 {
+        let looked = self.follows.as_ref().map(|follows| follows.looked.lock().expect("no holder panics"));
+        looked.map_or(0, |looked| looked.covers)
+    }
+
+    /// Whether more of the log is known now than its first `covers` entries.
+    fn look_again(&self, covers: u64) -> bool {
+        let Some(Follows { repository, looked }) = &self.follows else { return false };
+        let mut looked = looked.lock().expect("no holder panics");
+        if looked.covers > covers {
+            return true;
+        }
+        if looked.in_vain.is_some_and(|(ended, took)| ended.elapsed() < took * LOOK_PART) {
+            return false;
+        }
+        let began = Instant::now();
+        // What the caller met says more than why it could not be looked for.
+        let found = self.catch_up(repository, &mut looked).unwrap_or(false);
+        looked.in_vain = (!found).then(|| (Instant::now(), began.elapsed()));
+        found
+    }
+
+    fn catch_up(&self, repository: &Repository, looked: &mut Looked) -> Result<bool, Error> {
+        let log = match looked.log.take() {
+            Some(mut log) => {
+                log.refresh()?;
+                log
+            }
+            None => repository.log()?,
+        };
+        let state = looked.log.insert(log).state();
+        let is_more = state.next() > looked.covers;
+        if is_more {
+            drop(self.replace(state, repository.index(state)?));
+            looked.covers = state.next();
+        }
+        Ok(is_more)
+    }
+
+    fn read_here(
         &self,
         kind: BlobKind,
         id: &ChunkId,
@@ -112,13 +200,17 @@ impl BlobReader {
         mut each: impl FnMut(usize, &[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut wanted = Vec::with_capacity(ids.len());
+        let mut plain = Vec::new();
         for (place, id) in ids.iter().enumerate().filter(|(_, id)| !id.is_zero()) {
-            let found = self.find(id)?.into_iter().find(|located| located.blob.kind == kind);
-            let located = found.ok_or_else(|| missing(id))?;
-            wanted.push((located, place));
+            match self.find(id)?.into_iter().find(|located| located.blob.kind == kind) {
+                Some(located) => wanted.push((located, place)),
+                None => {
+                    self.read(kind, id, &mut plain, decompressor)?;
+                    each(place, &plain)?;
+                }
+            }
         }
         wanted.sort_unstable_by_key(|(located, _)| (located.pack, located.blob.offset));
-        let mut plain = Vec::new();
         let mut rest = &wanted[..];
         while let Some((first, _)) = rest.first() {
             let start = first.blob.range().start;

@@ -11,8 +11,8 @@ use rempart_repository::{
 };
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Leaves of trees that are kept, each of 8 KiB: those of 128 GiB of disk, at the default size of chunks.
 const LEAVES: u64 = 2048;
@@ -27,8 +27,6 @@ const HOT: f64 = 0.5;
 /// Chunks that one part of the cache, with a lock of its own, should have room for.
 const SHARD: u64 = 64;
 const MOST_SHARDS: u64 = 8;
-/// Looking for what cannot be read in the log as it is now takes at most one part of the time in so many, when it is in vain.
-const RENEW_PART: u32 = 20;
 
 /// What is read of a repository by those who read at random.
 pub struct ChunkCache {
@@ -39,9 +37,7 @@ pub struct ChunkCache {
 /// The chunks, and the way to those that are not here.
 pub(super) struct Shelf {
     repository: Arc<Repository>,
-    reader: RwLock<Arc<BlobReader>>,
-    /// When that ended last, and how long it took.
-    renewed: Mutex<Option<(Instant, Duration)>>,
+    reader: BlobReader,
     chunks: Cache<ChunkId, Bytes, Weight>,
     nodes: Cache<ChunkId, Bytes, Weight>,
     leaves: Cache<(ChunkId, u64), Arc<Leaf>>,
@@ -63,7 +59,7 @@ type Guard<'a> =
 impl ChunkCache {
     /// Keeps at most `bytes` bytes of chunks.
     pub fn new(repository: Arc<Repository>, bytes: u64) -> Result<Arc<ChunkCache>, Error> {
-        let reader = RwLock::new(open(&repository)?);
+        let reader = BlobReader::following(&repository, repository.log()?.state())?;
         let chunk_len = u64::from(repository.chunk_size().bytes());
         let room = (bytes / chunk_len).max(1);
         let options = |items: u64, weight: u64, shards: u64| {
@@ -76,7 +72,6 @@ impl ChunkCache {
         let hash = DefaultHashBuilder::default;
         let shelf = Arc::new(Shelf {
             reader,
-            renewed: Mutex::new(None),
             chunks: Cache::with_options(
                 options(room, bytes, shards),
                 Weight,
@@ -207,10 +202,9 @@ impl Shelf {
         if wanted.is_empty() {
             return;
         }
-        let reader = self.reader();
         let mut decompressor = self.take_decompressor();
         // Who wants what could not be read meets the reason again.
-        let _ = reader.read_many(&wanted, &mut decompressor, |at, plain| {
+        let _ = self.reader.read_many(&wanted, &mut decompressor, |at, plain| {
             let chunk = Bytes::copy_from_slice(plain);
             let guard = guards[at].take().expect("each is given once");
             let _ = guard.insert(chunk.clone());
@@ -228,38 +222,9 @@ impl Shelf {
     fn read(&self, kind: BlobKind, id: &ChunkId) -> Result<Bytes, Error> {
         let mut plain = Vec::new();
         let mut decompressor = self.take_decompressor();
-        let reader = self.reader();
-        let mut read = reader.read(kind, id, &mut plain, &mut decompressor);
-        if read.is_err()
-            && let Some(newer) = self.renew(&reader)
-        {
-            // It may have been stored anew, or moved to another pack.
-            read = newer.read(kind, id, &mut plain, &mut decompressor);
-        }
+        let read = self.reader.read(kind, id, &mut plain, &mut decompressor);
         self.give_back(decompressor);
         read.map(|()| plain.into())
-    }
-
-    fn reader(&self) -> Arc<BlobReader> {
-        self.reader.read().expect("no holder panics").clone()
-    }
-
-    /// A reader of what is live now, unless that was looked at only just before.
-    fn renew(&self, failed: &Arc<BlobReader>) -> Option<Arc<BlobReader>> {
-        let mut renewed = self.renewed.lock().expect("no holder panics");
-        let current = self.reader();
-        if !Arc::ptr_eq(&current, failed) {
-            return Some(current);
-        }
-        if renewed.is_some_and(|(ended, took)| ended.elapsed() < took * RENEW_PART) {
-            return None;
-        }
-        let began = Instant::now();
-        let newer = open(&self.repository);
-        *renewed = Some((Instant::now(), began.elapsed()));
-        let newer = newer.ok()?;
-        *self.reader.write().expect("no holder panics") = newer.clone();
-        Some(newer)
     }
 
     fn take_decompressor(&self) -> Decompressor {
@@ -275,12 +240,6 @@ impl NodeSource for Shelf {
     fn node(&self, id: &ChunkId) -> Result<Vec<u8>, Error> {
         self.nodes.get_or_insert_with(id, || self.read(BlobKind::Tree, id)).map(|node| node.to_vec())
     }
-}
-
-fn open(repository: &Arc<Repository>) -> Result<Arc<BlobReader>, Error> {
-    let log = repository.log()?;
-    let index = repository.index(log.state())?;
-    Ok(Arc::new(BlobReader::new(repository, log.state(), index)))
 }
 
 impl fmt::Debug for ChunkCache {

@@ -476,3 +476,28 @@ fn noise_of(seed: u8, len: usize) -> Vec<u8> {
     random.fill_bytes(&mut bytes);
     bytes
 }
+
+#[test]
+fn who_reads_goes_on_where_a_collection_put_what_is_read() {
+    let mut lab = in_memory();
+    lab.make_disk(MIB);
+    lab.fill(0, MIB);
+    let mut points = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    lab.fill(0, MIB / 2);
+    back_up(&mut lab, &mut points, None);
+    let log = lab.repository.log().expect("opens");
+    let open = || lab.repository.index(log.state()).expect("opens");
+    let following = BlobReader::following(&lab.repository, log.state()).expect("opens");
+    let fixed = BlobReader::new(&lab.repository, log.state(), open());
+    forget(&lab, &[points.remove(0).0]);
+    let done = gc(&lab, Collection { repack: Some(100), ..HOW });
+    assert!(done.rewritten.packs > 0, "{done:?}");
+    let content = DiskContent::of(&points[0].1, lab.repository.chunk_size());
+    let damaged = |reader| {
+        let checked = check_disk(reader, content, 2, &Progress::default()).expect("reads");
+        checked.damaged.len()
+    };
+    assert_ne!(damaged(&fixed), 0, "what it reads was moved");
+    assert_eq!(damaged(&following), 0);
+}

@@ -40,11 +40,14 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
         let _in_use = InUse::begin(&repository, &roots, "verify --boot", output);
         return boot::run(&command.boot, &repository, &points, output);
     }
-    let index = repository.index(log.state()).map_err(|e| describe("cannot read the index", &e))?;
-    let reader = BlobReader::new(&repository, log.state(), index);
+    let points = command.points.iter().map(|wanted| find(&repository, &log, wanted));
+    let points = points.collect::<Result<Vec<_>, _>>()?;
+    let roots: Vec<u64> = points.iter().map(|(root, _)| *root).collect();
+    let _in_use = InUse::until_stopped(&repository, &roots, "verify", output);
+    let reader = BlobReader::following(&repository, log.state());
+    let reader = reader.map_err(|e| describe("cannot read the index", &e))?;
     let (mut checked, mut damaged, mut lost) = (Vec::new(), 0, Vec::new());
-    for wanted in &command.points {
-        let (root, point) = find(&repository, &log, wanted)?;
+    for (root, point) in points {
         for disk in &point.disks {
             let chunk_size = repository.chunk_size();
             let content = Content::of(disk, chunk_size);

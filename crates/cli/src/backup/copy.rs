@@ -2,6 +2,7 @@
 
 use super::access::{Access, KeyArgs, chain, describe, now};
 use super::create::shown;
+use super::in_use::InUse;
 use super::points::{all, find, open_log, time};
 use crate::{Output, output::bytes, parse};
 use clap::Args;
@@ -96,6 +97,9 @@ pub fn run(command: &Copy, output: Output) -> Result<(), Error> {
         }
     };
     let mut there = copies(&target)?;
+    let is_there = |root: u64| there.contains_key(&Origin { copied_from: from.repository.id(), point: root });
+    let read: Vec<u64> = wanted.iter().map(|(root, _)| *root).filter(|root| !is_there(*root)).collect();
+    let _in_use = InUse::until_stopped(&from.repository, &read, "copy", output);
     let mut told = Vec::new();
     for (root, point) in &wanted {
         let what = format!("cannot copy `{}@{root}`", point.vm);
@@ -130,8 +134,7 @@ impl Origins {
         let repository = access.open()?;
         let log = open_log(&repository)?;
         let failed = |e| describe("cannot read the index", &e);
-        let index = repository.index(log.state()).map_err(failed)?;
-        let reader = BlobReader::new(&repository, log.state(), index);
+        let reader = BlobReader::following(&repository, log.state()).map_err(failed)?;
         let cache = ChunkCache::new(repository.clone(), MEMORY).map_err(failed)?;
         Ok(Origins { repository, log, reader, cache })
     }

@@ -85,8 +85,7 @@ pub fn run(command: &Files, output: Output) -> Result<(), Error> {
         return listed;
     }
     let tree = of(&point, &what)?;
-    let index = repository.index(log.state()).map_err(|e| describe(&what, &e))?;
-    let reader = BlobReader::new(&repository, log.state(), index);
+    let reader = BlobReader::following(&repository, log.state()).map_err(|e| describe(&what, &e))?;
     let files = FileReader::new(&reader, &tree).map_err(|e| describe(&what, &e))?;
     let wanted = command.path.as_deref().map(entry_path).unwrap_or_default();
     let (mut shapes, mut found) = (Vec::new(), false);

@@ -2,21 +2,28 @@
 
 use super::access::{chain, now};
 use super::create::host_name;
+use super::stop::Stop;
 use crate::Output;
 use rempart_repository::{ErrorKind, Repository, SessionId};
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How often a use is told anew: far more often than a collection takes anybody for dead, which is after days.
 const RENEW: Duration = Duration::from_secs(6 * 3600);
+/// A command that is told to end waits so long, at most, for the log to say that it does.
+const LAST_WORD: Duration = Duration::from_secs(10);
+/// What a shell makes of a command that was interrupted.
+const INTERRUPTED: i32 = 130;
 
 /// Has points in use, and tells so every now and then, until it is dropped.
 #[derive(Debug)]
 pub struct InUse {
     session: Option<SessionId>,
     ends: Option<(Sender<End>, JoinHandle<()>)>,
+    /// Closed when nothing is told any more.
+    over: Option<Receiver<()>>,
     at_drop: End,
 }
 
@@ -32,6 +39,28 @@ impl InUse {
     /// Of a command that ends with what it does. Where nothing can be written, it goes on, and says what may happen.
     pub fn begin(repository: &Arc<Repository>, roots: &[u64], command: &str, output: Output) -> InUse {
         InUse::start(repository, None, roots, command, output, End::Over)
+    }
+
+    /// The same of a command that does not wait for SIGINT and SIGTERM itself: they end it, and the use before.
+    pub fn until_stopped(
+        repository: &Arc<Repository>,
+        roots: &[u64],
+        command: &str,
+        output: Output,
+    ) -> InUse {
+        let mut in_use = InUse::begin(repository, roots, command, output);
+        // Without it the points count as in use until `gc` takes the command for dead.
+        if let (Some((ends, _)), Some(over), Ok(mut stop)) = (&in_use.ends, in_use.over.take(), Stop::new()) {
+            let ends = ends.clone();
+            let wait = move || {
+                stop.wait();
+                let _ = ends.send(End::Over);
+                let _ = over.recv_timeout(LAST_WORD);
+                std::process::exit(INTERRUPTED);
+            };
+            let _ = std::thread::Builder::new().name("stop".into()).spawn(wait);
+        }
+        in_use
     }
 
     /// Of a command that may be killed and begun again, with the session that it had before. See [`InUse::end`].
@@ -54,7 +83,7 @@ impl InUse {
         at_drop: End,
     ) -> InUse {
         if roots.is_empty() {
-            return InUse { session: None, ends: None, at_drop };
+            return InUse { session: None, ends: None, over: None, at_drop };
         }
         let who = format!("`rempart {command}` on {}, process {}", host_name(), std::process::id());
         let begun = match session {
@@ -68,12 +97,14 @@ impl InUse {
                     "nothing keeps the restore points that are read here from being forgotten: {}",
                     chain(&error)
                 ));
-                return InUse { session: None, ends: None, at_drop };
+                return InUse { session: None, ends: None, over: None, at_drop };
             }
         };
         let session = Some(reading.session());
         let (sender, ends) = channel();
+        let (is_over, over) = channel::<()>();
         let renew = move || {
+            let _is_over = is_over;
             let mut reading = reading;
             loop {
                 match ends.recv_timeout(RENEW) {
@@ -103,7 +134,7 @@ impl InUse {
         };
         let thread = std::thread::Builder::new().name("in-use".into()).spawn(renew);
         // Without it nothing is renewed, and nothing ended; a collection does that later.
-        InUse { session, ends: thread.ok().map(|thread| (sender, thread)), at_drop }
+        InUse { session, ends: thread.ok().map(|thread| (sender, thread)), over: Some(over), at_drop }
     }
 
     /// By which another command goes on.

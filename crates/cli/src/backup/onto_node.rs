@@ -3,7 +3,6 @@
 use super::access::describe;
 use super::create::{back_up_before, shown};
 use super::hardware::parse_definition;
-use super::in_use::InUse;
 use super::restore::Opened;
 use super::serve::Memory;
 use crate::command::vm::FirmwareArg;
@@ -243,7 +242,6 @@ pub fn new_machine(
         definition::Firmware::Uefi => nvram_hex(opened)?,
         definition::Firmware::Bios => None,
     };
-    let _in_use = InUse::begin(&opened.repository, &[opened.root], "restore", output);
     let mut needed_bytes = 0;
     for disk in &disks {
         let content = Content::of(disk, opened.repository.chunk_size());
@@ -312,7 +310,6 @@ pub fn over(
             .hint("add `--yes`"));
     }
     let nvram_hex = if over.disk.is_none() { nvram_hex(opened)? } else { None };
-    let _in_use = InUse::begin(&opened.repository, &[opened.root], "restore", output);
     let request = RestoreRequest {
         name: name.to_owned(),
         disks: wanted.clone(),

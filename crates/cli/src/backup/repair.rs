@@ -3,6 +3,7 @@
 use super::access::{Access, KeyArgs, chain, now};
 use super::copy::{Origin, Origins};
 use super::create::shown;
+use super::in_use::InUse;
 use super::points::{all, find, open_log};
 use crate::{Output, output::bytes};
 use clap::Args;
@@ -68,6 +69,8 @@ pub fn run(command: &Repair, output: Output) -> Result<(), Error> {
         wanted => wanted.iter().map(|wanted| find(&repository, &log, wanted)).collect::<Result<_, _>>()?,
     };
     let copies = all(&other.repository, &other.log)?;
+    let roots: Vec<u64> = points.iter().map(|(root, _)| *root).collect();
+    let _in_use = InUse::until_stopped(&repository, &roots, "repo repair", output);
     let (mut told, mut unmended) = (Vec::new(), 0);
     for (root, point) in &points {
         let copy = the_same(&repository, *root, point, &other, &copies);
@@ -113,7 +116,7 @@ fn repair(
     for round in 0..=ROUNDS {
         // What was mended before is whole for this one.
         let log = repository.log()?;
-        let reader = BlobReader::new(repository, log.state(), repository.index(log.state())?);
+        let reader = BlobReader::following(repository, log.state())?;
         let parts = damaged_parts(repository, &reader, root, point, output)?;
         let mut mended = false;
         for part in &parts {

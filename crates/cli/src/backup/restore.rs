@@ -4,6 +4,7 @@ use super::access::{Access, chain, describe};
 use super::create::shown;
 use super::files;
 use super::guest_files::Wanted;
+use super::in_use::InUse;
 use super::onto_node::{self, NewMachineArgs, Over};
 use super::points::{find, open_log};
 use super::serve::{Memory, disk_reader};
@@ -126,18 +127,19 @@ pub struct Opened {
     pub what: String,
     /// Whose keys its chunks' ids are made with.
     domain: DomainId,
+    _in_use: InUse,
 }
 
 impl Opened {
-    fn new(access: &Access, wanted: &str, verb: &str) -> Result<Opened, Error> {
+    fn new(access: &Access, wanted: &str, verb: &str, output: Output) -> Result<Opened, Error> {
         let repository = access.open()?;
         let log = open_log(&repository)?;
         let (root, point) = find(&repository, &log, wanted)?;
         let what = format!("cannot {verb} `{}@{root}`", point.vm);
-        let index = repository.index(log.state()).map_err(|e| describe(&what, &e))?;
-        let reader = BlobReader::new(&repository, log.state(), index);
+        let in_use = InUse::until_stopped(&repository, &[root], verb, output);
+        let reader = BlobReader::following(&repository, log.state()).map_err(|e| describe(&what, &e))?;
         let domain = log.state().roots()[&root].domain;
-        Ok(Opened { repository, reader, root, point, what, domain })
+        Ok(Opened { repository, reader, root, point, what, domain, _in_use: in_use })
     }
 
     /// The disk of that name, or all.
@@ -236,7 +238,7 @@ pub fn run(
     output: Output,
 ) -> Result<(), Error> {
     command.new_machine.refuse_without(command.vm.as_deref(), command.memory)?;
-    let opened = Opened::new(&command.access, &command.point, "restore")?;
+    let opened = Opened::new(&command.access, &command.point, "restore", output)?;
     let onto_node = match (&command.vm, &command.over) {
         (Some(name), _) => {
             let wanted = (&command.new_machine, command.memory);
@@ -314,7 +316,7 @@ pub fn run(
 }
 
 pub fn export(command: &Export, output: Output) -> Result<(), Error> {
-    let opened = Opened::new(&command.access, &command.point, "export")?;
+    let opened = Opened::new(&command.access, &command.point, "export", output)?;
     let disk = opened.one_disk(command.disk.as_deref())?;
     opened.write_image(disk, &command.to, &command.image, output)?;
     if output.json {

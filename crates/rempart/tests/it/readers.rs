@@ -4,6 +4,7 @@ use crate::backup::Vault;
 use crate::rack::{Answer, noise};
 use crate::running::{Running, tool};
 use serde_json::{Value, json};
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -108,4 +109,43 @@ fn a_point_that_cannot_be_told_to_be_in_use_is_read_all_the_same() {
     serving.terminate();
     assert_eq!(serving.ended(), 0);
     lab.is_kept_by_nobody();
+}
+
+#[track_caller]
+fn keeps_its_point(reader: &str, arguments: &dyn Fn(&Lab) -> Vec<String>) {
+    let lab = Lab::new();
+    let arguments = arguments(&lab);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let why = || lab.vault.json(&["retain", "--all", "--keep-none", "--dry-run"])[0]["why"].clone();
+    let unheard = || {
+        let (mut running, said) = Running::start_unheard(&lab.vault, &arguments);
+        running.until("it has its point in use", |_| why() == json!(["in-use"]));
+        (running, said)
+    };
+    let (running, _said) = unheard();
+    lab.is_kept_by(reader);
+    running.terminate();
+    assert_eq!(running.ended(), 130, "it was interrupted");
+    assert_eq!(why(), json!([]));
+
+    let (running, mut said) = unheard();
+    lab.is_kept_by(reader);
+    let mut heard = String::new();
+    said.read_to_string(&mut heard).unwrap();
+    assert_eq!(running.ended(), 0, "{}", heard.trim());
+    lab.is_kept_by_nobody();
+}
+
+#[test]
+fn what_is_restored_verified_exported_or_copied_is_kept_meanwhile() {
+    let path = |lab: &Lab, name: &str| lab.vault.rack.path(name).to_str().unwrap().to_owned();
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    keeps_its_point("restore` on ", &|lab| words(&["restore", "shop", "--to", &path(lab, "restored")]));
+    keeps_its_point("export` on ", &|lab| words(&["export", "shop", "--to", &path(lab, "exported")]));
+    keeps_its_point("verify` on ", &|_| words(&["verify", "shop"]));
+    keeps_its_point("copy` on ", &|lab| {
+        let (second, passphrase) = (path(lab, "second"), path(lab, "passphrase"));
+        lab.vault.ok(&["repo", "create", &second, "--passphrase-file", &passphrase]);
+        words(&["copy", "--all", "--to", &second, "--to-passphrase-file", &passphrase])
+    });
 }

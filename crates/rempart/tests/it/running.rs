@@ -3,12 +3,15 @@
 use crate::backup::Vault;
 use serde_json::Value;
 use std::fs::File;
+use std::io::{PipeReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Far above what anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes that a pipe holds.
+const PIPE: usize = 64 * 1024;
 
 pub struct Running {
     child: Child,
@@ -46,6 +49,16 @@ impl Running {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// One that stands still as soon as it says something on stderr, until somebody reads that.
+    pub fn start_unheard(vault: &Vault, arguments: &[&str]) -> (Running, PipeReader) {
+        let log = vault.rack.path("unheard.log");
+        File::create(&log).unwrap();
+        let (said, mut full) = std::io::pipe().unwrap();
+        full.write_all(&[b'\n'; PIPE]).unwrap();
+        let child = vault.command(arguments).stderr(full).spawn().unwrap();
+        (Running { child, log }, said)
     }
 
     pub fn log(&self) -> String {

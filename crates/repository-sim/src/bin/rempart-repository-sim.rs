@@ -3,10 +3,14 @@
 use rempart_repository_sim::{World, campaign};
 use std::process::ExitCode;
 
+/// Seeds from which on a campaign must meet everything.
+const LARGE: u64 = 100_000;
+
 const USAGE: &str = "\
-usage: rempart-repository-sim [--seeds N] [--from N] [--threads N]   a campaign
-       rempart-repository-sim --seed N [--verbose]                   one world, and what happened in it
-       rempart-repository-sim --planted all|NAME [--seeds N]         mistakes that must be found";
+usage: rempart-repository-sim [--seeds N] [--from N] [--threads N] [--least N]   a campaign; from 100000 seeds on all that it
+                                                                                 must meet, 1000 times or N
+       rempart-repository-sim --seed N [--verbose]                               one world, and what happened in it
+       rempart-repository-sim --planted all|NAME [--seeds N]                     mistakes that must be found";
 
 #[derive(Debug, Default)]
 struct Arguments {
@@ -14,6 +18,7 @@ struct Arguments {
     seeds: Option<u64>,
     from: u64,
     threads: usize,
+    least: Option<u64>,
     verbose: bool,
     planted: Option<String>,
 }
@@ -43,6 +48,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--seeds" => arguments.seeds = Some(number(value()?)?),
             "--from" => arguments.from = number(value()?)?,
             "--threads" => arguments.threads = number(value()?)? as usize,
+            "--least" => arguments.least = Some(number(value()?)?),
             "--planted" => arguments.planted = Some(value()?),
             "--verbose" => arguments.verbose = true,
             _ => return Err(format!("`{word}` is not known")),
@@ -82,8 +88,14 @@ fn many(arguments: &Arguments) -> ExitCode {
         report.seeds,
         report.seeds as f64 / seconds
     );
+    let least = arguments.least.unwrap_or(if report.seeds >= LARGE { 1000 } else { 0 });
+    let seldom = report.too_seldom(least);
     match report.failure {
-        None => ExitCode::SUCCESS,
+        None if seldom.is_empty() => ExitCode::SUCCESS,
+        None => {
+            println!("met less than {least} times: {seldom:?}");
+            ExitCode::FAILURE
+        }
         Some((seed, broken)) => {
             println!(
                 "seed {seed} FAILED: {broken}\nreplay: cargo xtask sim --repository --seed {seed} --verbose"

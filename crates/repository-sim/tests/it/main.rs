@@ -6,7 +6,7 @@ mod planted;
 use rempart_repository_sim::{World, campaign};
 
 /// Worlds of an ordinary build, and of an optimised one.
-const SEEDS: u64 = if cfg!(debug_assertions) { 100 } else { 2000 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 500 } else { 2000 };
 
 #[test]
 fn a_slice_of_worlds_keeps_every_promise() {
@@ -14,11 +14,7 @@ fn a_slice_of_worlds_keeps_every_promise() {
     if let Some((seed, broken)) = report.failure {
         panic!("seed {seed}: {broken}\nreplay: cargo xtask sim --repository --seed {seed} --verbose");
     }
-    for what in
-        ["committed incrementally", "condemned, followed", "condemned, not followed", "truncated", "read"]
-    {
-        assert!(report.met.contains_key(what), "{what}: never, in {SEEDS} worlds");
-    }
+    assert_eq!(report.too_seldom(1), [], "in {SEEDS} worlds");
 }
 
 #[test]

@@ -106,12 +106,14 @@ impl<'s> Collector<'s> {
         let is_idle = |written: WallTime| written.0.saturating_add(idle) < self.now.0;
         let own = self.session.id();
         let open = self.session.state().sessions().filter(|session| !session.is_over && session.id != own);
-        let stale: Vec<_> = open.filter(|open| is_idle(open.last_written)).map(|open| open.id).collect();
+        let stale: Vec<_> =
+            open.filter(|open| is_idle(open.last_written)).map(|open| (open.id, open.last)).collect();
         let mut fenced = 0;
-        for session in stale {
-            match self.session.fence(self.now, session) {
+        for (session, last) in stale {
+            match self.session.fence_silent(self.now, session, last) {
                 Ok(_) => fenced += 1,
-                Err(LogError::Refused(Refusal::SessionOver(over))) if over == session => {}
+                Err(LogError::Refused(Refusal::SessionOver(other) | Refusal::Spoke(other)))
+                    if other == session => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -43,6 +43,9 @@ pub enum Refusal {
     /// Somebody reads a backup that is to be forgotten.
     #[error("the backup in entry {0} is in use by session {1}")]
     InUse(u64, SessionId),
+    /// It is not to be taken for dead.
+    #[error("session {0} wrote something meanwhile")]
+    Spoke(SessionId),
     #[error("there is no such report in entry {0}")]
     NoSuchEntry(u64),
     #[error("the state is another")]

@@ -6,10 +6,11 @@ use super::entry;
 use super::error::LogError;
 use super::numbers::Numbers;
 use super::read::{Log, TRIES};
+use super::refusal::Refusal;
 use super::sign::Sign;
 use super::state::State;
 use crate::bug::{Bug, planted};
-use crate::{KeyId, SessionId};
+use crate::{EntryHash, KeyId, SessionId};
 use rempart_objects::Objects;
 use rempart_types::WallTime;
 use std::sync::Arc;
@@ -90,6 +91,19 @@ impl Session {
     /// Ends another session, of the same key or with the maintenance key.
     pub fn fence(&mut self, now: WallTime, session: SessionId) -> Result<Appended, LogError> {
         self.append(now, Body::Fence(session))
+    }
+
+    /// Ends another session that wrote nothing behind `last`: [`Refusal::Spoke`] if it did.
+    pub fn fence_silent(
+        &mut self,
+        now: WallTime,
+        session: SessionId,
+        last: (u64, EntryHash),
+    ) -> Result<Appended, LogError> {
+        self.append_with(now, |state| match state.session(session) {
+            Some(record) if record.last != last => Err(Refusal::Spoke(session).into()),
+            _ => Ok(Body::Fence(session)),
+        })
     }
 
     pub fn register(&mut self, now: WallTime, key: Key) -> Result<Appended, LogError> {
@@ -198,9 +212,9 @@ impl Session {
     pub fn end(mut self, now: WallTime) -> Result<Log, LogError> {
         match self.append(now, Body::End) {
             // Somebody fenced it: it is over all the same.
-            Ok(_)
-            | Err(LogError::SessionOver(_))
-            | Err(LogError::Refused(super::Refusal::SessionOver(_))) => Ok(self.log),
+            Ok(_) | Err(LogError::SessionOver(_)) | Err(LogError::Refused(Refusal::SessionOver(_))) => {
+                Ok(self.log)
+            }
             Err(error) => Err(error),
         }
     }

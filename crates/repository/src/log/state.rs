@@ -361,7 +361,7 @@ impl State {
             }
             _ => {}
         }
-        if !maintains {
+        if !maintains && !planted(Bug::AnyKeyMaintains) {
             return Err(Refusal::Maintenance(body.name()));
         }
         match body {
@@ -381,8 +381,10 @@ impl State {
                     Some(root) => Err(Refusal::NoSuchRoot(*root)),
                     None if distinct.len() != roots.len() || roots.is_empty() => Err(Refusal::Nothing),
                     None => match self.reader_of(roots) {
-                        Some((root, session)) => Err(Refusal::InUse(root, session)),
-                        None => Ok(()),
+                        Some((root, session)) if !planted(Bug::InUseForgotten) => {
+                            Err(Refusal::InUse(root, session))
+                        }
+                        _ => Ok(()),
                     },
                 }
             }
@@ -428,7 +430,7 @@ impl State {
         if planted(Bug::NotValidatedAgain) {
             return Ok(());
         }
-        if let Some(base) = commit.base {
+        if let Some(base) = commit.base.filter(|_| !planted(Bug::BaseNotLookedFor)) {
             let root = self.roots.get(&base).ok_or(Refusal::NoSuchRoot(base))?;
             if root.domain != session.domain {
                 return Err(Refusal::OtherDomain(base));
@@ -446,7 +448,9 @@ impl State {
         let Some(object) = self.objects.get(number) else { return planted(Bug::NotCondemnedIsEnough) };
         (object.status == Status::Live || planted(Bug::CondemnedIsRequired))
             && matches!(object.content, Content::Pack(_))
-            && (self.owner(object).domain == domain || self.verified.contains(object.number))
+            && (self.owner(object).domain == domain
+                || self.verified.contains(object.number)
+                || planted(Bug::OtherDomainsRequired))
     }
 
     fn check_condemn(&self, condemn: &Condemn) -> Result<(), Refusal> {
@@ -469,10 +473,10 @@ impl State {
 
     fn check_read(&self, read: &Read) -> Result<(), Refusal> {
         match read.roots.iter().find(|root| !self.roots.contains_key(root)) {
-            Some(root) => Err(Refusal::NoSuchRoot(*root)),
-            None if read.roots.len() > MAX_ROOTS => Err(Refusal::TooMany),
-            None if !is_ascending(&read.roots) => Err(Refusal::Nothing),
-            None => Ok(()),
+            Some(root) if !planted(Bug::ForgottenIsRead) => Err(Refusal::NoSuchRoot(*root)),
+            _ if read.roots.len() > MAX_ROOTS => Err(Refusal::TooMany),
+            _ if !is_ascending(&read.roots) => Err(Refusal::Nothing),
+            _ => Ok(()),
         }
     }
 
@@ -562,6 +566,9 @@ impl State {
                     self.damaged.insert(header.number, damaged.payload);
                 }
             }
+            Body::Read(read) if planted(Bug::FirstReadCounts) => {
+                self.reads.entry(number).or_insert(read);
+            }
             Body::Read(read) => {
                 self.reads.insert(number, read);
             }
@@ -623,7 +630,7 @@ impl State {
     /// A session that is over can name nothing any more: its objects that are gone need not be known, nor it without any.
     fn forget_what_is_over(&mut self) {
         let sessions = &self.sessions;
-        self.reads.retain(|session, _| !sessions[session].is_over);
+        self.reads.retain(|session, _| !sessions[session].is_over || planted(Bug::UseOutlivesSession));
         let lost = self.objects.forget_gone(|session| sessions[&session].is_over);
         for (session, objects) in lost {
             self.sessions.get_mut(&session).expect("an object's session is known").objects -= objects;

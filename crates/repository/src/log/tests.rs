@@ -183,6 +183,22 @@ fn a_commit_requires_live_packs_only() {
 
 /// Rule 3: else a lease expires, the collector marks, the slow writer commits, the collector deletes.
 #[test]
+fn who_spoke_meanwhile_is_not_taken_for_dead() {
+    let objects = memory();
+    let mut slow = session(&objects, 1);
+    let mut other = session(&objects, 2);
+    let silent_since = other.state().session(slow.id()).unwrap().last;
+    slow.segment(NOW, packs(&[10])).unwrap();
+    let spoke = other.fence_silent(NOW, slow.id(), silent_since);
+    assert_eq!(refusal(spoke), Refusal::Spoke(slow.id()));
+    slow.segment(NOW, packs(&[11])).expect("it is there");
+    other.refresh().unwrap();
+    let silent_since = other.state().session(slow.id()).unwrap().last;
+    other.fence_silent(NOW, slow.id(), silent_since).expect("it is silent");
+    assert_eq!(refusal(slow.segment(NOW, packs(&[12]))), Refusal::SessionOver(slow.id()));
+}
+
+#[test]
 fn a_fenced_session_makes_nothing_live() {
     let objects = memory();
     let mut slow = session(&objects, 1);
