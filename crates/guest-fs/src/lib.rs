@@ -9,6 +9,9 @@
 mod disk;
 mod ext4;
 pub mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
+mod lvm;
 mod map;
 mod ntfs;
 mod partition;

@@ -49,6 +49,11 @@ impl Map {
         self.0.iter().map(|part| part.len).sum()
     }
 
+    /// Where it begins.
+    pub fn start(&self) -> u64 {
+        self.0[0].legs[0]
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,7 +1,8 @@
-//! The volumes of a disk: its partitions, or all of it.
+//! The volumes of a disk: its partitions, or all of it, and what LVM makes of them.
 
 use crate::disk::{Disk, Fault, Section};
 use crate::files::{FileSystemKind, Found, recognise};
+use crate::lvm::{self, Physical};
 use crate::map::{Map, Mapped};
 use crate::partition;
 use serde::{Deserialize, Serialize};
@@ -11,25 +12,62 @@ use std::ops::Range;
 /// A part of a disk, and what lies in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
-    /// `partition-1`, or `whole`.
+    /// `partition-1`, `whole`, or a group's and a logical volume's, as the device mapper has it.
     pub name: String,
-    pub map: Map,
+    /// None if it is not known where it lies.
+    pub map: Option<Map>,
     /// If its files can be read.
     pub kind: Option<FileSystemKind>,
     /// What else there is to say of it.
     pub note: Option<String>,
 }
 
-/// What is on the disk at `at`, of those that are on `disks`.
+/// What is on one of the disks that lie, one behind the other, on `all`. A logical volume is on the disk where it begins.
 ///
 /// # Errors
 /// If it cannot be read. Of what is damaged or not understood a volume says so.
-pub fn volumes(disks: &dyn Disk, at: Range<u64>) -> io::Result<Vec<Volume>> {
-    let all = Section::whole(disks);
-    let Some(disk) = all.part(at.start, at.end - at.start) else {
+pub fn volumes(all: &dyn Disk, disks: &[Range<u64>], disk: usize) -> io::Result<Vec<Volume>> {
+    let Some(at) = disks.get(disk) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "there is no such disk"));
     };
-    let whole = look_at(disks, "whole".to_owned(), Map::run(at.start, at.end - at.start))?;
+    let mut found = parts(all, at)?;
+    let mut physical = Vec::new();
+    for volume in &mut found {
+        let Some(map) = &volume.map else { continue };
+        match physical_of(all, map)? {
+            Ok(None) => {}
+            Ok(Some(one)) => {
+                physical.push(one);
+                volume.note = Some("a physical volume of LVM".to_owned());
+            }
+            Err(why) => volume.note = Some(why),
+        }
+    }
+    if physical.is_empty() {
+        return Ok(found);
+    }
+    // A group may be on several disks.
+    for (_, other) in disks.iter().enumerate().filter(|(number, _)| *number != disk) {
+        for map in parts(all, other)?.into_iter().filter_map(|volume| volume.map) {
+            physical.extend(physical_of(all, &map)?.ok().flatten());
+        }
+    }
+    for (name, map) in lvm::logical(&physical, all.len()) {
+        match map {
+            Ok(map) if at.contains(&map.start()) => found.push(look_at(all, name, map)?),
+            // It is told with another disk.
+            Ok(_) => {}
+            Err(why) => found.push(Volume { name, map: None, kind: None, note: Some(why) }),
+        }
+    }
+    Ok(found)
+}
+
+/// The partitions of a disk, or all of it.
+fn parts(all: &dyn Disk, at: &Range<u64>) -> io::Result<Vec<Volume>> {
+    let disk = at.end.checked_sub(at.start).and_then(|len| Section::whole(all).part(at.start, len));
+    let Some(disk) = disk.filter(|disk| !disk.is_empty()) else { return Ok(Vec::new()) };
+    let whole = look_at(all, "whole".to_owned(), Map::run(at.start, disk.len()))?;
     // A boot sector of a file system has whatever it likes where a partition table would be.
     if matches!(whole.kind, Some(FileSystemKind::Fat | FileSystemKind::ExFat | FileSystemKind::Ntfs)) {
         return Ok(vec![whole]);
@@ -45,9 +83,19 @@ pub fn volumes(disks: &dyn Disk, at: Range<u64>) -> io::Result<Vec<Volume>> {
     let mut found = Vec::new();
     for (number, partition) in (1..).zip(&partitions).filter(|(_, partition)| partition.len > 0) {
         let map = Map::run(at.start + partition.start, partition.len);
-        found.push(look_at(disks, format!("partition-{number}"), map)?);
+        found.push(look_at(all, format!("partition-{number}"), map)?);
     }
     Ok(found)
+}
+
+/// If it is a physical volume; or why it cannot be told.
+fn physical_of(all: &dyn Disk, map: &Map) -> io::Result<Result<Option<Physical>, String>> {
+    let mapped = Mapped { disk: all, map };
+    match lvm::physical(Section::whole(&mapped), map.start()) {
+        Ok(found) => Ok(Ok(found)),
+        Err(Fault::Read(error)) => Err(error),
+        Err(fault) => Ok(Err(fault.to_string())),
+    }
 }
 
 fn look_at(disk: &dyn Disk, name: String, map: Map) -> io::Result<Volume> {
@@ -58,5 +106,5 @@ fn look_at(disk: &dyn Disk, name: String, map: Map) -> io::Result<Volume> {
         Err(Fault::Read(error)) => return Err(error),
         Err(fault) => (None, Some(fault.to_string())),
     };
-    Ok(Volume { name, map, kind, note })
+    Ok(Volume { name, map: Some(map), kind, note })
 }

@@ -20,9 +20,12 @@ const FROM_BACKPORTS: &[&str] = &[
 const OLDEST_QEMU: u32 = 10;
 
 const FROM_STABLE: &[&str] = &[
+    "attr",
     "busybox-static",
     "dosfstools",
     "e2fsprogs",
+    "exfat-fuse",
+    "exfatprogs",
     "fdisk",
     "fio",
     "gcc",
@@ -31,6 +34,7 @@ const FROM_STABLE: &[&str] = &[
     "kmod",
     "libc6-dev",
     "libnbd-bin",
+    "lvm2",
     "mtools",
     "nftables",
     "ntfs-3g",
@@ -39,6 +43,7 @@ const FROM_STABLE: &[&str] = &[
     "python3-venv",
     "syslinux",
     "systemd",
+    "xfsprogs",
 ];
 
 /// The lab is written for Debian 12 on x86-64.

@@ -20,6 +20,10 @@ impl Blocks {
         map.is_sound(size).then(|| Blocks { disks: disks.clone(), map })
     }
 
+    pub fn map(&self) -> &Map {
+        &self.map
+    }
+
     pub fn len(&self) -> u64 {
         self.map.len()
     }

@@ -55,7 +55,7 @@ fn answer<'a>(
     request: Request,
 ) -> Result<Answer, Fault> {
     match request {
-        Request::Volumes(at) => return Ok(Answer::Volumes(volumes(disk, at)?)),
+        Request::Volumes(disks, number) => return Ok(Answer::Volumes(volumes(disk, &disks, number)?)),
         Request::Open(kind) => {
             *opened = Some(Opened { fs: open_on(disk, kind)?, listed: None });
             return Ok(Answer::Opened);
@@ -81,7 +81,7 @@ fn answer<'a>(
         Request::Content(file) => Answer::Content(fs.content(own(file))?),
         Request::Target(link) => Answer::Target(fs.target(own(link))?),
         Request::Extended(file) => Answer::Extended(fs.extended(own(file))?),
-        Request::Volumes(_) | Request::Open(_) => unreachable!("handled above"),
+        Request::Volumes(..) | Request::Open(_) => unreachable!("handled above"),
     })
 }
 

@@ -15,8 +15,8 @@ use std::ops::Range;
 /// Files are named by the numbers that their file system has for them; the root is 0.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// What is on the disk that has these bytes, of all that there are.
-    Volumes(Range<u64>),
+    /// What is on the disk of that number; each disk has these bytes of all that there are.
+    Volumes(Vec<Range<u64>>, usize),
     /// Read them as such a file system.
     Open(FileSystemKind),
     Attributes(u64),

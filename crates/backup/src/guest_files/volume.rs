@@ -99,16 +99,20 @@ impl GuestDisks {
 
     /// What lies on a disk, told to `done`.
     pub fn look(&self, disk: usize, done: impl FnOnce(Result<Vec<Looked>, GuestError>) + Send + 'static) {
-        let before: u64 = self.disks[..disk].iter().map(|disk| disk.size()).sum();
-        let size = self.disks[disk].size();
-        let all: u64 = self.disks.iter().map(|disk| disk.size()).sum();
+        let mut all = 0;
+        let places = self.disks.iter().map(|disk| {
+            let start = all;
+            all += disk.size();
+            start..all
+        });
+        let places: Vec<_> = places.collect();
         let name = format!("{}, disk `{}`", self.name, self.disks[disk].name());
-        let Some(blocks) = Blocks::new(&self.disks, Map::run(0, all)).filter(|_| size > 0) else {
+        let Some(blocks) = Blocks::new(&self.disks, Map::run(0, all)).filter(|_| all > 0) else {
             return done(Ok(Vec::new()));
         };
         let this = self.clone();
         let looker = GuestVolume::new(&self.readers, name.clone(), blocks, None);
-        looker.ask(Request::Volumes(before..before + size), move |answer| {
+        looker.ask(Request::Volumes(places, disk), move |answer| {
             let volumes = answer.and_then(|answer| match answer {
                 Answer::Volumes(volumes) => Ok(volumes),
                 _ => Err(nonsense()),
@@ -128,13 +132,13 @@ impl GuestDisks {
         from.recv().expect("every question is answered")
     }
 
-    fn opened(&self, disk: &str, volume: Volume) -> (Volume, Option<GuestVolume>) {
-        let blocks = Blocks::new(&self.disks, volume.map.clone());
+    /// The process is believed no more than that a volume lies on the disks.
+    fn opened(&self, disk: &str, mut volume: Volume) -> Looked {
+        let blocks = volume.map.take().and_then(|map| Blocks::new(&self.disks, map));
+        volume.map = blocks.as_ref().map(|blocks| blocks.map().clone());
         let name = format!("{disk}, {}", volume.name);
-        let opened = volume
-            .kind
-            .zip(blocks)
-            .map(|(kind, blocks)| GuestVolume::new(&self.readers, name, blocks, Some(kind)));
+        let opened = volume.kind.zip(blocks);
+        let opened = opened.map(|(kind, blocks)| GuestVolume::new(&self.readers, name, blocks, Some(kind)));
         (volume, opened)
     }
 }

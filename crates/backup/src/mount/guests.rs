@@ -157,7 +157,8 @@ impl PointFiles {
             let name = file_name(&volume.name);
             let kind = volume.kind.map_or("not shown", |kind| kind.name());
             let note = volume.note.map_or(String::new(), |note| format!(": {}", note.escape_debug()));
-            about.push_str(&format!("{name}: {kind}, {} MiB{note}\n", volume.map.len() >> 20));
+            let size = volume.map.map_or(String::new(), |map| format!(", {} MiB", map.len() >> 20));
+            about.push_str(&format!("{name}: {kind}{size}{note}\n"));
             if let Some(opened) = opened {
                 names.entry(name).or_insert_with(|| self.guests.show(Shown::FileSystem(opened)));
             }

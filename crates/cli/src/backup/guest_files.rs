@@ -95,14 +95,14 @@ pub fn list_volumes(
         let shapes = found.iter().map(|Found { disk, volume, .. }| {
             json!({
                 "disk": disk, "volume": volume.name, "file_system": volume.kind.map(|kind| kind.name()),
-                "size_bytes": volume.map.len(), "note": volume.note,
+                "size_bytes": volume.map.as_ref().map(|map| map.len()), "note": volume.note,
             })
         });
         return output.print_json(&shapes.collect::<Vec<Value>>());
     }
     for Found { disk, volume, .. } in &found {
         let kind = volume.kind.map_or("-", |kind| kind.name());
-        let size = output::bytes(volume.map.len());
+        let size = volume.map.as_ref().map_or("-".to_owned(), |map| output::bytes(map.len()));
         let note = volume.note.as_ref().map_or(String::new(), |note| format!("  {}", note.escape_debug()));
         output.print(&format!("{disk}  {}  {kind}  {size}{note}", volume.name.escape_debug()))?;
     }

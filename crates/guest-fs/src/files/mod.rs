@@ -7,6 +7,7 @@ mod exfat;
 mod fat;
 mod ntfs;
 mod recognise;
+mod xfs;
 
 pub use content::{Content, Extent};
 pub use recognise::{FileSystemKind, Found, open, recognise};

@@ -4,6 +4,7 @@ use super::FileSystem;
 use super::exfat::{self, ExFat};
 use super::fat::{self, Fat};
 use super::ntfs::Ntfs;
+use super::xfs::{self, Xfs};
 use crate::disk::{Fault, Section};
 use crate::swap::Swap;
 use crate::{ext4, swap};
@@ -16,6 +17,7 @@ pub enum FileSystemKind {
     Ntfs,
     Fat,
     ExFat,
+    Xfs,
 }
 
 impl FileSystemKind {
@@ -25,6 +27,7 @@ impl FileSystemKind {
             FileSystemKind::Ntfs => "NTFS",
             FileSystemKind::Fat => "FAT",
             FileSystemKind::ExFat => "exFAT",
+            FileSystemKind::Xfs => "XFS",
         }
     }
 }
@@ -59,6 +62,11 @@ pub fn recognise(section: Section<'_>) -> Result<(Found, Option<String>), Fault>
             ext4::note(section).map_or_else(|fault| Some(fault.to_string()), |note| note.map(str::to_owned));
         return Ok((Found::FileSystem(FileSystemKind::Ext4), note));
     }
+    if xfs::is_one(section)? {
+        let note =
+            "it is read without its log: if it was in use, what was new in it may be missing".to_owned();
+        return Ok((Found::FileSystem(FileSystemKind::Xfs), Some(note)));
+    }
     if !matches!(swap::recognise(section), Ok(Swap::No)) {
         return Ok((Found::Other("swap"), None));
     }
@@ -66,11 +74,10 @@ pub fn recognise(section: Section<'_>) -> Result<(Found, Option<String>), Fault>
 }
 
 fn other(section: Section<'_>) -> Result<&'static str, Fault> {
-    const SIGNS: [(u64, &[u8], &str); 6] = [
+    const SIGNS: [(u64, &[u8], &str); 5] = [
         (0, b"LUKS\xba\xbe", "encrypted by LUKS"),
         (3, b"-FVE-FS-", "encrypted by BitLocker"),
         (0x1_0040, b"_BHRfS_M", "a Btrfs file system, which is not read here"),
-        (0, b"XFSB", "an XFS file system, which is not read here"),
         (4096, b"\xfc\x4e\x2b\xa9", "a member of a RAID, which is not read here"),
         (512, b"LABELONE", "a physical volume of LVM"),
     ];
@@ -89,5 +96,6 @@ pub fn open<'a>(section: Section<'a>, kind: FileSystemKind) -> Result<Box<dyn Fi
         FileSystemKind::Ntfs => Box::new(Ntfs::open(section)?),
         FileSystemKind::Fat => Box::new(Fat::open(section)?),
         FileSystemKind::ExFat => Box::new(ExFat::open(section)?),
+        FileSystemKind::Xfs => Box::new(Xfs::open(section)?),
     })
 }

@@ -1,8 +1,9 @@
 //! Every file of file systems that other programs made.
 
 use crate::images::{MIB, Memory, run, run_with_input, text};
+use crate::xfs::xfs;
 use rempart_guest_fs::files::{Content, FileSystemKind, Kind, open};
-use rempart_guest_fs::{Disk, Section, volumes};
+use rempart_guest_fs::{Disk, Section, Volume, volumes};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::ops::Range;
@@ -14,16 +15,16 @@ use std::time::{Duration, UNIX_EPOCH};
 /// What is at a path.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Node {
-    kind: Kind,
-    mode: u32,
+    pub kind: Kind,
+    pub mode: u32,
     owner: (u32, u32),
-    seconds: i64,
-    links: u32,
+    pub seconds: i64,
+    pub links: u32,
     /// Of a file; where a link leads.
     bytes: Vec<u8>,
 }
 
-type Tree = BTreeMap<Vec<u8>, Node>;
+pub type Tree = BTreeMap<Vec<u8>, Node>;
 
 pub fn bytes_of(disk: &dyn Disk, content: &Content) -> Vec<u8> {
     assert!(content.is_sound(disk.len()), "{content:?}");
@@ -77,7 +78,7 @@ pub fn tree(bytes: &[u8], kind: FileSystemKind) -> Tree {
 }
 
 /// The same, of a folder here.
-fn tree_of(folder: &Path) -> Tree {
+pub fn tree_of(folder: &Path) -> Tree {
     let mut found = Tree::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(here) = folders.pop() {
@@ -133,10 +134,10 @@ fn common(folder: &Path) {
     }
 }
 
-fn unix(folder: &Path) {
+pub fn unix(folder: &Path) {
     common(folder);
     symlink("short", folder.join("link")).unwrap();
-    symlink("/a/target/that is rather long/".repeat(20), folder.join("a/long link")).unwrap();
+    symlink("/a/target/that-is-rather-long/".repeat(20), folder.join("a/long link")).unwrap();
     std::fs::hard_link(folder.join("one"), folder.join("a/one again")).unwrap();
     run("mkfifo", &[text(&folder.join("pipe"))]);
     let odd = OsStr::from_bytes(b"\xff odd \\ \n name");
@@ -157,7 +158,7 @@ fn unix(folder: &Path) {
     }
 }
 
-fn assert_same(found: &Tree, expected: &Tree, what: &str) {
+pub fn assert_same(found: &Tree, expected: &Tree, what: &str) {
     let names =
         |tree: &Tree| tree.keys().map(|name| String::from_utf8_lossy(name).into_owned()).collect::<Vec<_>>();
     assert_eq!(names(found), names(expected), "{what}");
@@ -174,6 +175,10 @@ fn assert_same(found: &Tree, expected: &Tree, what: &str) {
             short(node)
         );
     }
+}
+
+pub fn look(disk: &dyn Disk) -> Vec<Volume> {
+    volumes(disk, std::slice::from_ref(&(0..disk.len())), 0).unwrap()
 }
 
 fn mke2fs(folder: &Path, files: &Path, options: &[&str]) -> Vec<u8> {
@@ -201,7 +206,7 @@ fn ext4_has_every_file_as_it_was() {
         let expected = tree_of(&files);
         let bytes = mke2fs(folder.path(), &files, options);
         let disk = Memory::new(&bytes);
-        let volumes = volumes(&disk, 0..disk.len()).unwrap();
+        let volumes = look(&disk);
         let [volume] = &volumes[..] else { panic!("{volumes:?}") };
         assert_eq!(
             (&volume.name[..], volume.kind, &volume.note),
@@ -295,7 +300,7 @@ fn what_the_journal_of_ext4_holds_is_read_in_its_place() {
         run_with_input("debugfs", &["-w", "-f", "-", text(&image)], &script);
         let dirty = std::fs::read(&image).unwrap();
         let disk = Memory::new(&dirty);
-        let found = volumes(&disk, 0..disk.len()).unwrap();
+        let found = look(&disk);
         assert!(found[0].note.as_ref().is_some_and(|note| note.contains("journal")), "{found:?}");
         assert_same(&tree(&dirty, FileSystemKind::Ext4), &tree(&new, FileSystemKind::Ext4), options);
     }
@@ -335,7 +340,7 @@ fn fat_of_all_three_widths_has_every_file() {
     ] {
         let bytes = fat(folder.path(), &files, options, mib);
         let disk = Memory::new(&bytes);
-        let found = volumes(&disk, 0..disk.len()).unwrap();
+        let found = look(&disk);
         assert_eq!((found.len(), found[0].kind), (1, Some(FileSystemKind::Fat)), "{options:?}");
         let mut found = without_owners(tree(&bytes, FileSystemKind::Fat));
         for (name, node) in &mut found {
@@ -378,6 +383,8 @@ fn damage_is_an_error_of_what_is_damaged() {
         (FileSystemKind::Ext4, mke2fs(folder.path(), &files, EXT4[2])),
         (FileSystemKind::Ext4, mke2fs(folder.path(), &files, EXT4[4])),
         (FileSystemKind::Fat, fat(folder.path(), &plain, &["-F", "16"], 32)),
+        (FileSystemKind::ExFat, exfat(folder.path(), &plain)),
+        (FileSystemKind::Xfs, xfs(folder.path(), &files, &[])),
     ];
     let mut random = 88_172_645_463_325_252u64;
     let mut next = || {
@@ -442,4 +449,36 @@ fn damage_is_an_error_of_what_is_damaged() {
             "{kind:?}: {refused} errors, {read} pieces: the damage is where it matters"
         );
     }
+}
+
+fn exfat(folder: &Path, files: &Path) -> Vec<u8> {
+    let (image, mounted) = (folder.join("disk"), folder.join("mounted"));
+    std::fs::write(&image, vec![0; 40 * MIB as usize]).unwrap();
+    run("mkfs.exfat", &["-c", "4K", text(&image)]);
+    std::fs::create_dir_all(&mounted).unwrap();
+    let device = run("losetup", &["-f", "--show", text(&image)]).trim().to_owned();
+    let script = "mount.exfat-fuse $0 $1 && cp -r $2/. $1; done=$?; umount $1; losetup -d $0; exit $done";
+    run("sh", &["-c", script, &device, text(&mounted), text(files)]);
+    std::fs::read(&image).unwrap()
+}
+
+#[test]
+fn exfat_has_every_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = folder.path().join("files");
+    common(&files);
+    // As many entries as make some cross the ends of clusters, and a name of many entries.
+    std::fs::write(files.join(format!("a/{}", "long name ".repeat(20))), "long").unwrap();
+    let bytes = exfat(folder.path(), &files);
+    let disk = Memory::new(&bytes);
+    assert_eq!(look(&disk)[0].kind, Some(FileSystemKind::ExFat));
+    let without_times = |mut tree: Tree| {
+        tree.values_mut().for_each(|node| node.seconds = 0);
+        without_owners(tree)
+    };
+    assert_same(
+        &without_times(tree(&bytes, FileSystemKind::ExFat)),
+        &without_times(tree_of(&files)),
+        "exFAT",
+    );
 }

@@ -5,3 +5,4 @@ mod files;
 mod images;
 mod ntfs;
 mod partitions;
+mod xfs;

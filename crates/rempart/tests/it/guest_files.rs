@@ -330,3 +330,62 @@ fn a_reader_that_hangs_or_dies_costs_its_own_folder_alone() {
     running.terminate();
     assert_eq!(running.ended(), 0);
 }
+
+/// A group on two disks, one of them in a partition: one volume goes on from the first to the second, one is striped.
+#[test]
+fn logical_volumes_are_shown_also_where_they_are_on_several_disks() {
+    const EXTENT: u64 = 4;
+    let vault = Vault::new();
+    let (unix, plain) = (unix_tree(&vault), plain_tree(&vault, "plain"));
+    let (linear, striped) = (ext4(&vault, "ext4", &unix), fat(&vault, "fat", &plain));
+    let parts = [empty(&vault, "pv0", 64), empty(&vault, "pv1", 64)];
+    let devices =
+        parts.each_ref().map(|part| tool(&["losetup", "-f", "--show", text(part)]).trim().to_owned());
+    let [one, other] = &devices;
+    // This kernel need not know of logical volumes.
+    let script = format!(
+        "set -e; export LVM_SUPPRESS_FD_WARNINGS=1; only='--devices {one},{other}'; off='--driverloaded n -y -an -Zn -Wn'
+        pvcreate -q $only {one} {other}; vgcreate -q $only vg-0 {one} {other}
+        lvcreate $only $off -l 10 -n root vg-0 {one}:0-9
+        lvcreate $only $off -i 2 -I 64k -l 10 -n striped vg-0 {one}:10-14 {other}:4-8
+        lvextend $only --driverloaded n -l +2 vg-0/root {other}:2-3"
+    );
+    let made = Command::new("sh").args(["-c", &script]).output().unwrap();
+    for device in &devices {
+        tool(&["losetup", "-d", device]);
+    }
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let files = parts.each_ref().map(|part| File::options().write(true).open(part).unwrap());
+    let put = |part: usize, extent: u64, within: u64, bytes: &[u8]| {
+        files[part].write_all_at(bytes, MIB + extent * EXTENT * MIB + within).unwrap();
+    };
+    let content = std::fs::read(&linear).unwrap();
+    let (first, second) = content.split_at((10 * EXTENT * MIB) as usize);
+    put(0, 0, 0, first);
+    put(1, 2, 0, second);
+    for (number, stripe) in (0u64..).zip(std::fs::read(&striped).unwrap().chunks(64 << 10)) {
+        let (part, at) = if number % 2 == 0 { (0, 10) } else { (1, 4) };
+        put(part, at, number / 2 * (64 << 10), stripe);
+    }
+    let disk = partitioned(&vault, "disk.raw", "gpt", &[&striped, &parts[0]]);
+    vault.ok(&["backup", "shop", "--disk", text(&disk), "--disk", text(&parts[1])]);
+
+    let (_folder, running, point) = mounted(&vault);
+    assert_described_the_same(&point.join("disk0.files/vg--0-root"), &unix);
+    assert_same_content(&plain, &point.join("disk0.files/vg--0-striped"));
+    assert_same_content(&plain, &point.join("disk0.files/partition-1"));
+    tool(&["cmp", text(&point.join("disk0.files/vg--0-root/large")), text(&unix.join("large"))]);
+    let about = |disk: &str| std::fs::read_to_string(point.join(disk).join("about.txt")).unwrap();
+    assert_eq!(about("disk1.files"), "whole: not shown, 64 MiB: a physical volume of LVM\n");
+    assert!(about("disk0.files").contains("vg--0-striped: FAT, 40 MiB\n"), "{}", about("disk0.files"));
+    running.terminate();
+    assert_eq!(running.ended(), 0);
+    let to = vault.rack.path("to");
+    vault.ok(&["restore", "shop", "--volume", "vg--0-root", "--path", "/etc", "--to", text(&to)]);
+    tool(&["diff", "-r", "--no-dereference", text(&to.join("etc")), text(&unix.join("etc"))]);
+
+    // Without the second disk, what is on the first alone is shown.
+    vault.ok(&["backup", "half", "--disk", text(&disk)]);
+    let half = vault.json(&["files", "half"]).to_string();
+    assert!(half.contains("a part on a disk that is not in the point"), "{half}");
+}
