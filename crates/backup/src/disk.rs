@@ -2,8 +2,8 @@
 
 use crate::pipeline::{ChunkSink, PipelineError, Progress, store_chunks};
 use crate::{BackupError, ChunkSet, Source, leave_out};
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use rempart_repository::{
     BackupWriter, BlobReader, BlobWriter, ChunkId, ChunkSize, Error, Excluded, HowRead, NodeSink, NodeSource,
     PointDisk, Step, Tree, TreeUpdate, Walk, is_zero, resize,
@@ -226,17 +226,23 @@ impl Audit<'_> {
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).expect("the system has random numbers");
         let mut random = SmallRng::seed_from_u64(u64::from_le_bytes(seed));
+        let unchanged = usize::try_from(unchanged).unwrap_or(usize::MAX);
+        let drawn = rand::seq::index::sample(&mut random, unchanged, chunks.min(unchanged));
+        let mut drawn: Vec<u64> = drawn.into_iter().map(|place| place as u64).collect();
+        drawn.sort_unstable();
         let mut reader = self.source.reader()?;
         let mut buffer = Vec::new();
-        // A disk that changed nearly everywhere is read nearly whole anyway.
-        for _ in 0..chunks * 4 {
-            if how.audited == chunks as u64 {
-                break;
+        // Chunks before which all of `not_these` were counted.
+        let (mut passed, mut next) = (0, 0);
+        for place in drawn {
+            // The chunk that has so many unchanged ones before it.
+            while let Some(run) =
+                not_these.next_run(next, not_these.chunks()).filter(|run| run.start <= place + passed)
+            {
+                passed += run.end - run.start;
+                next = run.end;
             }
-            let chunk = random.random_range(0..not_these.chunks());
-            if not_these.contains(chunk) {
-                continue;
-            }
+            let chunk = place + passed;
             let start = chunk * self.chunk_len;
             let len = self.chunk_len.min(self.source.size() - start);
             buffer.resize(len as usize, 0);

@@ -208,16 +208,31 @@ impl Repository {
         Ok(key.id)
     }
 
-    /// What this key is wrapped by opens the repository no more, as far as the wrapped copy is not kept elsewhere.
-    pub fn remove_key(&self, id: WrappedKeyId) -> Result<(), Error> {
-        let keys = keys(&*self.objects)?;
-        let Some(key) = keys.iter().find(|key| key.id == id) else {
+    /// What this key is wrapped by opens the repository no more, as far as the wrapped copy is not kept elsewhere. Of several
+    /// who remove one at the same time the log says who was first, so that the last one stays.
+    pub fn remove_key(&self, id: WrappedKeyId, now: WallTime) -> Result<(), Error> {
+        let keys_now = || keys(&*self.objects);
+        let Some(key) = keys_now()?.into_iter().find(|key| key.id == id) else {
             return Err(Error::new(ErrorKind::Missing, id, "the repository has no such key"));
         };
-        if !keys.iter().any(|key| key.id != id && key.repository == self.id()) {
+        let may = |state: &State| {
+            let stays = |other: &WrappedKey| {
+                other.id != id && other.repository == self.id() && !state.key_is_removed(other.id)
+            };
+            if keys_now()?.iter().any(stays) {
+                return Ok(());
+            }
             let why = "it is the last one: without it nobody could open the repository";
-            return Err(Error::new(ErrorKind::Refused, key.name(), why));
-        }
+            Err(Error::new(ErrorKind::Refused, key.name(), why))
+        };
+        let mut session = Session::open(self.log()?, self.signer(), SessionId::random(), now)?;
+        // Who began before and did not get to the end goes on.
+        let told = match session.state().key_is_removed(id) {
+            true => Ok(()),
+            false => session.remove_key(now, id, may).map(drop),
+        };
+        session.end(now)?;
+        told?;
         Ok(self.objects.remove(&key.name())?)
     }
 

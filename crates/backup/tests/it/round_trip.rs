@@ -1,6 +1,6 @@
 //! Disks into a repository in a directory, and back.
 
-use crate::lab::{CHUNK, Lab, PASSPHRASE};
+use crate::lab::{CHUNK, Lab, PACE, PASSPHRASE};
 use rempart_backup::{ChunkSet, Content, Progress, check_disk};
 use rempart_objects::Directory;
 use rempart_repository::{BlobReader, Repository, Unlock};
@@ -42,6 +42,23 @@ fn every_point_is_what_the_disk_was() {
     assert_eq!((again.how.new, again.root), (0, last.1.root));
     for (root, content) in points {
         assert!(lab.restore(root).expect("restores") == content, "point {root}");
+    }
+}
+
+#[test]
+fn of_a_disk_as_small_as_the_sample_every_unchanged_chunk_is_read_once() {
+    let mut lab = Lab::new();
+    let chunks = 2 * PACE.audit as u64;
+    lab.make_disk(chunks * CHUNK);
+    lab.fill(0, chunks * CHUNK);
+    let mut last = lab.back_up(None, None).expect("backs up");
+    for round in 0..PACE.audit as u64 {
+        // Every second one is told to have changed: one of the others has.
+        let mut told = ChunkSet::none(chunks * CHUNK, CHUNK);
+        (0..chunks).step_by(2).for_each(|chunk| told.insert_chunks(chunk..chunk + 1));
+        lab.fill((2 * round + 1) * CHUNK + 77, 40);
+        last = lab.back_up(Some(&last), Some(told)).expect("backs up");
+        assert_eq!((last.1.how.audited, last.1.how.missed), (PACE.audit as u64, 1), "round {round}");
     }
 }
 

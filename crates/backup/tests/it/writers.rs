@@ -2,14 +2,15 @@
 
 use crate::lab::{CHUNK, Lab, PACE};
 use rempart_backup::{Changes, DiskJob, FileSource, Progress, back_up_disk};
+use rempart_objects::Memory;
 use rempart_repository::log::{Condemn, Key, LogError, Numbers, Refusal, Session};
 use rempart_repository::{
-    BackupWriter, BlobReader, Definition, ErrorKind, Point, Repository, SessionId, WriterKey, WriterName,
-    Written,
+    BackupWriter, BlobReader, ChunkSize, Definition, ErrorKind, KeyFile, NewRepository, PassphraseCost,
+    Point, Repository, RepositoryId, SessionId, Unlock, WrappedKey, WriterKey, WriterName, Written, keys,
 };
 use rempart_types::WallTime;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 const NOW: WallTime = WallTime(7);
 
@@ -165,4 +166,42 @@ fn a_key_of_another_repository_is_told() {
     let key = key_for(&one, "web", "key");
     let opened = Repository::open_to_add(two.repository.objects().clone(), two.folder.path(), key);
     assert_eq!(opened.expect_err("foreign").kind, ErrorKind::Foreign);
+}
+
+#[test]
+fn of_two_who_remove_the_last_two_keys_at_once_one_is_refused() {
+    for _ in 0..20 {
+        let folder = tempfile::tempdir().expect("a folder");
+        let first = KeyFile::random();
+        let new = NewRepository {
+            id: RepositoryId::random(),
+            chunk_size: ChunkSize::DEFAULT,
+            unlock: Unlock::KeyFile(&first),
+            cost: PassphraseCost::DEFAULT,
+            label: "",
+            kept: None,
+            now: NOW,
+        };
+        let repository =
+            Repository::create(Arc::new(Memory::default()), folder.path(), new).expect("creates");
+        let second = KeyFile::random();
+        let added = repository.add_key(Unlock::KeyFile(&second), PassphraseCost::DEFAULT, "", NOW);
+        added.expect("adds");
+        let there = keys(&**repository.objects()).expect("lists");
+        let start = Barrier::new(there.len());
+        let remove = |key: &WrappedKey| {
+            start.wait();
+            repository.remove_key(key.id, NOW).err().map(|error| error.kind)
+        };
+        let ended: Vec<Option<ErrorKind>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = there.iter().map(|key| scope.spawn(|| remove(key))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        assert_eq!(ended.iter().filter(|ended| ended.is_none()).count(), 1, "{ended:?}");
+        assert!(ended.contains(&Some(ErrorKind::Refused)), "{ended:?}");
+        let stays = keys(&**repository.objects()).expect("lists");
+        assert_eq!(stays.len(), 1);
+        let last = repository.remove_key(stays[0].id, NOW).expect_err("it is the last one");
+        assert_eq!(last.kind, ErrorKind::Refused);
+    }
 }

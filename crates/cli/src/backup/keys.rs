@@ -165,7 +165,7 @@ fn remove(command: &Remove, output: Output) -> Result<(), Error> {
     let writer = writer.filter(|id| log.state().keys().any(|key| key.public.id() == *id));
     let removed = match (writer, command.key.parse::<WrappedKeyId>()) {
         (Some(id), _) => repository.remove_writer(id, now()),
-        (None, Ok(id)) => repository.remove_key(id),
+        (None, Ok(id)) => repository.remove_key(id, now()),
         (None, Err(e)) => return Err(Error::invalid(&what).cause(e)),
     };
     removed.map_err(|e| describe(&what, &e))?;

@@ -2,7 +2,7 @@
 
 use super::codec::{Reader, Writer};
 use super::numbers::Numbers;
-use crate::{ChainId, DomainId, KeyId, PackId, SegmentId, SessionId, Verifier};
+use crate::{ChainId, DomainId, KeyId, PackId, SegmentId, SessionId, Verifier, WrappedKeyId};
 use rempart_types::WallTime;
 
 /// Packs and index segments that one entry makes live, at most.
@@ -43,6 +43,8 @@ pub enum Body {
     Damaged(Damaged),
     /// Backups are in use by this session, as long as it is open: nobody forgets them. The newest entry of a session counts.
     Read(Read),
+    /// A wrapped copy of the master key counts as removed: whoever would remove another one must find a third that stays.
+    RemoveKey(WrappedKeyId),
     /// All of the above, folded. Entries before this one may be removed, but for those that are backups.
     Checkpoint(Checkpoint),
 }
@@ -136,11 +138,12 @@ mod kind {
     pub const DAMAGED: u16 = 13;
     pub const CHECKPOINT: u16 = 14;
     pub const READ: u16 = 15;
+    pub const REMOVE_KEY: u16 = 16;
 }
 
 /// Whether this version knows the kind.
 pub(super) fn is_known(kind: u16) -> bool {
-    (kind::CREATE..=kind::READ).contains(&kind)
+    (kind::CREATE..=kind::REMOVE_KEY).contains(&kind)
 }
 
 impl Body {
@@ -160,6 +163,7 @@ impl Body {
             Body::Verified(_) => kind::VERIFIED,
             Body::Damaged(_) => kind::DAMAGED,
             Body::Read(_) => kind::READ,
+            Body::RemoveKey(_) => kind::REMOVE_KEY,
             Body::Checkpoint(_) => kind::CHECKPOINT,
         }
     }
@@ -181,6 +185,7 @@ impl Body {
             Body::Verified(_) => "verified",
             Body::Damaged(_) => "damaged",
             Body::Read(_) => "read",
+            Body::RemoveKey(_) => "remove-key",
             Body::Checkpoint(_) => "checkpoint",
         }
     }
@@ -213,6 +218,7 @@ impl Body {
                 writer.bytes(&damaged.payload);
             }
             Body::Read(read) => read.encode(&mut writer),
+            Body::RemoveKey(key) => writer.raw(&key.0),
             Body::Checkpoint(checkpoint) => {
                 writer.short(checkpoint.ordinal);
                 writer.raw(&checkpoint.state);
@@ -253,6 +259,7 @@ impl Body {
                 Body::Damaged(Damaged { settles, payload: reader.bytes(MAX_PAYLOAD)?.to_vec() })
             }
             kind::READ => Body::Read(Read::decode(reader)?),
+            kind::REMOVE_KEY => Body::RemoveKey(WrappedKeyId(reader.array()?)),
             kind::CHECKPOINT => {
                 let ordinal = reader.short()?;
                 let state = reader.take(reader.0.len())?.to_vec();

@@ -8,9 +8,11 @@ use super::sign::Verify;
 use super::state::{Followed, Root, SessionRecord, State};
 use super::table::{Content, Object, Status, Table};
 use crate::bug::{Bug, planted};
-use crate::{ChainId, DomainId, EntryHash, KeyId, PackId, RepositoryId, SegmentId, SessionId, Verifier};
+use crate::{
+    ChainId, DomainId, EntryHash, KeyId, PackId, RepositoryId, SegmentId, SessionId, Verifier, WrappedKeyId,
+};
 use rempart_types::WallTime;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// More than fit into a checkpoint.
 const MANY: usize = 1 << 24;
@@ -88,6 +90,11 @@ impl State {
             w.u32(*session);
             read.encode(w);
         }
+        // Nothing where there are none, as it was before there were any.
+        if !self.removed_keys.is_empty() {
+            w.short(self.removed_keys.len() as u64);
+            self.removed_keys.iter().for_each(|key| w.raw(&key.0));
+        }
         writer.0
     }
 
@@ -121,6 +128,15 @@ impl State {
         let verified = Numbers::decode(r)?;
         let damaged = r.list(MANY, |r| Some((r.short()?, r.bytes(MAX_PAYLOAD)?.to_vec())))?;
         let reads = r.list(MANY, |r| Some((r.u32()?, Read::decode(r)?)))?;
+        let removed_keys = match r.at_end() {
+            Some(()) => BTreeSet::new(),
+            None => {
+                let keys = r.list(MANY, |r| r.array().map(WrappedKeyId))?;
+                let count = keys.len();
+                let keys: BTreeSet<WrappedKeyId> = keys.into_iter().collect();
+                (count > 0 && keys.len() == count).then_some(keys)?
+            }
+        };
         r.at_end()?;
         let by_id = sessions.iter().map(|(number, session)| (session.id, *number)).collect();
         Some(State {
@@ -140,6 +156,7 @@ impl State {
             verified,
             damaged: distinct(damaged)?,
             reads: distinct(reads)?,
+            removed_keys,
             newer,
         })
     }

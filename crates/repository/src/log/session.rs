@@ -10,7 +10,7 @@ use super::refusal::Refusal;
 use super::sign::Sign;
 use super::state::State;
 use crate::bug::{Bug, planted};
-use crate::{EntryHash, KeyId, SessionId};
+use crate::{EntryHash, KeyId, SessionId, WrappedKeyId};
 use rempart_objects::Objects;
 use rempart_types::WallTime;
 use std::sync::Arc;
@@ -121,6 +121,16 @@ impl Session {
     /// Has these backups in use from now on, and no others.
     pub fn read(&mut self, now: WallTime, read: Read) -> Result<Appended, LogError> {
         self.append(now, Body::Read(read))
+    }
+
+    /// Says that a wrapped key is removed, if `may` finds, behind the state that it is given, that it may be.
+    pub fn remove_key<E: From<LogError>>(
+        &mut self,
+        now: WallTime,
+        key: WrappedKeyId,
+        mut may: impl FnMut(&State) -> Result<(), E>,
+    ) -> Result<Appended, E> {
+        self.append_with(now, |state| may(state).map(|()| Body::RemoveKey(key)))
     }
 
     pub fn verified(&mut self, now: WallTime, packs: Numbers) -> Result<Appended, LogError> {

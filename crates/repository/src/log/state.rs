@@ -7,7 +7,7 @@ use super::refusal::{Refusal, Remark};
 use super::sign::{Sign, Verify};
 use super::table::{Content, Object, SessionNumber, Status, Table};
 use crate::bug::{Bug, planted};
-use crate::{ChainId, DomainId, EntryHash, KeyId, PackId, RepositoryId, SessionId, Verifier};
+use crate::{ChainId, DomainId, EntryHash, KeyId, PackId, RepositoryId, SessionId, Verifier, WrappedKeyId};
 use rempart_types::WallTime;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,6 +35,8 @@ pub struct State {
     pub(super) damaged: BTreeMap<u64, Vec<u8>>,
     /// What open sessions have in use.
     pub(super) reads: BTreeMap<SessionNumber, Read>,
+    /// Wrapped keys that are removed, or about to be.
+    pub(super) removed_keys: BTreeSet<WrappedKeyId>,
     /// An entry of a kind that only a newer version knows was skipped: what may follow it is not known here.
     pub(super) newer: bool,
 }
@@ -200,6 +202,11 @@ impl State {
         &self.damaged
     }
 
+    /// Whether the wrapped key is removed, or about to be.
+    pub fn key_is_removed(&self, key: WrappedKeyId) -> bool {
+        self.removed_keys.contains(&key)
+    }
+
     /// Sessions that have backups in use, and which.
     pub fn reads(&self) -> impl Iterator<Item = (&SessionRecord, &Read)> {
         self.reads.iter().map(|(session, read)| (&self.sessions[session], read))
@@ -250,6 +257,7 @@ impl State {
             verified: Numbers::new(),
             damaged: BTreeMap::new(),
             reads: BTreeMap::new(),
+            removed_keys: BTreeSet::new(),
             newer: false,
         })
     }
@@ -389,6 +397,8 @@ impl State {
                 }
             }
             Body::Read(read) => self.check_read(read),
+            Body::RemoveKey(key) if self.removed_keys.contains(key) => Err(Refusal::Nothing),
+            Body::RemoveKey(_) => Ok(()),
             Body::Gone(objects) => self.all(objects, |object| object.status == Status::Condemned),
             Body::Verified(packs) => self.all(packs, |object| {
                 object.status == Status::Live && matches!(object.content, Content::Pack(_))
@@ -571,6 +581,9 @@ impl State {
             }
             Body::Read(read) => {
                 self.reads.insert(number, read);
+            }
+            Body::RemoveKey(key) => {
+                self.removed_keys.insert(key);
             }
             Body::Checkpoint(_) => {
                 self.checkpoints += 1;
