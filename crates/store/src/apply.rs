@@ -3,7 +3,7 @@
 //! A round merges what it applies, saves what snapshots still need, and only then writes:
 //!
 //! ```text
-//! collect ─► save (read old extents, write them aside) ─► sync data ─► write map ─► sync map ─► write image
+//! collect ─► save (read old pages, write them aside) ─► sync data ─► write map ─► sync map ─► write image
 //!    │                    └───────────── no resync: snapshots end with the process ────────────►┤
 //!    └──────────────────────────── nothing to save ────────────────────────────────────────────►┘
 //! ```
@@ -14,17 +14,16 @@ use crate::batch::RecordKind;
 use crate::event::{Output, SnapshotLoss, StoreEvent, Token};
 use crate::interval::{Content, IntervalMap};
 use crate::io::{FileId, IoClass, IoError, IoOp};
-use crate::params::EXTENT_BYTES;
-use crate::snapshot::SavedExtent;
+use crate::snapshot::{PageMask, PageRun, Place, SavedRun, pages_of};
 use crate::store::{Pending, Pressure, Store};
 use rempart_buffer::{Slice, is_zero};
 use rempart_types::{DiskIndex, EXTENT_SIZE, ExtentIndex, Lsn};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Bytes per image write at most.
 const MAX_WRITE: u64 = 1024 * 1024;
-/// Extents read at once to be saved.
+/// Runs of pages read at once to be saved.
 const SAVE_AT_ONCE: usize = 32;
 /// A resync that waits for room on the disk tries again after this, doubled each time up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -60,11 +59,13 @@ pub(crate) struct Round {
     /// Answered when the round is done.
     tokens: Vec<Token>,
     writes: BTreeMap<DiskIndex, IntervalMap>,
-    /// Extents still to save.
-    to_save: Vec<(DiskIndex, ExtentIndex)>,
-    saved: Vec<SavedExtent>,
+    /// Pages still to save.
+    to_save: Vec<PageRun>,
+    saved: Vec<SavedRun>,
+    /// What was read of them and is not written yet.
+    unwritten: Vec<(Place, Slice)>,
     data_written: bool,
-    /// An extent could not be saved: the disk is full.
+    /// Pages could not be saved: the disk is full.
     no_room: bool,
     /// Why the snapshots are dropped, if they are.
     loss: SnapshotLoss,
@@ -185,9 +186,9 @@ impl Store {
         tokens: Vec<Token>,
         out: &mut Output,
     ) {
-        let mut to_save = self.extents_to_save(&writes);
+        let mut to_save = self.pages_to_save(&writes);
         let (mut stage, mut loss) = (Stage::Save, SnapshotLoss::DiskFull);
-        let kept = self.snapshots.bytes().saturating_add(to_save.len() as u64 * EXTENT_SIZE);
+        let kept = self.snapshots.bytes_with(to_save.iter().map(|run| run.len() as u64).sum());
         if kept > self.limits.snapshots && !to_save.is_empty() && !self.needs_undo() {
             (stage, loss) = (Stage::DropSnapshots, SnapshotLoss::OverLimit);
             to_save.clear();
@@ -200,6 +201,7 @@ impl Store {
             writes,
             to_save,
             saved: Vec::new(),
+            unwritten: Vec::new(),
             data_written: false,
             no_room: false,
             loss,
@@ -207,23 +209,25 @@ impl Store {
         self.advance_round(out);
     }
 
-    /// Extents the round overwrites that an open snapshot has not saved yet.
-    fn extents_to_save(&self, writes: &BTreeMap<DiskIndex, IntervalMap>) -> Vec<(DiskIndex, ExtentIndex)> {
-        let mut to_save = BTreeSet::new();
+    /// Pages the round overwrites that an open snapshot has not saved yet. A resync's undo snapshot keeps whole extents.
+    fn pages_to_save(&self, writes: &BTreeMap<DiskIndex, IntervalMap>) -> Vec<PageRun> {
         if self.snapshots.newest().is_none() {
             return Vec::new();
         }
+        let whole = self.superblock.syncing.is_some();
+        let mut changed: BTreeMap<(DiskIndex, ExtentIndex), PageMask> = BTreeMap::new();
         for (&disk, map) in writes {
             for (start, piece) in map.pieces() {
-                for extent in rempart_types::extents_of(start, piece.end - start) {
-                    if self.snapshots.needs(disk, extent) {
-                        to_save.insert((disk, extent));
-                    }
+                for (extent, pages) in pages_of(start, piece.end) {
+                    *changed.entry((disk, extent)).or_default() |= if whole { PageMask::MAX } else { pages };
                 }
             }
         }
         // Popped from the back: keep reading in rising order.
-        to_save.into_iter().rev().collect()
+        let missing = changed.into_iter().rev().flat_map(|((disk, extent), pages)| {
+            PageRun::of_mask(disk, extent, self.snapshots.needs(disk, extent, pages))
+        });
+        missing.collect()
     }
 
     /// Whether a resync is under way: without its undo snapshot there is no copy.
@@ -242,7 +246,7 @@ impl Store {
             self.no_room = Some(NoRoom { pause: FIRST_PAUSE, error: error.clone() });
             out.events.push(StoreEvent::NoRoom(error.clone()));
         }
-        let round = self.round.as_mut().expect("an extent is saved for a round");
+        let round = self.round.as_mut().expect("pages are saved for a round");
         round.no_room = true;
         round.to_save.clear();
         self.round_step_done(out);
@@ -255,8 +259,9 @@ impl Store {
         match round.stage {
             Stage::Save => {
                 self.snapshots.release(std::mem::take(&mut round.saved));
+                round.unwritten.clear();
                 round.data_written = false;
-                round.to_save = self.extents_to_save(&round.writes);
+                round.to_save = self.pages_to_save(&round.writes);
             }
             // A row that made it to the disk must go on being true: the same rows are written to the same place.
             Stage::WriteMap => {
@@ -279,26 +284,37 @@ impl Store {
         self.advance_round(out);
     }
 
-    /// An old extent was read: put it aside.
-    pub(crate) fn extent_to_save_read(
-        &mut self,
-        disk: DiskIndex,
-        extent: ExtentIndex,
-        data: Slice,
-        out: &mut Output,
-    ) {
-        let zero = is_zero(&data);
-        let slot = if zero { None } else { Some(self.snapshots.take_slot()) };
-        let saved = SavedExtent::new(disk, extent, self.snapshots.newest_lsn(), slot, &data);
-        let round = self.round.as_mut().expect("an extent is saved for a round");
+    /// Old pages were read: put them aside.
+    pub(crate) fn pages_to_save_read(&mut self, run: PageRun, data: Slice, out: &mut Output) {
+        let place = (!is_zero(&data)).then(|| self.snapshots.take_place(run));
+        let saved = SavedRun::new(run, self.snapshots.newest_lsn(), place, &data);
+        let round = self.round.as_mut().expect("pages are saved for a round");
         round.saved.push(saved);
-        if let Some(slot) = slot {
+        round.unwritten.extend(place.map(|place| (place, data)));
+        self.round_step_done(out);
+    }
+
+    /// Writes what was read aside, neighbours together.
+    fn write_saved(&mut self, round: &mut Round, out: &mut Output) {
+        round.unwritten.sort_unstable_by_key(|(place, _)| *place);
+        let mut write: Option<(u64, u64, Vec<Slice>)> = None;
+        let mut writes = Vec::new();
+        for (place, data) in round.unwritten.drain(..) {
+            let (offset, len) = (place.offset(), data.len() as u64);
+            match &mut write {
+                Some((_, end, parts)) if *end == offset => {
+                    *end += len;
+                    parts.push(data);
+                }
+                _ => writes.extend(write.replace((offset, offset + len, vec![data]))),
+            }
+        }
+        for (offset, _, data) in writes.into_iter().chain(write) {
             round.data_written = true;
             round.waiting += 1;
-            let op = IoOp::Write { file: FileId::SnapshotData, offset: slot * EXTENT_SIZE, data: vec![data] };
+            let op = IoOp::Write { file: FileId::SnapshotData, offset, data };
             self.issue(IoClass::Background, op, Pending::Save, out);
         }
-        self.round_step_done(out);
     }
 
     pub(crate) fn advance_round(&mut self, out: &mut Output) {
@@ -314,7 +330,12 @@ impl Store {
             }
             match round.stage {
                 Stage::Save => {
-                    if round.to_save.is_empty() {
+                    if !round.unwritten.is_empty() {
+                        self.write_saved(&mut round, out);
+                    }
+                    if round.to_save.is_empty() && round.waiting > 0 {
+                        // For what was just begun to be written.
+                    } else if round.to_save.is_empty() {
                         let durably = self.superblock.syncing.is_some() && !round.saved.is_empty();
                         if !durably {
                             round.stage = Stage::Image;
@@ -329,11 +350,11 @@ impl Store {
                         }
                     } else {
                         let keep = round.to_save.len().saturating_sub(SAVE_AT_ONCE);
-                        for (disk, extent) in round.to_save.split_off(keep).into_iter().rev() {
+                        for run in round.to_save.split_off(keep).into_iter().rev() {
                             round.waiting += 1;
-                            let offset = extent.0 * EXTENT_SIZE;
-                            let op = IoOp::Read { file: FileId::Image(disk), offset, len: EXTENT_BYTES };
-                            self.issue(IoClass::Background, op, Pending::SaveRead(disk, extent), out);
+                            let file = FileId::Image(run.disk);
+                            let op = IoOp::Read { file, offset: run.offset(), len: run.len() };
+                            self.issue(IoClass::Background, op, Pending::SaveRead(run), out);
                         }
                     }
                     self.round = Some(round);
@@ -367,6 +388,7 @@ impl Store {
                     assert!(self.superblock.syncing.is_none(), "a resync's undo snapshot is waited for");
                     round.stage = Stage::Image;
                     (round.to_save, round.saved) = (Vec::new(), Vec::new());
+                    round.unwritten.clear();
                     let why = round.loss;
                     let lost = self.snapshots.open.iter();
                     out.events.extend(lost.map(|&(snapshot, _)| StoreEvent::SnapshotLost { snapshot, why }));

@@ -207,11 +207,10 @@ fn roll_back(
         let Some(row) = superblock.disk(index) else { continue };
         let range = extent.bytes(row.entry.size);
         let (file, offset, len) = (FileId::Image(index), range.start, range.end - range.start);
-        let op = match saved.slot {
+        let op = match saved.place {
             None => IoOp::Zero { file, offset, len, punch: true },
-            Some(slot) => {
-                let at = slot * rempart_types::EXTENT_SIZE;
-                let data = read(disk, WHAT, FileId::SnapshotData, at, EXTENT_BYTES)?;
+            Some(place) => {
+                let data = read(disk, WHAT, FileId::SnapshotData, place.offset(), EXTENT_BYTES)?;
                 if crate::checksum::crc32c(&data) != saved.checksum {
                     let message = format!("saved extent {} of disk {index} is damaged", extent.0);
                     let file = FileId::SnapshotData;

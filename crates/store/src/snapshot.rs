@@ -1,12 +1,12 @@
 //! Snapshots by copy-before-write: what they saved, and where.
 //!
-//! A saved extent carries the position of the newest snapshot at that time. A snapshot at `n` reads an extent
-//! from the saved one with the smallest position not below `n`, or from the image if there is none: so
-//! one copy serves every older snapshot that had not saved the extent itself.
+//! What is saved are the pages that are overwritten, and each carries the position of the newest snapshot at that
+//! time. A snapshot at `n` reads a page from the saved one with the smallest position not below `n`, or from the
+//! image if there is none: so one copy serves every older snapshot that had not saved the page itself.
 //!
-//! A resync's undo snapshot survives crashes: its position is in the superblock, and what it saved is durable, with a
-//! row in the map, before the image changes. All others end with the process that opened them: nothing of theirs
-//! is synced, and recovery empties the files.
+//! A resync's undo snapshot survives crashes: its position is in the superblock, and what it saved, whole extents, is
+//! durable, with a row in the map, before the image changes. All others end with the process that opened them: nothing
+//! of theirs is synced, and recovery empties the files.
 //!
 //! Where the disk has no room for them, snapshots are dropped and the copy goes on. Only a resync's undo snapshot is
 //! not: without it an unfinished copy could not go back. The resync waits for room instead.
@@ -29,42 +29,138 @@ const ENTRIES: usize = (PAGE_SIZE - HEADER_LEN) / ENTRY_LEN;
 /// In place of a slot: the extent was all zero.
 const ZERO_SLOT: u64 = u64::MAX;
 
-/// One extent put aside.
+/// Pages of an extent.
+const PAGES: u64 = EXTENT_SIZE / PAGE_SIZE as u64;
+/// One bit for each page of an extent.
+pub(crate) type PageMask = u16;
+const _: () = assert!(PAGES == PageMask::BITS as u64);
+
+/// Neighbouring pages of an extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SavedExtent {
-    disk: DiskIndex,
-    extent: ExtentIndex,
-    /// Serves snapshots at or before this.
-    upto: Lsn,
-    slot: Option<u64>,
-    checksum: u32,
+pub(crate) struct PageRun {
+    pub disk: DiskIndex,
+    pub extent: ExtentIndex,
+    first: u8,
+    count: u8,
 }
 
-impl SavedExtent {
-    pub fn new(
-        disk: DiskIndex,
-        extent: ExtentIndex,
-        upto: Lsn,
-        slot: Option<u64>,
-        data: &[u8],
-    ) -> SavedExtent {
-        SavedExtent { disk, extent, upto, slot, checksum: if slot.is_some() { crc32c(data) } else { 0 } }
+impl PageRun {
+    pub fn whole(disk: DiskIndex, extent: ExtentIndex) -> PageRun {
+        PageRun { disk, extent, first: 0, count: PAGES as u8 }
+    }
+
+    /// The runs that make up `mask`.
+    pub fn of_mask(disk: DiskIndex, extent: ExtentIndex, mask: PageMask) -> impl Iterator<Item = PageRun> {
+        let mut left = mask;
+        std::iter::from_fn(move || {
+            let first = (left != 0).then(|| left.trailing_zeros())?;
+            let count = (left >> first).trailing_ones();
+            let run = PageRun { disk, extent, first: first as u8, count: count as u8 };
+            left &= !run.mask();
+            Some(run)
+        })
+    }
+
+    pub fn mask(self) -> PageMask {
+        (PageMask::MAX >> (PAGES - u64::from(self.count))) << self.first
+    }
+
+    /// Where it begins on its disk, in bytes.
+    pub fn offset(self) -> u64 {
+        self.extent.0 * EXTENT_SIZE + u64::from(self.first) * PAGE_SIZE as u64
+    }
+
+    /// Bytes.
+    pub fn len(self) -> usize {
+        usize::from(self.count) * PAGE_SIZE
     }
 }
 
+/// Pages of `disk` that any byte of `start..end` is in, by extent.
+pub(crate) fn pages_of(start: u64, end: u64) -> impl Iterator<Item = (ExtentIndex, PageMask)> {
+    rempart_types::extents_of(start, end - start).map(move |extent| {
+        let base = extent.0 * EXTENT_SIZE;
+        let from = start.max(base) - base;
+        let to = end.min(base + EXTENT_SIZE) - base;
+        let first = from / PAGE_SIZE as u64;
+        let count = to.div_ceil(PAGE_SIZE as u64) - first;
+        (extent, (PageMask::MAX >> (PAGES - count)) << first)
+    })
+}
+
+/// Pages put aside at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SavedRun {
+    run: PageRun,
+    /// Serves snapshots at or before this.
+    upto: Lsn,
+    saved: Saved,
+}
+
+impl SavedRun {
+    /// `place`: where they are put, none if they are all zero.
+    pub fn new(run: PageRun, upto: Lsn, place: Option<Place>, data: &[u8]) -> SavedRun {
+        let checksum = if place.is_some() { crc32c(data) } else { 0 };
+        SavedRun { run, upto, saved: Saved { first: run.first, count: run.count, place, checksum } }
+    }
+}
+
+/// A page of `snapshot-data`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place(u64);
+
+impl Place {
+    /// In bytes.
+    pub fn offset(self) -> u64 {
+        self.0 * PAGE_SIZE as u64
+    }
+
+    /// The extent-sized part of the file that it is in.
+    fn slot(self) -> u64 {
+        self.0 / PAGES
+    }
+}
+
+/// Neighbouring pages of some extent, and where they are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Saved {
-    pub slot: Option<u64>,
+    first: u8,
+    count: u8,
+    /// None: they were all zero.
+    pub place: Option<Place>,
     pub checksum: u32,
+}
+
+impl Saved {
+    fn mask(self) -> PageMask {
+        (PageMask::MAX >> (PAGES - u64::from(self.count))) << self.first
+    }
+
+    pub fn is_whole(self) -> bool {
+        self.mask() == PageMask::MAX
+    }
+
+    fn len(self) -> usize {
+        usize::from(self.count) * PAGE_SIZE
+    }
+}
+
+fn mask_of(saved: &[Saved]) -> PageMask {
+    saved.iter().fold(0, |mask, saved| mask | saved.mask())
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Snapshots {
     /// Open ones and their positions.
     pub open: Vec<(SnapshotId, Lsn)>,
-    saved: BTreeMap<(DiskIndex, ExtentIndex, Lsn), Saved>,
+    /// By extent, and by the position up to which they serve.
+    saved: BTreeMap<(DiskIndex, ExtentIndex, Lsn), Vec<Saved>>,
+    /// Pages that are in use, of each slot of the file: an extent's room.
+    used: Vec<u8>,
+    /// Slots of which none is.
     free: BTreeSet<u64>,
-    next_slot: u64,
+    /// Where the next pages go, if there is room for them in that slot.
+    filling: Option<Place>,
     next_page: u64,
 }
 
@@ -81,44 +177,79 @@ impl Snapshots {
         self.open.iter().find(|(open, _)| *open == id).map(|&(_, lsn)| lsn)
     }
 
-    /// Whether the extent must be saved before it changes.
-    pub fn needs(&self, disk: DiskIndex, extent: ExtentIndex) -> bool {
-        self.newest().is_some_and(|newest| self.find(disk, extent, newest).is_none())
+    /// Those of the extent's pages that must be saved before they change.
+    pub fn needs(&self, disk: DiskIndex, extent: ExtentIndex, pages: PageMask) -> PageMask {
+        let Some(newest) = self.newest() else { return 0 };
+        // Also what was saved for a newer one that is closed: the image has changed since.
+        self.find(disk, extent, newest).fold(pages, |missing, saved| missing & !saved.mask())
     }
 
-    /// The saved extent that a snapshot at `lsn` reads.
-    pub fn find(&self, disk: DiskIndex, extent: ExtentIndex, lsn: Lsn) -> Option<Saved> {
+    /// What is saved of an extent for a snapshot at `lsn`: a page is where it comes first.
+    fn find(&self, disk: DiskIndex, extent: ExtentIndex, lsn: Lsn) -> impl Iterator<Item = Saved> {
         let range = (disk, extent, lsn)..=(disk, extent, Lsn(u64::MAX));
-        self.saved.range(range).next().map(|(_, &saved)| saved)
+        self.saved.range(range).flat_map(|(_, saved)| saved.iter().copied())
     }
 
-    /// Every extent that differs between a snapshot at `lsn` and the image.
+    /// Every extent that differs between the undo snapshot at `lsn` and the image.
     pub fn saved_for(&self, lsn: Lsn) -> Vec<(DiskIndex, ExtentIndex, Saved)> {
         let mut found: Vec<(DiskIndex, ExtentIndex, Saved)> = Vec::new();
-        for (&(disk, extent, upto), &saved) in &self.saved {
+        for (&(disk, extent, upto), saved) in &self.saved {
             let seen = found.last().is_some_and(|&(d, e, _)| (d, e) == (disk, extent));
             if upto >= lsn && !seen {
+                let saved = saved[0];
+                assert!(saved.is_whole(), "a resync keeps whole extents");
                 found.push((disk, extent, saved));
             }
         }
         found
     }
 
-    pub fn take_slot(&mut self) -> u64 {
-        self.free.pop_first().unwrap_or_else(|| {
-            self.next_slot += 1;
-            self.next_slot - 1
-        })
+    /// Where so many pages are to be put: together, in one slot.
+    pub fn take_place(&mut self, run: PageRun) -> Place {
+        let count = u64::from(run.count);
+        let place = match self.filling.filter(|place| place.0 % PAGES + count <= PAGES) {
+            Some(place) if count < PAGES => place,
+            _ => {
+                let slot = self.free.pop_first().unwrap_or_else(|| {
+                    self.used.push(0);
+                    self.used.len() as u64 - 1
+                });
+                Place(slot * PAGES)
+            }
+        };
+        let next = Place(place.0 + count);
+        if count < PAGES {
+            self.filling = (next.slot() == place.slot()).then_some(next);
+        }
+        self.used[place.slot() as usize] += run.count;
+        place
+    }
+
+    fn give_back(&mut self, saved: Saved) {
+        let Some(place) = saved.place else { return };
+        let used = &mut self.used[place.slot() as usize];
+        *used -= saved.count;
+        if *used == 0 {
+            self.free.insert(place.slot());
+            // From its beginning, whoever takes it.
+            self.filling = self.filling.filter(|filling| filling.slot() != place.slot());
+        }
     }
 
     /// Bytes put aside.
     pub fn bytes(&self) -> u64 {
-        (self.next_slot - self.free.len() as u64) * EXTENT_SIZE
+        (self.used.len() - self.free.len()) as u64 * EXTENT_SIZE
+    }
+
+    /// As many as there will be with `more` of pages, which first fill up what is filled.
+    pub fn bytes_with(&self, more: u64) -> u64 {
+        let room = self.filling.map_or(0, |place| PAGES - place.0 % PAGES) * PAGE_SIZE as u64;
+        self.bytes() + more.saturating_sub(room).next_multiple_of(EXTENT_SIZE)
     }
 
     /// These were put aside in vain: no row of the map names them.
-    pub fn release(&mut self, saved: Vec<SavedExtent>) {
-        self.free.extend(saved.iter().filter_map(|entry| entry.slot));
+    pub fn release(&mut self, saved: Vec<SavedRun>) {
+        saved.into_iter().for_each(|saved| self.give_back(saved.saved));
     }
 
     /// The pages last encoded, of so many rows, are to be encoded again.
@@ -127,7 +258,7 @@ impl Snapshots {
     }
 
     /// The map pages that record `saved`, appended after what is there.
-    pub fn encode(&mut self, saved: &[SavedExtent], generation: u64) -> Vec<(u64, Slice)> {
+    pub fn encode(&mut self, saved: &[SavedRun], generation: u64) -> Vec<(u64, Slice)> {
         let mut pages = Vec::new();
         for entries in saved.chunks(ENTRIES) {
             let mut page = BufferMut::zeroed(PAGE_SIZE);
@@ -136,11 +267,13 @@ impl Snapshots {
             page[16..24].copy_from_slice(&self.next_page.to_le_bytes());
             page[24..28].copy_from_slice(&(entries.len() as u32).to_le_bytes());
             for (row, entry) in page[HEADER_LEN..].chunks_exact_mut(ENTRY_LEN).zip(entries) {
-                row[0..2].copy_from_slice(&entry.disk.0.to_le_bytes());
-                row[4..8].copy_from_slice(&entry.checksum.to_le_bytes());
-                row[8..16].copy_from_slice(&entry.extent.0.to_le_bytes());
+                assert!(entry.saved.is_whole(), "a row names an extent, not pages");
+                let slot = entry.saved.place.map_or(ZERO_SLOT, Place::slot);
+                row[0..2].copy_from_slice(&entry.run.disk.0.to_le_bytes());
+                row[4..8].copy_from_slice(&entry.saved.checksum.to_le_bytes());
+                row[8..16].copy_from_slice(&entry.run.extent.0.to_le_bytes());
                 row[16..24].copy_from_slice(&entry.upto.0.to_le_bytes());
-                row[24..32].copy_from_slice(&entry.slot.unwrap_or(ZERO_SLOT).to_le_bytes());
+                row[24..32].copy_from_slice(&slot.to_le_bytes());
             }
             let checksum = crc32c(&page[8..]);
             page[4..8].copy_from_slice(&checksum.to_le_bytes());
@@ -150,10 +283,11 @@ impl Snapshots {
         pages
     }
 
-    pub fn keep(&mut self, saved: Vec<SavedExtent>) {
-        for entry in saved {
-            let place = Saved { slot: entry.slot, checksum: entry.checksum };
-            self.saved.insert((entry.disk, entry.extent, entry.upto), place);
+    pub fn keep(&mut self, saved: Vec<SavedRun>) {
+        for SavedRun { run, upto, saved } in saved {
+            let pages = self.saved.entry((run.disk, run.extent, upto)).or_default();
+            assert!(mask_of(pages) & saved.mask() == 0, "a page is saved once for a snapshot");
+            pages.push(saved);
         }
     }
 
@@ -188,47 +322,55 @@ impl Snapshots {
             self.next_page = index as u64 + 1;
             entries.extend(rows);
         }
-        // A slot given out twice belongs to the later row: the earlier one was let go before.
+        // A slot given out twice belongs to the later row: the earlier one was let go before. So does an extent.
         let mut owner: BTreeMap<u64, usize> = BTreeMap::new();
         for (index, entry) in entries.iter().enumerate() {
-            if let Some(slot) = entry.slot {
-                owner.insert(slot, index);
-                self.next_slot = self.next_slot.max(slot + 1);
+            if let Some(place) = entry.saved.place {
+                owner.insert(place.slot(), index);
+                self.used.resize(self.used.len().max(place.slot() as usize + 1), 0);
             }
         }
-        let sound = entries
-            .iter()
-            .enumerate()
-            .filter(|(index, entry)| entry.slot.is_none_or(|slot| owner.get(&slot) == Some(index)))
-            .map(|(_, &entry)| entry)
-            .collect();
-        self.keep(sound);
-        let used: BTreeSet<u64> = self.saved.values().filter_map(|saved| saved.slot).collect();
-        self.free = (0..self.next_slot).filter(|slot| !used.contains(slot)).collect();
+        for (index, entry) in entries.iter().enumerate() {
+            if entry.saved.place.is_some_and(|place| owner.get(&place.slot()) != Some(&index)) {
+                continue;
+            }
+            let key = (entry.run.disk, entry.run.extent, entry.upto);
+            if let Some(earlier) = self.saved.insert(key, vec![entry.saved]) {
+                earlier.into_iter().for_each(|earlier| self.give_back(earlier));
+            }
+            if let Some(place) = entry.saved.place {
+                self.used[place.slot() as usize] = PAGES as u8;
+            }
+        }
+        self.free = (0..self.used.len() as u64).filter(|&slot| self.used[slot as usize] == 0).collect();
         self.drop_unneeded();
         unsound
     }
 
-    /// Lets go of what no open snapshot reads: the slots are used again.
+    /// Lets go of what no open snapshot reads: its room is used again.
     pub fn drop_unneeded(&mut self) {
-        let open: BTreeSet<Lsn> = self.open.iter().map(|&(_, lsn)| lsn).collect();
-        let mut previous: Option<(DiskIndex, ExtentIndex, Lsn)> = None;
+        let mut open: Vec<(Lsn, PageMask)> = self.open.iter().map(|&(_, lsn)| (lsn, 0)).collect();
+        let mut previous = None;
         let mut unneeded = Vec::new();
-        for &key in self.saved.keys() {
+        for (&key, saved) in &self.saved {
             let (disk, extent, upto) = key;
-            let after = match previous {
-                Some((d, e, lsn)) if (d, e) == (disk, extent) => lsn.next(),
-                _ => Lsn::ZERO,
-            };
-            if open.range(after..=upto).next().is_none() {
+            if previous.replace((disk, extent)) != Some((disk, extent)) {
+                open.iter_mut().for_each(|(_, found)| *found = 0);
+            }
+            let mask = mask_of(saved);
+            let mut is_needed = false;
+            // A snapshot finds a page where it comes first.
+            for (_, found) in open.iter_mut().filter(|(lsn, _)| *lsn <= upto) {
+                is_needed |= mask & !*found != 0;
+                *found |= mask;
+            }
+            if !is_needed {
                 unneeded.push(key);
             }
-            previous = Some(key);
         }
         for key in unneeded {
-            if let Some(Saved { slot: Some(slot), .. }) = self.saved.remove(&key) {
-                self.free.insert(slot);
-            }
+            let saved = self.saved.remove(&key).expect("just seen");
+            saved.into_iter().for_each(|saved| self.give_back(saved));
         }
     }
 
@@ -242,7 +384,7 @@ fn is_sound(page: &[u8]) -> bool {
     page[..4] == MAGIC && page[4..8] == crc32c(&page[8..]).to_le_bytes()
 }
 
-fn decode_page(page: &[u8], generation: u64, index: u64) -> Option<Vec<SavedExtent>> {
+fn decode_page(page: &[u8], generation: u64, index: u64) -> Option<Vec<SavedRun>> {
     let word = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().expect("eight bytes"));
     let count = u32::from_le_bytes(page[24..28].try_into().expect("four bytes")) as usize;
     let counts = is_sound(page) && word(8) == generation && word(16) == index && count <= ENTRIES;
@@ -252,13 +394,13 @@ fn decode_page(page: &[u8], generation: u64, index: u64) -> Option<Vec<SavedExte
             .take(count)
             .map(|row| {
                 let word = |at: usize| u64::from_le_bytes(row[at..at + 8].try_into().expect("eight bytes"));
-                SavedExtent {
-                    disk: DiskIndex(u16::from_le_bytes([row[0], row[1]])),
-                    checksum: u32::from_le_bytes(row[4..8].try_into().expect("four bytes")),
-                    extent: ExtentIndex(word(8)),
-                    upto: Lsn(word(16)),
-                    slot: Some(word(24)).filter(|&slot| slot != ZERO_SLOT),
-                }
+                let disk = DiskIndex(u16::from_le_bytes([row[0], row[1]]));
+                let run = PageRun::whole(disk, ExtentIndex(word(8)));
+                let slot = Some(word(24)).filter(|&slot| slot != ZERO_SLOT);
+                let place = slot.map(|slot| Place(slot.wrapping_mul(PAGES)));
+                let checksum = u32::from_le_bytes(row[4..8].try_into().expect("four bytes"));
+                let saved = Saved { first: run.first, count: run.count, place, checksum };
+                SavedRun { run, upto: Lsn(word(16)), saved }
             })
             .collect()
     })
@@ -268,7 +410,7 @@ fn decode_page(page: &[u8], generation: u64, index: u64) -> Option<Vec<SavedExte
 const RUN: u64 = 16;
 
 /// A read of old extents under way.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct OldRead {
     /// The first one's; the others' follow.
     pub token: Token,
@@ -277,8 +419,43 @@ pub(crate) struct OldRead {
     pub extent: ExtentIndex,
     /// One, unless the image is being read.
     pub count: u64,
-    /// `None`: the image is being read.
-    pub from: Option<Saved>,
+    pub from: OldFrom,
+}
+
+/// What is being read.
+#[derive(Debug)]
+pub(crate) enum OldFrom {
+    Image,
+    /// All of the extent.
+    Whole(Saved),
+    /// Saved pages, of which those in `due` go into what is there already.
+    Pages {
+        into: Composed,
+        saved: Saved,
+        due: PageMask,
+    },
+}
+
+/// An extent of which some pages are saved.
+#[derive(Debug)]
+pub(crate) struct Composed {
+    bytes: BufferMut,
+    /// Pages that came from what is saved.
+    have: PageMask,
+}
+
+impl Composed {
+    fn put(&mut self, saved: Saved, due: PageMask, data: Option<&[u8]>) {
+        for page in (0..PAGES as usize).filter(|page| due & 1 << page != 0) {
+            let place = &mut self.bytes[page * PAGE_SIZE..(page + 1) * PAGE_SIZE];
+            let at = (page - usize::from(saved.first)) * PAGE_SIZE;
+            match data {
+                Some(data) => place.copy_from_slice(&data[at..at + PAGE_SIZE]),
+                None => place.fill(0),
+            }
+        }
+        self.have |= due;
+    }
 }
 
 impl Store {
@@ -400,8 +577,11 @@ impl Store {
 
     /// How many extents from `first` on a snapshot at `at` reads from the image.
     fn unsaved_run(&self, disk: DiskIndex, first: u64, at: Lsn, most: u64) -> u64 {
-        let saved = |place: &u64| self.snapshots.find(disk, ExtentIndex(first + place), at).is_some();
-        (0..most).find(saved).unwrap_or(most)
+        (0..most).find(|place| self.is_saved(disk, ExtentIndex(first + place), at)).unwrap_or(most)
+    }
+
+    fn is_saved(&self, disk: DiskIndex, extent: ExtentIndex, at: Lsn) -> bool {
+        self.snapshots.find(disk, extent, at).next().is_some()
     }
 
     fn read_image_run(
@@ -415,7 +595,7 @@ impl Store {
     ) {
         let len = EXTENT_BYTES * count as usize;
         let op = IoOp::Read { file: FileId::Image(disk), offset: extent.0 * EXTENT_SIZE, len };
-        let read = OldRead { token, at, disk, extent, count, from: None };
+        let read = OldRead { token, at, disk, extent, count, from: OldFrom::Image };
         self.issue(IoClass::Background, op, Pending::OldRead(read), out);
     }
 
@@ -427,19 +607,24 @@ impl Store {
         extent: ExtentIndex,
         out: &mut Output,
     ) {
-        match self.snapshots.find(disk, extent, at) {
+        let whole = self.snapshots.find(disk, extent, at).next().filter(|saved| saved.is_whole());
+        match whole {
             None => self.read_image_run(token, at, disk, extent, 1, out),
-            Some(Saved { slot: None, .. }) => {
+            Some(Saved { place: None, .. }) => {
                 let result = Ok(Extent { disk, extent, lsn: at, data: None });
                 out.events.push(StoreEvent::SnapshotRead { token, result });
             }
-            from @ Some(Saved { slot: Some(slot), .. }) => {
-                let offset = slot * EXTENT_SIZE;
-                let op = IoOp::Read { file: FileId::SnapshotData, offset, len: EXTENT_BYTES };
+            Some(saved @ Saved { place: Some(place), .. }) => {
+                let from = OldFrom::Whole(saved);
                 let read = OldRead { token, at, disk, extent, count: 1, from };
-                self.issue(IoClass::Background, op, Pending::OldRead(read), out);
+                self.read_saved(place, EXTENT_BYTES, read, out);
             }
         }
+    }
+
+    fn read_saved(&mut self, place: Place, len: usize, read: OldRead, out: &mut Output) {
+        let op = IoOp::Read { file: FileId::SnapshotData, offset: place.offset(), len };
+        self.issue(IoClass::Background, op, Pending::OldRead(read), out);
     }
 
     pub(crate) fn old_extents_read(
@@ -456,26 +641,81 @@ impl Store {
             Ok(data) => data,
             Err(error) => return unreadable(token, count, &SnapshotReadError::Io(error), out),
         };
-        for place in 0..count {
-            let (token, extent) = (Token(token.0 + place), ExtentIndex(extent.0 + place));
-            // The extent may have been saved, and the image changed, while the image was read.
-            if from != self.snapshots.find(disk, extent, at) {
-                self.read_old_extent(token, at, disk, extent, out);
-                continue;
-            }
-            let start = EXTENT_BYTES * place as usize;
-            let data = data.slice(start..start + EXTENT_BYTES);
-            let result = match from {
-                Some(saved) if crc32c(&data) != saved.checksum => {
-                    let message = format!("saved extent {} of disk {disk} is damaged", extent.0);
-                    let file = FileId::SnapshotData;
-                    let (kind, path) = (IoErrorKind::Io, String::new());
-                    Err(SnapshotReadError::Io(IoError { kind, file, path, message }))
+        match from {
+            OldFrom::Image => {
+                for place in 0..count {
+                    let (token, extent) = (Token(token.0 + place), ExtentIndex(extent.0 + place));
+                    let start = EXTENT_BYTES * place as usize;
+                    let data = data.slice(start..start + EXTENT_BYTES);
+                    // Pages may have been saved, and the image changed, while the image was read.
+                    if self.is_saved(disk, extent, at) {
+                        let mut bytes = BufferMut::zeroed(EXTENT_BYTES);
+                        bytes.copy_from_slice(&data);
+                        self.compose(token, at, disk, extent, Composed { bytes, have: 0 }, out);
+                    } else {
+                        self.old_extent(token, at, disk, extent, data, out);
+                    }
                 }
-                _ => Ok(self.extent_of(disk, extent, at, data)),
-            };
-            out.events.push(StoreEvent::SnapshotRead { token, result });
+            }
+            OldFrom::Whole(saved) | OldFrom::Pages { saved, .. } if crc32c(&data) != saved.checksum => {
+                let message = format!("saved extent {} of disk {disk} is damaged", extent.0);
+                let file = FileId::SnapshotData;
+                let error = IoError { kind: IoErrorKind::Io, file, path: String::new(), message };
+                unreadable(token, 1, &SnapshotReadError::Io(error), out);
+            }
+            OldFrom::Whole(_) => self.old_extent(token, at, disk, extent, data, out),
+            OldFrom::Pages { mut into, saved, due } => {
+                into.put(saved, due, Some(&data));
+                self.compose(token, at, disk, extent, into, out);
+            }
         }
+    }
+
+    /// Puts the next of the saved pages into an extent that was read from the image, until all are.
+    fn compose(
+        &mut self,
+        token: Token,
+        at: Lsn,
+        disk: DiskIndex,
+        extent: ExtentIndex,
+        mut into: Composed,
+        out: &mut Output,
+    ) {
+        let mut found: PageMask = 0;
+        let mut next = None;
+        for saved in self.snapshots.find(disk, extent, at) {
+            let due = saved.mask() & !found & !into.have;
+            found |= saved.mask();
+            match saved.place {
+                _ if due == 0 => {}
+                None => into.put(saved, due, None),
+                Some(place) => {
+                    next = Some((place, saved, due));
+                    break;
+                }
+            }
+        }
+        match next {
+            Some((place, saved, due)) => {
+                let from = OldFrom::Pages { into, saved, due };
+                let read = OldRead { token, at, disk, extent, count: 1, from };
+                self.read_saved(place, saved.len(), read, out);
+            }
+            None => self.old_extent(token, at, disk, extent, into.bytes.freeze().whole(), out),
+        }
+    }
+
+    fn old_extent(
+        &self,
+        token: Token,
+        at: Lsn,
+        disk: DiskIndex,
+        extent: ExtentIndex,
+        data: Slice,
+        out: &mut Output,
+    ) {
+        let result = Ok(self.extent_of(disk, extent, at, data));
+        out.events.push(StoreEvent::SnapshotRead { token, result });
     }
 
     /// An extent's answer: cut at the disk's end, without data when zero.

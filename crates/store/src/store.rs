@@ -12,7 +12,7 @@ use crate::read::{GuestRead, LogRead};
 use crate::recovery_rows::RecoveryRows;
 use crate::resync::ExtentRead;
 use crate::segment::BATCHES_START;
-use crate::snapshot::{OldRead, Snapshots};
+use crate::snapshot::{OldRead, PageRun, Snapshots};
 use crate::superblock::{JournalPosition, MAX_CONTROL, Superblock, SuperblockChange};
 use crate::superblock_writer::{SuperblockWriter, Waiter};
 use crate::task::{Purpose, Task};
@@ -20,8 +20,7 @@ use crate::timers::Timers;
 use crate::window::Window;
 use rempart_buffer::Slice;
 use rempart_types::{
-    DiskIndex, EXTENT_SIZE, ExtentIndex, GroupId, Lineage, LogPosition, Lsn, MonotonicTime, RegisterId, Term,
-    WallTime,
+    DiskIndex, EXTENT_SIZE, GroupId, Lineage, LogPosition, Lsn, MonotonicTime, RegisterId, Term, WallTime,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
@@ -146,7 +145,7 @@ pub(crate) enum Pending {
     RemoveSegment,
     Superblock,
     Round,
-    SaveRead(DiskIndex, ExtentIndex),
+    SaveRead(PageRun),
     /// Writes to what snapshots keep.
     Save,
     Task,
@@ -167,8 +166,8 @@ impl Pending {
             Pending::RemoveSegment => "remove a journal segment",
             Pending::Superblock => "write the superblock",
             Pending::Round => "apply the log to the image",
-            Pending::SaveRead(..) => "read an extent for a snapshot",
-            Pending::Save => "save an extent for a snapshot",
+            Pending::SaveRead(_) => "read pages for a snapshot",
+            Pending::Save => "save pages for a snapshot",
             Pending::Task | Pending::CloseStat(_) => "take a checkpoint",
             Pending::GuestRead(..) | Pending::ExtentRead(_) => "read the image",
             Pending::LogRead(..) => "read the journal",
@@ -390,8 +389,8 @@ impl Store {
             (Pending::Round | Pending::Save, _) => self.round_step_done(out),
             (Pending::Task, _) => self.task_step_done(out),
             (Pending::CloseStat(disk), output) => self.close_stat(disk, &output, out),
-            (Pending::SaveRead(disk, extent), IoOutput::Data(data)) => {
-                self.extent_to_save_read(disk, extent, data.whole(), out);
+            (Pending::SaveRead(run), IoOutput::Data(data)) => {
+                self.pages_to_save_read(run, data.whole(), out);
             }
             (Pending::GuestRead(key, piece), IoOutput::Data(data)) => {
                 self.guest_read_done(key, piece, Ok(data.whole()), out);

@@ -102,7 +102,7 @@ fn run(seed: u64, steps: usize) {
                     world.epoch += 1;
                 }
             }
-            67 => {
+            67 | 74..=77 => {
                 let id = next_snapshot;
                 next_snapshot += 1;
                 if kept.len() < 3 && world.store.open_snapshot(SnapshotId(id), None, &mut world.out).is_ok() {
@@ -118,7 +118,7 @@ fn run(seed: u64, steps: usize) {
                     kept.insert(id, at.expect("the snapshot opens"));
                 }
             }
-            68 => {
+            68 | 78 | 79 => {
                 if let Some((&id, _)) = kept.iter().nth(world.rng.below(3) as usize) {
                     world.store.close_snapshot(SnapshotId(id), &mut world.out).expect("it is open");
                     world.drain();
@@ -130,7 +130,7 @@ fn run(seed: u64, steps: usize) {
                     kept.remove(&id);
                 }
             }
-            69 => {
+            69 | 80 | 81 => {
                 for (id, at) in kept.clone() {
                     check_snapshot(&mut world, id, at);
                 }

@@ -229,18 +229,72 @@ fn a_full_disk_drops_the_snapshot_not_the_replica() {
     assert_eq!(world.store.snapshots().len(), 1);
 }
 
+fn apply_write(world: &mut World, offset: u64, data: Vec<u8>) -> Vec<StoreEvent> {
+    world.append(vec![Change::Write { disk: 0, offset, data }]);
+    world.store.sync(&mut world.out);
+    let mut events = world.run_untwinned();
+    world.store.stable_is(world.store.log_end().lsn, &mut world.out);
+    events.extend(world.run_untwinned());
+    events
+}
+
+/// What was saved for a snapshot that is closed serves the older one that is not: the image has changed since.
+#[test]
+fn pages_saved_for_a_newer_snapshot_are_not_saved_again_for_an_older_one() {
+    let mut world = World::new(7);
+    apply_write(&mut world, 0, vec![1; 4096]);
+    for id in [3, 4] {
+        world.store.open_snapshot(SnapshotId(id), None, &mut world.out).expect("opens");
+        world.run_untwinned();
+        apply_write(&mut world, 8192, vec![id as u8; 4096]);
+    }
+    apply_write(&mut world, 0, vec![2; 4096]);
+    world.store.close_snapshot(SnapshotId(4), &mut world.out).expect("closes");
+    world.run_untwinned();
+    apply_write(&mut world, 0, vec![3; 4096]);
+    world.store.read_snapshot(Token(7), SnapshotId(3), DiskIndex(0), ExtentIndex(0), &mut world.out);
+    let events = world.run_untwinned();
+    let [StoreEvent::SnapshotRead { result: Ok(read), .. }] = &events[..] else { panic!("{events:?}") };
+    let data = read.data.as_ref().expect("it holds something");
+    assert!(data[..4096].iter().all(|byte| *byte == 1) && data[4096..].iter().all(|byte| *byte == 0));
+}
+
+/// A guest that writes here and there does not wait for sixteen times as much to be put aside.
+#[test]
+fn a_view_keeps_the_pages_that_are_overwritten_and_no_more() {
+    let mut world = World::new(7);
+    for extent in 0..4 {
+        (0..4).for_each(|part| drop(apply_write(&mut world, extent * 65536 + part * 16384, vec![1; 16384])));
+    }
+    world.store.open_snapshot(SnapshotId(3), None, &mut world.out).expect("opens");
+    world.run_untwinned();
+    // Twice the same page, half a page, two pages at once, a page on either side of an extent's end.
+    for (offset, len) in
+        [(8192, 4096), (8192, 4096), (65536 + 512, 1024), (131072, 8192), (196608 - 4096, 8192)]
+    {
+        apply_write(&mut world, offset, vec![2; len]);
+    }
+    assert_eq!(world.store.snapshot_bytes(), 65536, "six pages share the room of one extent");
+    for extent in 0..4 {
+        world.store.read_snapshot(Token(7), SnapshotId(3), DiskIndex(0), ExtentIndex(extent), &mut world.out);
+        let events = world.run_untwinned();
+        let [StoreEvent::SnapshotRead { result: Ok(read), .. }] = &events[..] else { panic!("{events:?}") };
+        assert!(read.data.as_ref().is_some_and(|data| data.iter().all(|byte| *byte == 1)), "extent {extent}");
+    }
+    world.store.close_snapshot(SnapshotId(3), &mut world.out).expect("closes");
+    world.run_untwinned();
+    assert_eq!(world.store.snapshot_bytes(), 0);
+}
+
 /// What may be kept aside is bounded, and the last extent that fits is still kept.
 #[test]
 fn snapshots_over_their_limit_are_dropped_not_the_replica() {
-    fn put(world: &mut World, extent: u64, fill: u8) -> Vec<StoreEvent> {
-        world.append(vec![Change::Write { disk: 0, offset: extent * 65536, data: vec![fill; 4096] }]);
-        world.store.sync(&mut world.out);
-        let mut events = world.run_untwinned();
-        world.store.stable_is(world.store.log_end().lsn, &mut world.out);
-        events.extend(world.run_untwinned());
-        events
-    }
     let mut world = World::new(7);
+    // A page in each sixteenth of an extent fills the room of one.
+    let put = |world: &mut World, extent: u64, fill| {
+        let pages = (0..16).map(|page| extent * 65536 + page * 4096);
+        pages.flat_map(|offset| apply_write(world, offset, vec![fill; 4096])).collect::<Vec<_>>()
+    };
     for extent in 0..3 {
         put(&mut world, extent, 1);
     }
