@@ -2,15 +2,17 @@
 
 use crate::lab::{CHUNK, Lab, PACE};
 use rempart_backup::{Changes, DiskJob, FileSource, Progress, back_up_disk};
-use rempart_objects::Memory;
+use rempart_objects::{Abilities, Created, Error, Listed, Memory, Name, Objects};
 use rempart_repository::log::{Condemn, Key, LogError, Numbers, Refusal, Session};
 use rempart_repository::{
     BackupWriter, BlobReader, ChunkSize, Definition, ErrorKind, KeyFile, NewRepository, PassphraseCost,
-    Point, Repository, RepositoryId, SessionId, Unlock, WrappedKey, WriterKey, WriterName, Written, keys,
+    Point, Repository, RepositoryId, SessionId, Unlock, WriterKey, WriterName, Written, keys,
 };
 use rempart_types::WallTime;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, Barrier};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 const NOW: WallTime = WallTime(7);
 
@@ -168,9 +170,66 @@ fn a_key_of_another_repository_is_told() {
     assert_eq!(opened.expect_err("foreign").kind, ErrorKind::Foreign);
 }
 
+/// A place in which, once keys were listed to the end a second time, something else happens.
+struct Meanwhile {
+    inner: Arc<dyn Objects>,
+    lists: AtomicU64,
+    then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    /// Nothing is removed from it: whoever wants to stops there.
+    keeps: bool,
+}
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Meanwhile").finish_non_exhaustive()
+    }
+}
+
+impl Objects for Meanwhile {
+    fn create(&self, name: &Name, parts: &[&[u8]], until: Option<WallTime>) -> Result<Created, Error> {
+        self.inner.create(name, parts, until)
+    }
+    fn get(&self, name: &Name, limit: u64) -> Result<Vec<u8>, Error> {
+        self.inner.get(name, limit)
+    }
+    fn get_range(&self, name: &Name, range: Range<u64>) -> Result<Vec<u8>, Error> {
+        self.inner.get_range(name, range)
+    }
+    fn len(&self, name: &Name) -> Result<u64, Error> {
+        self.inner.len(name)
+    }
+    fn list(&self, prefix: &str, after: Option<&Name>) -> Result<Vec<Listed>, Error> {
+        let listed = self.inner.list(prefix, after)?;
+        if prefix.starts_with("keys") && after.is_some() && self.lists.fetch_add(1, Ordering::SeqCst) == 1 {
+            let then = self.then.lock().expect("no holder panics").take();
+            then.into_iter().for_each(|then| then());
+        }
+        Ok(listed)
+    }
+    fn remove(&self, name: &Name) -> Result<(), Error> {
+        match self.keeps {
+            true => {
+                let (kind, place) = (rempart_objects::ErrorKind::Unavailable, self.url());
+                Err(Error::new(kind, "remove", name, place, "the test wants it"))
+            }
+            false => self.inner.remove(name),
+        }
+    }
+    fn retain(&self, name: &Name, until: WallTime) -> Result<(), Error> {
+        self.inner.retain(name, until)
+    }
+    fn abilities(&self) -> Abilities {
+        self.inner.abilities()
+    }
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+}
+
+/// The other removes its key between the one's look at the keys and what it writes then; or stops in the middle of that.
 #[test]
 fn of_two_who_remove_the_last_two_keys_at_once_one_is_refused() {
-    for _ in 0..20 {
+    for other_stops in [false, true] {
         let folder = tempfile::tempdir().expect("a folder");
         let first = KeyFile::random();
         let new = NewRepository {
@@ -182,26 +241,34 @@ fn of_two_who_remove_the_last_two_keys_at_once_one_is_refused() {
             kept: None,
             now: NOW,
         };
-        let repository =
-            Repository::create(Arc::new(Memory::default()), folder.path(), new).expect("creates");
+        let place: Arc<dyn Objects> = Arc::new(Memory::default());
+        let repository = Repository::create(place.clone(), folder.path(), new).expect("creates");
         let second = KeyFile::random();
         let added = repository.add_key(Unlock::KeyFile(&second), PassphraseCost::DEFAULT, "", NOW);
         added.expect("adds");
-        let there = keys(&**repository.objects()).expect("lists");
-        let start = Barrier::new(there.len());
-        let remove = |key: &WrappedKey| {
-            start.wait();
-            repository.remove_key(key.id, NOW).err().map(|error| error.kind)
+        let there = keys(&*place).expect("lists");
+        let [one, other] = &there[..] else { panic!("{there:?}") };
+        let seen_by = |keeps| {
+            let (lists, then) = (AtomicU64::new(0), Mutex::default());
+            let seen = Arc::new(Meanwhile { inner: place.clone(), lists, then, keeps });
+            let unlock = Unlock::KeyFile(&first);
+            (seen.clone(), Repository::open(seen, folder.path(), unlock).expect("opens"))
         };
-        let ended: Vec<Option<ErrorKind>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = there.iter().map(|key| scope.spawn(|| remove(key))).collect();
-            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-        });
-        assert_eq!(ended.iter().filter(|ended| ended.is_none()).count(), 1, "{ended:?}");
-        assert!(ended.contains(&Some(ErrorKind::Refused)), "{ended:?}");
-        let stays = keys(&**repository.objects()).expect("lists");
-        assert_eq!(stays.len(), 1);
-        let last = repository.remove_key(stays[0].id, NOW).expect_err("it is the last one");
+        let ((_, others), (seen, ones)) = (seen_by(other_stops), seen_by(false));
+        let id = other.id;
+        seen.lists.store(0, Ordering::SeqCst);
+        *seen.then.lock().expect("no holder panics") =
+            Some(Box::new(move || assert_eq!(others.remove_key(id, NOW).is_err(), other_stops)));
+        let refused = ones.remove_key(one.id, NOW).expect_err("the other was first");
+        assert_eq!(refused.kind, ErrorKind::Refused);
+        let stays = keys(&*place).expect("lists");
+        assert!(stays.iter().any(|key| key.id == one.id), "{stays:?}");
+        // What was begun is gone on with; the last one stays.
+        if other_stops {
+            repository.remove_key(other.id, NOW).expect("goes on");
+        }
+        let last = repository.remove_key(one.id, NOW).expect_err("it is the last one");
         assert_eq!(last.kind, ErrorKind::Refused);
+        assert!(seen.then.lock().expect("no holder panics").is_none(), "the other came in between");
     }
 }
