@@ -73,17 +73,9 @@ fn swap_and_free_space_are_left_out_and_the_rest_comes_back() {
 fn what_cannot_be_left_out_is_told() {
     let vault = Vault::new();
     let disk = disk(&vault);
-    let file = File::options().write(true).open(&disk).unwrap();
-    // needs_recovery: as while it is mounted. Its checksum is wrong then, too, which comes second.
-    let mut incompat = [0; 4];
-    file.write_all_at(
-        &{
-            incompat[0] = 0x46;
-            incompat
-        },
-        MIB + 1024 + 0x60,
-    )
-    .unwrap();
+    // As while it is mounted.
+    let partition = format!("{}?offset={MIB}", disk.display());
+    tool(&["debugfs", "-w", "-R", "feature needs_recovery", &partition]);
     let told = vault.json(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
     assert_eq!(told["disks"][0]["left_out_bytes"].as_u64().unwrap() / MIB, 19, "swap alone: {told}");
     let note =
