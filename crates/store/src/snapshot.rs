@@ -35,18 +35,37 @@ const PAGES: u64 = EXTENT_SIZE / PAGE_SIZE as u64;
 pub(crate) type PageMask = u16;
 const _: () = assert!(PAGES == PageMask::BITS as u64);
 
+/// Neighbouring pages within an extent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pages {
+    first: u8,
+    count: u8,
+}
+
+impl Pages {
+    const ALL: Pages = Pages { first: 0, count: PAGES as u8 };
+
+    fn mask(self) -> PageMask {
+        (PageMask::MAX >> (PAGES - u64::from(self.count))) << self.first
+    }
+
+    /// Bytes.
+    fn len(self) -> usize {
+        usize::from(self.count) * PAGE_SIZE
+    }
+}
+
 /// Neighbouring pages of an extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PageRun {
     pub disk: DiskIndex,
     pub extent: ExtentIndex,
-    first: u8,
-    count: u8,
+    pages: Pages,
 }
 
 impl PageRun {
     pub fn whole(disk: DiskIndex, extent: ExtentIndex) -> PageRun {
-        PageRun { disk, extent, first: 0, count: PAGES as u8 }
+        PageRun { disk, extent, pages: Pages::ALL }
     }
 
     /// The runs that make up `mask`.
@@ -55,24 +74,20 @@ impl PageRun {
         std::iter::from_fn(move || {
             let first = (left != 0).then(|| left.trailing_zeros())?;
             let count = (left >> first).trailing_ones();
-            let run = PageRun { disk, extent, first: first as u8, count: count as u8 };
-            left &= !run.mask();
-            Some(run)
+            let pages = Pages { first: first as u8, count: count as u8 };
+            left &= !pages.mask();
+            Some(PageRun { disk, extent, pages })
         })
-    }
-
-    pub fn mask(self) -> PageMask {
-        (PageMask::MAX >> (PAGES - u64::from(self.count))) << self.first
     }
 
     /// Where it begins on its disk, in bytes.
     pub fn offset(self) -> u64 {
-        self.extent.0 * EXTENT_SIZE + u64::from(self.first) * PAGE_SIZE as u64
+        self.extent.0 * EXTENT_SIZE + u64::from(self.pages.first) * PAGE_SIZE as u64
     }
 
     /// Bytes.
     pub fn len(self) -> usize {
-        usize::from(self.count) * PAGE_SIZE
+        self.pages.len()
     }
 }
 
@@ -101,7 +116,7 @@ impl SavedRun {
     /// `place`: where they are put, none if they are all zero.
     pub fn new(run: PageRun, upto: Lsn, place: Option<Place>, data: &[u8]) -> SavedRun {
         let checksum = if place.is_some() { crc32c(data) } else { 0 };
-        SavedRun { run, upto, saved: Saved { first: run.first, count: run.count, place, checksum } }
+        SavedRun { run, upto, saved: Saved { pages: run.pages, place, checksum } }
     }
 }
 
@@ -124,8 +139,7 @@ impl Place {
 /// Neighbouring pages of some extent, and where they are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Saved {
-    first: u8,
-    count: u8,
+    pages: Pages,
     /// None: they were all zero.
     pub place: Option<Place>,
     pub checksum: u32,
@@ -133,15 +147,11 @@ pub(crate) struct Saved {
 
 impl Saved {
     fn mask(self) -> PageMask {
-        (PageMask::MAX >> (PAGES - u64::from(self.count))) << self.first
+        self.pages.mask()
     }
 
     pub fn is_whole(self) -> bool {
-        self.mask() == PageMask::MAX
-    }
-
-    fn len(self) -> usize {
-        usize::from(self.count) * PAGE_SIZE
+        self.pages == Pages::ALL
     }
 }
 
@@ -206,7 +216,7 @@ impl Snapshots {
 
     /// Where so many pages are to be put: together, in one slot.
     pub fn take_place(&mut self, run: PageRun) -> Place {
-        let count = u64::from(run.count);
+        let count = u64::from(run.pages.count);
         let place = match self.filling.filter(|place| place.0 % PAGES + count <= PAGES) {
             Some(place) if count < PAGES => place,
             _ => {
@@ -221,14 +231,14 @@ impl Snapshots {
         if count < PAGES {
             self.filling = (next.slot() == place.slot()).then_some(next);
         }
-        self.used[place.slot() as usize] += run.count;
+        self.used[place.slot() as usize] += run.pages.count;
         place
     }
 
     fn give_back(&mut self, saved: Saved) {
         let Some(place) = saved.place else { return };
         let used = &mut self.used[place.slot() as usize];
-        *used -= saved.count;
+        *used -= saved.pages.count;
         if *used == 0 {
             self.free.insert(place.slot());
             // From its beginning, whoever takes it.
@@ -399,7 +409,7 @@ fn decode_page(page: &[u8], generation: u64, index: u64) -> Option<Vec<SavedRun>
                 let slot = Some(word(24)).filter(|&slot| slot != ZERO_SLOT);
                 let place = slot.map(|slot| Place(slot.wrapping_mul(PAGES)));
                 let checksum = u32::from_le_bytes(row[4..8].try_into().expect("four bytes"));
-                let saved = Saved { first: run.first, count: run.count, place, checksum };
+                let saved = Saved { pages: run.pages, place, checksum };
                 SavedRun { run, upto: Lsn(word(16)), saved }
             })
             .collect()
@@ -448,7 +458,7 @@ impl Composed {
     fn put(&mut self, saved: Saved, due: PageMask, data: Option<&[u8]>) {
         for page in (0..PAGES as usize).filter(|page| due & 1 << page != 0) {
             let place = &mut self.bytes[page * PAGE_SIZE..(page + 1) * PAGE_SIZE];
-            let at = (page - usize::from(saved.first)) * PAGE_SIZE;
+            let at = (page - usize::from(saved.pages.first)) * PAGE_SIZE;
             match data {
                 Some(data) => place.copy_from_slice(&data[at..at + PAGE_SIZE]),
                 None => place.fill(0),
@@ -699,7 +709,7 @@ impl Store {
             Some((place, saved, due)) => {
                 let from = OldFrom::Pages { into, saved, due };
                 let read = OldRead { token, at, disk, extent, count: 1, from };
-                self.read_saved(place, saved.len(), read, out);
+                self.read_saved(place, saved.pages.len(), read, out);
             }
             None => self.old_extent(token, at, disk, extent, into.bytes.freeze().whole(), out),
         }
