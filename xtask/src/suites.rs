@@ -18,6 +18,7 @@ const SLICE: &[Fault] = &[
     Fault::PeerLinkCut,
     Fault::PrimaryIsolated,
     Fault::ForcedTakeoverDivergence,
+    Fault::BackedUp,
 ];
 
 #[derive(Debug, Clone, clap::Args)]
@@ -25,7 +26,7 @@ pub struct Options {
     /// Only these suites
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Suite>,
-    /// Play every row of the failure table, not six
+    /// Play every row of the failure table, not seven
     #[arg(long)]
     all_faults: bool,
 }
@@ -194,8 +195,8 @@ fn counted(command: &mut Command) -> Count {
 /// The counts in a closing line of nextest (`Summary [1.2s] 9 tests run: 8 passed, 1 failed`) or of the built-in
 /// harness (`test result: ok. 8 passed; 1 failed; …`).
 fn counts_of(line: &str) -> Option<Count> {
-    let line = line.trim();
-    if !line.starts_with("Summary [") && !line.starts_with("test result: ") {
+    // One runner shows, indented, what the other said of a test that failed.
+    if !line.trim_start().starts_with("Summary [") && !line.starts_with("test result: ") {
         return None;
     }
     let words: Vec<_> =
@@ -220,6 +221,7 @@ mod tests {
         );
         assert_eq!(counts_of("test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured"), count(5, 0));
         assert_eq!(counts_of("Summary [ 9s] 3 tests run: 2 passed, 1 timed out, 0 skipped"), count(2, 1));
+        assert_eq!(counts_of("    test result: FAILED. 0 passed; 1 failed; 0 ignored"), None);
         assert_eq!(counts_of("5 passed"), None);
     }
 }

@@ -9,6 +9,7 @@ use rempart_repository::{
     PointDisk, Step, Tree, TreeUpdate, Walk, is_zero, resize,
 };
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// A disk that is to be backed up.
 #[derive(Debug)]
@@ -230,21 +231,29 @@ impl Audit<'_> {
         let drawn = rand::seq::index::sample(&mut random, unchanged, chunks.min(unchanged));
         let mut drawn: Vec<u64> = drawn.into_iter().map(|place| place as u64).collect();
         drawn.sort_unstable();
-        let mut reader = self.source.reader()?;
-        let mut buffer = Vec::new();
         // Chunks before which all of `not_these` were counted.
         let (mut passed, mut next) = (0, 0);
-        for place in drawn {
-            // The chunk that has so many unchanged ones before it.
+        // The chunk that has so many unchanged ones before it.
+        let nth = |place: u64| -> u64 {
             while let Some(run) =
                 not_these.next_run(next, not_these.chunks()).filter(|run| run.start <= place + passed)
             {
                 passed += run.end - run.start;
                 next = run.end;
             }
-            let chunk = place + passed;
+            place + passed
+        };
+        let chunks: Vec<u64> = drawn.into_iter().map(nth).collect();
+        let bytes_of = |chunk: &u64| {
             let start = chunk * self.chunk_len;
-            let len = self.chunk_len.min(self.source.size() - start);
+            start..(start + self.chunk_len).min(self.source.size())
+        };
+        let mut reader = self.source.reader()?;
+        reader.ahead(&chunks.iter().map(bytes_of).collect::<Vec<_>>())?;
+        let mut buffer = Vec::new();
+        for chunk in chunks {
+            let Range { start, end } = bytes_of(&chunk);
+            let len = end - start;
             buffer.resize(len as usize, 0);
             reader.read(start, &mut buffer)?;
             let now = if is_zero(&buffer) { ChunkId::ZERO } else { self.writer.domain().chunk_id(&buffer) };

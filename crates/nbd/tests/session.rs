@@ -34,6 +34,32 @@ fn output(session: &mut Session) -> Vec<u8> {
     all
 }
 
+/// Encryption over a socket that takes no more says so: nothing is lost, and the connection stays.
+#[test]
+fn a_stream_without_room_is_written_to_later() {
+    struct Full(&'static [usize], Vec<u8>);
+    impl std::io::Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let (room, later) = self.0.split_first().unwrap_or((&usize::MAX, &[]));
+            let taken = bytes.len().min(*room);
+            self.1.extend_from_slice(&bytes[..taken]);
+            self.0 = later;
+            Ok(taken)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut stream = Full(&[0, 3, 0], Vec::new());
+    let mut waiting = session(TlsPolicy::Refused);
+    let all = output(&mut session(TlsPolicy::Refused));
+    for left in [all.len() as u64, all.len() as u64 - 3, 0] {
+        waiting.send_to(&mut stream).expect("it has no room, and is no worse");
+        assert_eq!(waiting.queued_output(), left);
+    }
+    assert_eq!(stream.1, all);
+}
+
 fn option(number: u32, data: &[u8]) -> Vec<u8> {
     [&b"IHAVEOPT"[..], &number.to_be_bytes(), &(data.len() as u32).to_be_bytes(), data].concat()
 }

@@ -62,6 +62,65 @@ pub trait Objects: Debug + Send + Sync {
     fn url(&self) -> String;
 }
 
+/// A place in front of another one, which does itself what it says, and has all else done.
+pub trait Front: Debug + Send + Sync {
+    fn behind(&self) -> &dyn Objects;
+
+    fn create(&self, name: &Name, parts: &[&[u8]], retain_until: Option<WallTime>) -> Result<Created, Error> {
+        self.behind().create(name, parts, retain_until)
+    }
+
+    fn get_range(&self, name: &Name, range: Range<u64>) -> Result<Vec<u8>, Error> {
+        self.behind().get_range(name, range)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&Name>) -> Result<Vec<Listed>, Error> {
+        self.behind().list(prefix, after)
+    }
+
+    fn remove(&self, name: &Name) -> Result<(), Error> {
+        self.behind().remove(name)
+    }
+}
+
+impl<T: Front> Objects for T {
+    fn create(&self, name: &Name, parts: &[&[u8]], retain_until: Option<WallTime>) -> Result<Created, Error> {
+        Front::create(self, name, parts, retain_until)
+    }
+
+    fn get(&self, name: &Name, limit: u64) -> Result<Vec<u8>, Error> {
+        self.behind().get(name, limit)
+    }
+
+    fn get_range(&self, name: &Name, range: Range<u64>) -> Result<Vec<u8>, Error> {
+        Front::get_range(self, name, range)
+    }
+
+    fn len(&self, name: &Name) -> Result<u64, Error> {
+        self.behind().len(name)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&Name>) -> Result<Vec<Listed>, Error> {
+        Front::list(self, prefix, after)
+    }
+
+    fn remove(&self, name: &Name) -> Result<(), Error> {
+        Front::remove(self, name)
+    }
+
+    fn retain(&self, name: &Name, until: WallTime) -> Result<(), Error> {
+        self.behind().retain(name, until)
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.behind().abilities()
+    }
+
+    fn url(&self) -> String {
+        self.behind().url()
+    }
+}
+
 /// How a creation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {

@@ -3,10 +3,9 @@
 use crate::error::Error;
 use crate::log::{self, Content, Numbers, State, Status};
 use crate::{CHECKPOINTS, Description, PackName, Repository, WRAPPED_KEYS};
-use rempart_objects::{Abilities, Created, Error as PlaceError, ErrorKind, Listed, Name, Objects};
+use rempart_objects::{Created, Error as PlaceError, ErrorKind, Front, Name, Objects};
 use rempart_types::WallTime;
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -36,7 +35,11 @@ pub(crate) struct Keeping {
     pub period_ms: u64,
 }
 
-impl Objects for Keeping {
+impl Front for Keeping {
+    fn behind(&self) -> &dyn Objects {
+        &*self.place
+    }
+
     fn create(
         &self,
         name: &Name,
@@ -44,38 +47,6 @@ impl Objects for Keeping {
         retain_until: Option<WallTime>,
     ) -> Result<Created, PlaceError> {
         self.place.create(name, parts, retain_until.max(Some(until(wall_time(), self.period_ms))))
-    }
-
-    fn get(&self, name: &Name, limit: u64) -> Result<Vec<u8>, PlaceError> {
-        self.place.get(name, limit)
-    }
-
-    fn get_range(&self, name: &Name, range: Range<u64>) -> Result<Vec<u8>, PlaceError> {
-        self.place.get_range(name, range)
-    }
-
-    fn len(&self, name: &Name) -> Result<u64, PlaceError> {
-        self.place.len(name)
-    }
-
-    fn list(&self, prefix: &str, after: Option<&Name>) -> Result<Vec<Listed>, PlaceError> {
-        self.place.list(prefix, after)
-    }
-
-    fn remove(&self, name: &Name) -> Result<(), PlaceError> {
-        self.place.remove(name)
-    }
-
-    fn retain(&self, name: &Name, until: WallTime) -> Result<(), PlaceError> {
-        self.place.retain(name, until)
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.place.abilities()
-    }
-
-    fn url(&self) -> String {
-        self.place.url()
     }
 }
 

@@ -18,6 +18,7 @@ const OPT_GO: u32 = 7;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
 const INFO_EXPORT: u16 = 0;
+const CMD_READ: u16 = 0;
 const CMD_WRITE: u16 = 1;
 const CMD_DISCONNECT: u16 = 2;
 const CMD_FLUSH: u16 = 3;
@@ -77,6 +78,17 @@ impl Client {
             self.requests.write_all(bytes)?;
         }
         Ok(())
+    }
+
+    pub fn send_read(&mut self, cookie: u64, offset: u64, length: u32) -> Result<()> {
+        Ok(self.requests.write_all(&request(CMD_READ, cookie, offset, length))?)
+    }
+
+    /// Waits for the reply to a read that wanted as many bytes as `into` has, and returns its cookie.
+    pub fn receive_read(&mut self, into: &mut [u8]) -> Result<u64> {
+        let cookie = self.receive()?;
+        self.replies.read_exact(into).context("read what was read")?;
+        Ok(cookie)
     }
 
     pub fn send_flush(&mut self, cookie: u64) -> Result<()> {

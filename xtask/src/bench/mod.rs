@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: what we do against what the peers do, in one run on one machine.
 
 mod backup;
-mod client;
+pub mod client;
 mod mirror;
+mod moto;
 mod random;
 mod report;
 

@@ -31,7 +31,7 @@ use anyhow::{Context, Result, bail};
 
 pub use host::{Host, Side};
 pub use link::Link;
-pub use namespace::Namespace;
+pub use namespace::{Namespace, send_signal};
 pub use process::Process;
 pub use volume::Volume;
 

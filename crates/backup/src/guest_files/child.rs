@@ -3,7 +3,7 @@
 use super::ROOT;
 use super::protocol::{Answer, Reply, Request};
 use crate::leave_out::confine;
-use crate::leave_out::protocol::{ANSWER, read_number, read_text, write_number, write_text};
+use crate::leave_out::protocol::{self, ANSWER, read_number, read_text, write_number, write_text};
 use rempart_guest_fs::files::{FileSystem, FileSystemKind, open};
 use rempart_guest_fs::{Disk, Fault, Section, volumes};
 use std::cell::RefCell;
@@ -100,13 +100,7 @@ struct Behind<R, W> {
 impl<R: Read, W: Write> Behind<R, W> {
     fn fetch(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let (input, output) = &mut *self.pipes.borrow_mut();
-        write_number(output, offset)?;
-        write_number(output, buffer.len() as u64)?;
-        output.flush()?;
-        match read_number(input)? {
-            1 => input.read_exact(buffer),
-            _ => Err(io::Error::other("the point cannot be read there")),
-        }
+        protocol::fetch(input, output, offset, buffer)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The child: it gives up everything but reading, writing and memory, and then looks at the disk.
 
-use super::protocol::{ANSWER, read_number, read_text, write_number, write_text};
+use super::protocol::{ANSWER, fetch, read_number, read_text, write_number, write_text};
 use rempart_guest_fs::{Disk, Wanted, survey};
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
@@ -72,12 +72,6 @@ impl<R: Read, W: Write> Disk for Behind<'_, R, W> {
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let (input, output) = &mut *self.pipes.borrow_mut();
-        write_number(output, offset)?;
-        write_number(output, buffer.len() as u64)?;
-        output.flush()?;
-        match read_number(input)? {
-            1 => input.read_exact(buffer),
-            _ => Err(io::Error::other("the parent could not read it")),
-        }
+        fetch(*input, *output, offset, buffer)
     }
 }

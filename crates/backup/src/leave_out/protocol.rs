@@ -37,3 +37,14 @@ pub fn write_text(to: &mut impl Write, text: &[u8]) -> io::Result<()> {
     write_number(to, text.len() as u64)?;
     to.write_all(text)
 }
+
+/// The child's question for bytes of the disk, and the answer to it.
+pub fn fetch(from: &mut impl Read, to: &mut impl Write, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    write_number(to, offset)?;
+    write_number(to, buffer.len() as u64)?;
+    to.flush()?;
+    match read_number(from)? {
+        1 => from.read_exact(buffer),
+        _ => Err(io::Error::other("the parent could not read it")),
+    }
+}

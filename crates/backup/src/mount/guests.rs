@@ -1,7 +1,7 @@
 //! The files inside the disks. Whoever asks for them is answered when their file system's reader has answered: nobody else
 //! waits for it.
 
-use super::{FOR_EVER, PointFiles, SECTOR, UNIX_EPOCH, file_name};
+use super::{FOR_EVER, PointFiles, UNIX_EPOCH, file_name};
 use crate::{FileContent, GuestDisks, GuestError, GuestVolume, Looked};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData,
@@ -205,23 +205,7 @@ impl PointFiles {
             Shown::FileSystem(_) => (FileType::Directory, 0o500, 0),
             Shown::About(text) => (FileType::RegularFile, 0o400, text.len() as u64),
         };
-        Ok(FileAttr {
-            ino,
-            size,
-            blocks: size.div_ceil(SECTOR),
-            atime: time,
-            mtime: time,
-            ctime: time,
-            crtime: time,
-            kind,
-            perm,
-            nlink: 1,
-            uid: self.owner.0,
-            gid: self.owner.1,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        })
+        Ok(super::attributes(ino, kind, perm, size, time, self.owner))
     }
 
     pub(super) fn find_in_guest(&self, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -312,21 +296,11 @@ fn shape(ino: INodeNo, attributes: &Attributes) -> FileAttr {
     let time = if seconds < 0 { UNIX_EPOCH.checked_sub(second) } else { UNIX_EPOCH.checked_add(second) };
     let time = time.and_then(|time| time.checked_add(Duration::from_nanos(nanoseconds.into())));
     let time = time.unwrap_or(SystemTime::UNIX_EPOCH);
+    let (kind, mode) = (file_type(attributes.kind), (attributes.mode & 0o7777) as u16);
+    let owner = (attributes.owner, attributes.group);
     FileAttr {
-        ino,
-        size: attributes.size,
-        blocks: attributes.size.div_ceil(SECTOR),
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: file_type(attributes.kind),
-        perm: (attributes.mode & 0o7777) as u16,
         nlink: attributes.links,
-        uid: attributes.owner,
-        gid: attributes.group,
         rdev: rustix::fs::makedev(attributes.device.0, attributes.device.1) as u32,
-        blksize: 4096,
-        flags: 0,
+        ..super::attributes(ino, kind, mode, attributes.size, time, owner)
     }
 }

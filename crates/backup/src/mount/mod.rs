@@ -169,23 +169,7 @@ impl PointFiles {
         // those who copy it: they ask for each then.
         let blocks = size.div_ceil(SECTOR);
         let blocks = if matches!(node.what, What::Disk(_)) { blocks.saturating_sub(1) } else { blocks };
-        FileAttr {
-            ino: ino(number),
-            size,
-            blocks,
-            atime: node.time,
-            mtime: node.time,
-            ctime: node.time,
-            crtime: node.time,
-            kind,
-            perm,
-            nlink: 1,
-            uid: self.owner.0,
-            gid: self.owner.1,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        }
+        FileAttr { blocks, ..attributes(ino(number), kind, perm, size, node.time, self.owner) }
     }
 
     fn read_node(&self, node: &Node, offset: u64, len: u64) -> Result<Vec<u8>, Errno> {
@@ -426,6 +410,34 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         self.take_away();
+    }
+}
+
+/// Of a file that has one name, and was never anything else.
+fn attributes(
+    ino: INodeNo,
+    kind: FileType,
+    perm: u16,
+    size: u64,
+    time: SystemTime,
+    (uid, gid): (u32, u32),
+) -> FileAttr {
+    FileAttr {
+        ino,
+        size,
+        blocks: size.div_ceil(SECTOR),
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind,
+        perm,
+        nlink: 1,
+        uid,
+        gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
     }
 }
 

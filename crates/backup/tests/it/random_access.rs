@@ -4,7 +4,7 @@ use crate::lab::{CHUNK, Lab, PASSPHRASE};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rempart_backup::{ChunkCache, Content, DiskReader, Progress, check_disk};
-use rempart_objects::{Abilities, Created, Directory, Error, Listed, Name, Objects};
+use rempart_objects::{Directory, Error, Front, Name, Objects};
 use rempart_repository::{BlobReader, PointDisk, Repository};
 use rempart_types::WallTime;
 use std::ops::Range;
@@ -24,35 +24,15 @@ struct Counting {
     takes: Duration,
 }
 
-impl Objects for Counting {
-    fn create(&self, name: &Name, parts: &[&[u8]], until: Option<WallTime>) -> Result<Created, Error> {
-        self.inner.create(name, parts, until)
+impl Front for Counting {
+    fn behind(&self) -> &dyn Objects {
+        &self.inner
     }
-    fn get(&self, name: &Name, limit: u64) -> Result<Vec<u8>, Error> {
-        self.inner.get(name, limit)
-    }
+
     fn get_range(&self, name: &Name, range: Range<u64>) -> Result<Vec<u8>, Error> {
         self.read.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(self.takes);
         self.inner.get_range(name, range)
-    }
-    fn len(&self, name: &Name) -> Result<u64, Error> {
-        self.inner.len(name)
-    }
-    fn list(&self, prefix: &str, after: Option<&Name>) -> Result<Vec<Listed>, Error> {
-        self.inner.list(prefix, after)
-    }
-    fn remove(&self, name: &Name) -> Result<(), Error> {
-        self.inner.remove(name)
-    }
-    fn retain(&self, name: &Name, until: WallTime) -> Result<(), Error> {
-        self.inner.retain(name, until)
-    }
-    fn abilities(&self) -> Abilities {
-        self.inner.abilities()
-    }
-    fn url(&self) -> String {
-        self.inner.url()
     }
 }
 

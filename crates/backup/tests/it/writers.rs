@@ -2,14 +2,13 @@
 
 use crate::lab::{CHUNK, Lab, PACE};
 use rempart_backup::{Changes, DiskJob, FileSource, Progress, back_up_disk};
-use rempart_objects::{Abilities, Created, Error, Listed, Memory, Name, Objects};
+use rempart_objects::{Error, Front, Listed, Memory, Name, Objects};
 use rempart_repository::log::{Condemn, Key, LogError, Numbers, Refusal, Session};
 use rempart_repository::{
     BackupWriter, BlobReader, ChunkSize, Definition, ErrorKind, KeyFile, NewRepository, PassphraseCost,
     Point, Repository, RepositoryId, SessionId, Unlock, WriterKey, WriterName, Written, keys,
 };
 use rempart_types::WallTime;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -185,19 +184,11 @@ impl std::fmt::Debug for Meanwhile {
     }
 }
 
-impl Objects for Meanwhile {
-    fn create(&self, name: &Name, parts: &[&[u8]], until: Option<WallTime>) -> Result<Created, Error> {
-        self.inner.create(name, parts, until)
+impl Front for Meanwhile {
+    fn behind(&self) -> &dyn Objects {
+        &*self.inner
     }
-    fn get(&self, name: &Name, limit: u64) -> Result<Vec<u8>, Error> {
-        self.inner.get(name, limit)
-    }
-    fn get_range(&self, name: &Name, range: Range<u64>) -> Result<Vec<u8>, Error> {
-        self.inner.get_range(name, range)
-    }
-    fn len(&self, name: &Name) -> Result<u64, Error> {
-        self.inner.len(name)
-    }
+
     fn list(&self, prefix: &str, after: Option<&Name>) -> Result<Vec<Listed>, Error> {
         let listed = self.inner.list(prefix, after)?;
         if prefix.starts_with("keys") && after.is_some() && self.lists.fetch_add(1, Ordering::SeqCst) == 1 {
@@ -206,6 +197,7 @@ impl Objects for Meanwhile {
         }
         Ok(listed)
     }
+
     fn remove(&self, name: &Name) -> Result<(), Error> {
         match self.keeps {
             true => {
@@ -214,15 +206,6 @@ impl Objects for Meanwhile {
             }
             false => self.inner.remove(name),
         }
-    }
-    fn retain(&self, name: &Name, until: WallTime) -> Result<(), Error> {
-        self.inner.retain(name, until)
-    }
-    fn abilities(&self) -> Abilities {
-        self.inner.abilities()
-    }
-    fn url(&self) -> String {
-        self.inner.url()
     }
 }
 

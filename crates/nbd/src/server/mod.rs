@@ -435,7 +435,8 @@ impl Session {
         self.output.sent(count);
     }
 
-    /// Sends what waits until all is gone or the socket takes no more (`WouldBlock` is no error here).
+    /// Sends what waits until all is gone or the socket takes no more: `WouldBlock` is no error here, and neither are 0 bytes,
+    /// which is what encryption says whose own buffer is full.
     ///
     /// # Errors
     /// Those of the socket.
@@ -444,7 +445,7 @@ impl Session {
             let mut slices = [IoSlice::new(&[]); 64];
             let filled = self.output.slices(&mut slices);
             match socket.write_vectored(&slices[..filled]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(0) => return Ok(()),
                 Ok(count) => self.output.sent(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),

@@ -217,7 +217,14 @@ fn only_what_changed_is_read_wherever_the_machine_runs() {
     a.io("shop", 1, &["write -P 5 100k 4k"]);
     a.kill();
     a.start();
-    a.until("it serves", || a.vm("shop")["role"] == "primary" || b.vm("shop")["role"] == "primary");
+    // A peer that does not follow yet may be about to take over.
+    a.until("one leads, and the other follows it", || {
+        let (a, b) = (a.vm("shop"), b.vm("shop"));
+        let roles = [&a["role"], &b["role"]];
+        roles.iter().any(|role| *role == "primary")
+            && roles.iter().any(|role| *role == "secondary")
+            && a["epoch"] == b["epoch"]
+    });
     let leader = if a.vm("shop")["role"] == "primary" { &a } else { &b };
     leader.until_mirrored("shop");
     let backed = backup(leader, Some(&backed));

@@ -6,9 +6,8 @@ use super::sign::Ed25519;
 use super::*;
 use crate::{ChainId, DomainId, EntryHash, PackId, RepositoryId, SIGNATURE, SegmentId, SessionId, Verifier};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-use rempart_objects::{Abilities, Created, Error, ErrorKind, Listed, Memory, Name, Objects};
+use rempart_objects::{Created, Error, ErrorKind, Front, Memory, Name, Objects};
 use rempart_types::WallTime;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -620,7 +619,11 @@ impl Silent {
     }
 }
 
-impl Objects for Silent {
+impl Front for Silent {
+    fn behind(&self) -> &dyn Objects {
+        &self.inner
+    }
+
     fn create(&self, name: &Name, parts: &[&[u8]], until: Option<WallTime>) -> Result<Created, Error> {
         let silent =
             self.silent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
@@ -631,38 +634,6 @@ impl Objects for Silent {
             self.inner.create(name, parts, until)?;
         }
         Err(self.unknown(name))
-    }
-
-    fn get(&self, name: &Name, limit: u64) -> Result<Vec<u8>, Error> {
-        self.inner.get(name, limit)
-    }
-
-    fn get_range(&self, name: &Name, range: Range<u64>) -> Result<Vec<u8>, Error> {
-        self.inner.get_range(name, range)
-    }
-
-    fn len(&self, name: &Name) -> Result<u64, Error> {
-        self.inner.len(name)
-    }
-
-    fn list(&self, prefix: &str, after: Option<&Name>) -> Result<Vec<Listed>, Error> {
-        self.inner.list(prefix, after)
-    }
-
-    fn remove(&self, name: &Name) -> Result<(), Error> {
-        self.inner.remove(name)
-    }
-
-    fn retain(&self, name: &Name, until: WallTime) -> Result<(), Error> {
-        self.inner.retain(name, until)
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.inner.abilities()
-    }
-
-    fn url(&self) -> String {
-        self.inner.url()
     }
 }
 

@@ -24,6 +24,17 @@ pub struct Taken {
     pub anonymous_bytes: u64,
 }
 
+impl Taken {
+    /// One after the other.
+    pub fn and(self, next: Taken) -> Taken {
+        Taken {
+            seconds: self.seconds + next.seconds,
+            processor_seconds: self.processor_seconds + next.processor_seconds,
+            anonymous_bytes: self.anonymous_bytes.max(next.anonymous_bytes),
+        }
+    }
+}
+
 /// Runs a command to its end. Its output goes nowhere; what it says of errors is part of the error.
 pub fn run(command: &mut Command) -> Result<Taken> {
     interrupt::check()?;

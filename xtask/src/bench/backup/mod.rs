@@ -3,10 +3,12 @@
 //! Everybody backs up the same image in the same run, and in turns; every repository is encrypted and on the same file
 //! system. What counts are ratios.
 
+mod bucket;
 mod image;
 pub mod large;
 mod measure;
 mod recovery;
+mod served;
 mod tool;
 mod tracked;
 
@@ -19,9 +21,11 @@ use super::report::{Against, Report, median};
 use crate::lab::Lab;
 use crate::setup::{self, Kernel};
 
+use bucket::Bucket;
 use image::{Change, Image};
 use measure::Taken;
 use recovery::Recovery;
+use served::Served;
 use tool::{Program, Tool};
 use tracked::Machine;
 
@@ -54,14 +58,23 @@ pub struct Options {
     /// Only how soon a machine answers that is recovered at once; three rounds at least
     #[arg(long)]
     only_recovery: bool,
+    /// Only backups into a bucket
+    #[arg(long)]
+    only_bucket: bool,
     /// Measure this build of the program instead of building it
     #[arg(long)]
     program: Option<PathBuf>,
 }
 
 /// What is measured of each program.
-const STEPS: [Step; 5] =
-    [Step::Full, Step::Again(Change::Scattered), Step::Again(Change::Clustered), Step::Restore, Step::Check];
+const STEPS: [Step; 6] = [
+    Step::Full,
+    Step::Again(Change::Scattered),
+    Step::Again(Change::Clustered),
+    Step::Restore,
+    Step::Synced,
+    Step::Check,
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -69,6 +82,8 @@ enum Step {
     /// After one per cent of the blocks changed.
     Again(Change),
     Restore,
+    /// The same, until all that was restored is on stable storage.
+    Synced,
     Check,
 }
 
@@ -79,6 +94,7 @@ impl Step {
             Step::Again(Change::Scattered) => "1 % changed, scattered",
             Step::Again(Change::Clustered) => "1 % changed, clustered",
             Step::Restore => "restore",
+            Step::Synced => "restore and sync",
             Step::Check => "check",
         }
     }
@@ -125,6 +141,9 @@ pub fn run(options: &Options) -> Result<()> {
     if options.only_recovery {
         return recover(options, &kernel, &program, ours, Lab::build(false)?.folder());
     }
+    if options.only_bucket {
+        return bucket(options, &program, Lab::build(false)?.folder());
+    }
     setup::ensure_packages(PACKAGES)?;
     let mut programs = vec![ours.clone()];
     for peer in [Program::Restic, Program::Borg, Program::Rustic] {
@@ -146,7 +165,7 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let mut columns: Vec<Column> = programs.iter().map(|program| Column::new(program.name())).collect();
     let mut tracked = Column::new("tracked");
-    let mut limits = Limits::default();
+    let (mut limits, mut served) = (Limits::default(), Vec::new());
     for round in 1..=options.rounds {
         limits.measure(&image, &folder)?;
         let folder = folder.join(format!("round{round}"));
@@ -155,7 +174,7 @@ pub fn run(options: &Options) -> Result<()> {
             tools.push(Tool::new(program.clone(), &folder)?);
         }
         let repository = Tool::new(ours.clone(), &folder.join("tracked"))?;
-        for step in STEPS {
+        for step in STEPS.into_iter().filter(|step| *step != Step::Synced) {
             if let Step::Again(change) = step {
                 let changes = image.changes(change, u64::from(round));
                 image.write(&changes)?;
@@ -170,10 +189,14 @@ pub fn run(options: &Options) -> Result<()> {
             for (tool, column) in order {
                 let before = tool.stored()?;
                 let taken = match step {
-                    Step::Full | Step::Again(_) => tool.back_up(&image),
-                    Step::Restore => tool.restore(&image),
-                    Step::Check => tool.check(),
-                }?;
+                    Step::Full | Step::Again(_) => tool.back_up(&image)?,
+                    Step::Restore | Step::Synced => {
+                        let (taken, synced) = tool.restore(&image)?;
+                        column.add(Step::Synced, synced, 0);
+                        taken
+                    }
+                    Step::Check => tool.check()?,
+                };
                 column.add(step, taken, tool.stored()?.saturating_sub(before));
             }
             if let Some(machine) = &machine
@@ -184,9 +207,30 @@ pub fn run(options: &Options) -> Result<()> {
                 tracked.add(step, taken, repository.stored()?.saturating_sub(before));
             }
         }
+        served.push(served::measure(&tools[0], &image)?);
         std::fs::remove_dir_all(&folder)?;
     }
     tell(options, &image, &columns, &tracked, &limits);
+    tell_served(options, &served);
+    bucket(options, &program, &folder)
+}
+
+fn tell_served(options: &Options, served: &[Served]) {
+    let mut report = Report { json: options.json };
+    let rates = |of: fn(&Served) -> f64| median(served.iter().map(of).collect());
+    report.figure("served: 4 KiB at random, in memory", "/s", rates(|served| served.warm), None);
+    report.figure("served: 4 KiB at random, anywhere", "/s", rates(|served| served.anywhere), None);
+}
+
+/// A backup into a bucket, and a plain upload.
+fn bucket(options: &Options, program: &Path, folder: &Path) -> Result<()> {
+    let Bucket { ours, plain } = Bucket::measure(program, folder, options.rounds)?;
+    let rates =
+        |taken: &[Taken]| -> Vec<f64> { taken.iter().map(|taken| Bucket::MIB / taken.seconds).collect() };
+    let ours = rates(&ours);
+    let against = Against::in_rounds("plain upload", &ours, rates(&plain));
+    let figure = "full into a bucket, cannot be compressed, rate";
+    Report { json: options.json }.figure(figure, "MiB/s", median(ours), Some(against));
     Ok(())
 }
 
@@ -244,7 +288,7 @@ fn tell(options: &Options, image: &Image, columns: &[Column], tracked: &Column, 
         }
         let limit = match step {
             Step::Full => Some(("zstd -1 -T2", &limits.zstd)),
-            Step::Restore => Some(("cp", &limits.copy)),
+            Step::Synced => Some(("cp, sync", &limits.copy)),
             _ => None,
         };
         if let Some((name, limit)) = limit {

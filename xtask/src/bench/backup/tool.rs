@@ -10,8 +10,8 @@ use super::image::{Image, are_equal, bytes_below};
 use super::measure::{self, Taken};
 use crate::workspace;
 
-const NAME: &str = "disk";
-const PASSPHRASE: &str = "bench";
+pub const NAME: &str = "disk";
+pub const PASSPHRASE: &str = "bench";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Program {
@@ -86,6 +86,11 @@ impl Tool {
         self.program.name()
     }
 
+    /// The repository, and what else the program keeps.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     pub fn repository(&self) -> PathBuf {
         self.folder.join("repository")
     }
@@ -149,8 +154,9 @@ impl Tool {
         measure::run(command.arg(&image.path))
     }
 
-    /// Restores the newest point to a file, which has to be as the image is.
-    pub fn restore(&self, image: &Image) -> Result<Taken> {
+    /// Restores the newest point to a file, which has to be as the image is. Ends as the program does, and, second, when all is
+    /// on stable storage: not every program waits for that.
+    pub fn restore(&self, image: &Image) -> Result<(Taken, Taken)> {
         let to = self.folder.join("restored");
         fs::create_dir_all(&to)?;
         let below = to.join(image.path.strip_prefix("/").expect("it is absolute"));
@@ -169,9 +175,10 @@ impl Tool {
             command.arg(&to);
         }
         let taken = measure::run(&mut command)?;
+        let synced = taken.and(measure::run(Command::new("sync").arg(&file))?);
         ensure!(are_equal(&file, &image.path)?, "{} restored something else", self.name());
         fs::remove_dir_all(&to)?;
-        Ok(taken)
+        Ok((taken, synced))
     }
 
     /// Reads all of the repository's data.

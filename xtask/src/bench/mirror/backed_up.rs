@@ -4,72 +4,37 @@
 //! swallows all that the server says. Flushed writes of the machine that is backed up are measured meanwhile.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::Run;
 use super::load::{Load, Measured};
 use super::ours::Ours;
+use crate::bench::moto::{BUCKET, Moto};
 use crate::bench::program;
 use crate::bench::report::{Against, Report, median};
 use crate::interrupt;
 use crate::lab::{Host, Lab, Link, Side};
 use crate::setup;
-use crate::workspace::{lab_dir, run as succeed};
+use crate::workspace::run as succeed;
 
 /// A megabyte a second.
 const SLOW_MEGABITS: u64 = 8;
 const LINK: Link = Link::Witness(Side::A);
-const PORT: &str = "5000";
-const BUCKET: &str = "backups";
-
-/// Waits until the server is there, and makes the bucket.
-const MAKE_BUCKET: &str = "
-import sys, time, urllib.request
-sign = 'AWS4-HMAC-SHA256 Credential=id/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0'
-for left in range(600, -1, -1):
-    try:
-        urllib.request.urlopen(urllib.request.Request(sys.argv[1], method='PUT', headers={'Authorization': sign}))
-        break
-    except OSError:
-        if not left: raise
-        time.sleep(0.05)
-";
-
-/// The server of the bucket.
-#[derive(Debug)]
-struct Store {
-    child: Child,
-}
-
-impl Store {
-    fn start(lab: &Lab) -> Result<Store> {
-        let home = lab_dir().join("moto");
-        ensure!(home.join("whole").exists(), "moto is not installed: see what `cargo xtask setup` says");
-        let host = Host::Witness;
-        let mut command = lab.host(host).command(home.join("bin/moto_server"));
-        command.args(["-H", host.address(), "-p", PORT]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let store = Store { child: command.spawn().context("start moto")? };
-        let bucket = format!("http://{}:{PORT}/{BUCKET}", host.address());
-        succeed(lab.host(Host::A).command(home.join("bin/python")).args(["-c", MAKE_BUCKET, &bucket]))?;
-        Ok(store)
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+const PORT: u16 = 5000;
 
 pub fn run(options: &Run) -> Result<()> {
     setup::ensure()?;
     let ours = Ours::start(Lab::build(false)?, &program(options.program.as_deref())?)?;
     let lab = ours.lab();
-    let _store = Store::start(lab)?;
+    let (server, client) = (lab.host(Host::Witness), lab.host(Host::A));
+    let _store = Moto::start(
+        |program| server.command(program),
+        |program| client.command(program),
+        Host::Witness.address(),
+        PORT,
+    )?;
     let server = ours.two_copies();
     Load::warm_up(&server)?;
     let address = Host::Witness.address();

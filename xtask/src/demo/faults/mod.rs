@@ -3,6 +3,7 @@
 //! A scenario begins with the machine running and mirrored, breaks something, checks what must follow, mends it, and
 //! ends with the machine running and mirrored again, so that another one can follow on the same stage.
 
+mod backups;
 mod disks;
 mod isolation;
 mod nodes;
@@ -64,6 +65,8 @@ pub enum Fault {
     BothLosePower,
     /// The peer returns when the journal is trimmed
     LongOutageTrimmed,
+    /// It is backed up while it runs, and after a kill, a grown disk, a restart and a move; each point is restored
+    BackedUp,
     /// Every row
     All,
 }
@@ -109,8 +112,8 @@ impl Fault {
         }
     }
 
-    /// Whether both copies are equal again at the end. After a loss that an operator accepted, or on a disk that failed,
-    /// the stage is used up.
+    /// Whether both copies are equal again at the end, and of the size that they began with. After a loss that an operator
+    /// accepted, or on a disk that failed, the stage is used up.
     pub fn ends_with_two_copies(self) -> bool {
         !self.uses_up_the_stage()
     }
@@ -124,6 +127,7 @@ impl Fault {
                 | Fault::DiskFullSecondary
                 | Fault::FsyncErrorPrimary
                 | Fault::FsyncErrorSecondary
+                | Fault::BackedUp
         )
     }
 
@@ -153,6 +157,7 @@ impl Fault {
             Fault::PrimaryDiesInResync => resync::primary_dies_in_resync(play),
             Fault::ForcedTakeoverDivergence => resync::forced_takeover_divergence(play),
             Fault::LongOutageTrimmed => resync::long_outage_trimmed(play),
+            Fault::BackedUp => backups::backed_up(play),
             Fault::All => unreachable!("`all` is replaced by the rows before anything is played"),
         }
     }

@@ -89,7 +89,7 @@ pub fn qemu_killed(play: &mut Play) -> Result<()> {
     play.expect_mirrored_again(primary, mark)
 }
 
-fn kill_qemu(play: &Play, side: Side) -> Result<()> {
+pub(super) fn kill_qemu(play: &Play, side: Side) -> Result<()> {
     for id in play.qemus(side) {
         // SAFETY: kill has no memory effects; the id is a process in a namespace of ours.
         unsafe { libc::kill(id, libc::SIGKILL) };
