@@ -6,7 +6,7 @@
 use crate::disk::{Disk, Section};
 use crate::files::{FileSystemKind, Kind, open};
 use crate::lvm::{self, Physical};
-use crate::volumes;
+use crate::{Wanted, survey, volumes};
 use std::io;
 
 /// Disks are this long, whatever is on them.
@@ -73,9 +73,15 @@ pub fn guest_volumes(data: &[u8]) {
     for map in found.into_iter().filter_map(|volume| volume.map) {
         assert!(map.is_sound(LEN), "{map:?}");
     }
+    if !data.windows(4).any(|bytes| bytes == b"NTFS") {
+        let wanted = Wanted { swap: true, free_space: true, is_quiet: true };
+        let found = survey(&disk, &[0..LEN / 2, LEN / 2..LEN], wanted).expect("memory can be read");
+        assert!(found.left_out.windows(2).all(|pair| pair[0].range.end <= pair[1].range.start), "{found:?}");
+        assert!(found.left_out.iter().all(|one| one.range.start < one.range.end && one.range.end <= LEN));
+    }
     // The same as a group's text, which else a checksum is before.
-    let physical = [Physical::saying(String::from_utf8_lossy(data).into_owned())];
-    for map in lvm::logical(&physical, LEN).into_iter().filter_map(|(_, map)| map.ok()) {
+    let physical = [Physical::saying(String::from_utf8_lossy(data).into_owned(), LEN)];
+    for map in lvm::logical(&physical, LEN).into_iter().filter_map(|volume| volume.map.ok()) {
         assert!(map.is_sound(LEN), "{map:?}");
     }
 }
@@ -139,8 +145,11 @@ mod tests {
             assert!(names.len() > 1, "{name}: {names:?}");
         }
         let text = std::fs::read_to_string(format!("{folder}../guest_volumes/text")).expect("a text");
-        let found = lvm::logical(&[Physical::saying(text)], 1 << 40);
-        assert_eq!(found.iter().filter(|(_, map)| map.is_ok()).count(), 1, "{found:?}");
+        for (len, sound) in [(1 << 40, 1), (4 << 20, 0)] {
+            let found = lvm::logical(&[Physical::saying(text.clone(), len)], 1 << 40);
+            let is_sound = found.iter().filter(|volume| volume.map.is_ok()).count();
+            assert_eq!(is_sound, sound, "on a physical volume of {len} bytes: {found:?}");
+        }
     }
 
     #[test]

@@ -21,5 +21,5 @@ mod volumes;
 
 pub use disk::{Disk, Fault, Section};
 pub use map::{Map, Part};
-pub use survey::{LeftOut, Reason, Survey, Wanted, survey};
+pub use survey::{LeftOut, Reason, Remark, Survey, Wanted, survey};
 pub use volumes::{Volume, volumes};

@@ -5,7 +5,8 @@
 use crate::disk::{Fault, Section, u32_at, u64_at};
 use crate::map::{Map, Part};
 use crc_fast::{CrcAlgorithm, Digest};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 const SECTOR: u64 = 512;
 const LABEL: &[u8; 8] = b"LABELONE";
@@ -24,20 +25,30 @@ pub struct Physical {
     uuid: Vec<u8>,
     /// Of the disks, counted as one.
     start: u64,
+    len: u64,
     /// Its copy of the group, if it has one.
     text: Option<String>,
 }
 
 #[cfg(any(test, feature = "fuzzing"))]
 impl Physical {
-    /// One that begins at 0 and says this of its group.
-    pub fn saying(text: String) -> Physical {
-        Physical { uuid: vec![b'a'; UUID], start: 0, text: Some(text) }
+    /// One of `len` bytes that begins at 0 and says this of its group.
+    pub fn saying(text: String, len: u64) -> Physical {
+        Physical { uuid: vec![b'a'; UUID], start: 0, len, text: Some(text) }
     }
 }
 
-/// A logical volume: its name, and where it lies or why it is not shown.
-pub type Logical = (String, Result<Map, String>);
+/// A logical volume.
+#[derive(Debug)]
+pub struct Logical {
+    /// As the device mapper has it.
+    pub name: String,
+    /// Where it lies, or why it is not shown.
+    pub map: Result<Map, String>,
+    /// What another volume shows is made of it too, as that of a snapshot is of its origin: what it does not need itself may
+    /// be needed there.
+    pub is_shared: bool,
+}
 
 fn crc(bytes: &[u8]) -> u32 {
     let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32IsoHdlc, CRC_START.into());
@@ -69,7 +80,7 @@ pub fn physical(section: Section<'_>, start: u64) -> Result<Option<Physical>, Fa
         for (at, len) in texts {
             text = text.or(area(section, at, len)?);
         }
-        return Ok(Some(Physical { uuid, start, text }));
+        return Ok(Some(Physical { uuid, start, len: section.len(), text }));
     }
     Ok(None)
 }
@@ -115,6 +126,7 @@ pub fn logical(physical: &[Physical], size: u64) -> Vec<Logical> {
     let mut found = Vec::new();
     for (_, name, group) in groups.values() {
         let Some(volumes) = group.section("logical_volumes") else { continue };
+        let parts_of_others = named(volumes);
         for (volume, value) in &volumes.0 {
             let Value::Section(value) = value else { continue };
             let is_visible =
@@ -122,10 +134,38 @@ pub fn logical(physical: &[Physical], size: u64) -> Vec<Logical> {
             if is_visible && is_name(name) && is_name(volume) {
                 // As the device mapper writes it.
                 let shown = format!("{}-{}", name.replace('-', "--"), volume.replace('-', "--"));
-                found.push((shown, map(group, value, physical, size)));
+                let is_shared = parts_of_others.contains(volume.as_str());
+                found.push(Logical { name: shown, map: map(group, value, physical, size), is_shared });
             }
         }
     }
+    found
+}
+
+/// All that segments of volumes name: physical volumes, and what they are made of besides.
+fn named(volumes: &Settings) -> BTreeSet<&str> {
+    fn texts<'t>(value: &'t Value, found: &mut BTreeSet<&'t str>) {
+        match value {
+            Value::Text(text) => {
+                found.insert(text);
+            }
+            Value::List(values) => values.iter().for_each(|value| texts(value, found)),
+            Value::Section(section) => {
+                // A volume may be called "striped".
+                let others = section.0.iter().filter(|(key, _)| *key != "type");
+                others.for_each(|(_, value)| texts(value, found));
+            }
+            Value::Number(_) => {}
+        }
+    }
+    let mut found = BTreeSet::new();
+    let volumes = volumes.0.values().filter_map(|value| match value {
+        Value::Section(volume) => Some(volume),
+        _ => None,
+    });
+    let segments =
+        volumes.flat_map(|volume| volume.0.values()).filter(|value| matches!(value, Value::Section(_)));
+    segments.for_each(|segment| texts(segment, &mut found));
     found
 }
 
@@ -157,12 +197,16 @@ fn map(group: &Settings, volume: &Settings, physical: &[Physical], size: u64) ->
             return Err(damaged());
         }
         expected = first.checked_add(count).ok_or_else(damaged)?;
-        let legs = segment.list("stripes").chunks_exact(2).map(|leg| match leg {
-            [Value::Text(name), Value::Number(at)] => place(group, name, *at, extent, physical),
+        let len = count.checked_mul(extent).ok_or_else(damaged)?;
+        let legs = segment.list("stripes").chunks_exact(2);
+        let on_each = len / (legs.len() as u64).max(1);
+        let legs = legs.map(|leg| match leg {
+            [Value::Text(name), Value::Number(at)] => {
+                place(group, name, extent_of(*at, extent, on_each), physical)
+            }
             _ => Err(damaged()),
         });
         let legs = legs.collect::<Result<Vec<u64>, String>>()?;
-        let len = count.checked_mul(extent).ok_or_else(damaged)?;
         let stripe = match legs.len() {
             1 => len,
             _ => number(segment, "stripe_size")
@@ -174,18 +218,33 @@ fn map(group: &Settings, volume: &Settings, physical: &[Physical], size: u64) ->
     Map::new(parts, size).ok_or_else(damaged)
 }
 
-/// Where an extent of a physical volume lies.
-fn place(group: &Settings, name: &str, at: i64, extent: u64, physical: &[Physical]) -> Result<u64, String> {
+/// `len` bytes from extent `at` on, of extents of `extent` bytes.
+fn extent_of(at: i64, extent: u64, len: u64) -> Option<Range<u64>> {
+    let start = u64::try_from(at).ok()?.checked_mul(extent)?;
+    Some(start..start.checked_add(len)?)
+}
+
+/// Where these bytes of a physical volume's extents lie.
+fn place(
+    group: &Settings,
+    name: &str,
+    bytes: Option<Range<u64>>,
+    physical: &[Physical],
+) -> Result<u64, String> {
     let told = group.section("physical_volumes").and_then(|all| all.section(name));
     let uuid = told.and_then(|told| told.text("id")).map(|id| id.replace('-', "").into_bytes());
-    let Some(found) = physical.iter().find(|physical| uuid.as_ref() == Some(&physical.uuid)) else {
+    let mut same = physical.iter().filter(|physical| uuid.as_ref() == Some(&physical.uuid));
+    let Some(found) = same.next() else {
         return Err("a logical volume with a part on a disk that is not in the point".to_owned());
     };
-    let start = told.and_then(|told| told.number("pe_start")).and_then(|start| u64::try_from(start).ok());
-    let start =
-        start.and_then(|start| start.checked_mul(SECTOR)).and_then(|start| start.checked_add(found.start));
-    let within = u64::try_from(at).ok().and_then(|at| at.checked_mul(extent));
-    let place = start.zip(within).and_then(|(start, within)| start.checked_add(within));
+    if same.next().is_some() {
+        return Err("a logical volume with a part on a disk that is there twice".to_owned());
+    }
+    let first = told.and_then(|told| told.number("pe_start")).and_then(|start| u64::try_from(start).ok());
+    let place = first.and_then(|first| first.checked_mul(SECTOR)).zip(bytes).and_then(|(first, bytes)| {
+        let end = first.checked_add(bytes.end)?;
+        (end <= found.len).then(|| found.start + first + bytes.start)
+    });
     place.ok_or_else(|| "a logical volume that makes no sense".to_owned())
 }
 

@@ -3,6 +3,7 @@
 use crate::disk::{Disk, Fault};
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::ops::Range;
 
 /// A part of a volume, in turns on several legs: `stripe` bytes of the first, then of the second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,7 @@ impl Map {
             let on_each = part.len.checked_div(legs).filter(|_| part.len.is_multiple_of(legs));
             part.len > 0
                 && part.stripe > 0
+                && part.stripe.checked_mul(legs).is_some()
                 && on_each.is_some_and(|len| {
                     (legs == 1 || len.is_multiple_of(part.stripe))
                         && part.legs.iter().all(|leg| leg.checked_add(len).is_some_and(|end| end <= size))
@@ -56,6 +58,26 @@ impl Map {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Where `range` lies: of each part one run for each of its legs. It is in the volume.
+    pub fn runs(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let (mut runs, mut start) = (Vec::new(), 0);
+        for part in &self.0 {
+            let within = |at: u64| at.clamp(start, start + part.len) - start;
+            let (from, to) = (within(range.start), within(range.end));
+            let turn = part.stripe * part.legs.len() as u64;
+            for (place, leg) in (0..).zip(&part.legs) {
+                // Bytes of the part before `at` that are on this leg.
+                let before = |at: u64| {
+                    at / turn * part.stripe + (at % turn).saturating_sub(place * part.stripe).min(part.stripe)
+                };
+                let run = leg + before(from)..leg + before(to);
+                runs.extend(Some(run).filter(|run| !run.is_empty()));
+            }
+            start += part.len;
+        }
+        runs
     }
 
     /// Where `len` bytes from `offset` on lie, in order: start and length of each piece. They are in the volume.
@@ -132,6 +154,17 @@ mod tests {
         let expected = [(105, 5), (200, 4), (300, 4), (204, 4), (304, 4)];
         assert_eq!(map.pieces(5, 21), expected);
         assert_eq!(map.pieces(13, 2), [(203, 1), (300, 1)]);
+        for (start, end) in (0..26).flat_map(|start| (start..=26).map(move |end| (start, end))) {
+            let each = |runs: Vec<Range<u64>>| {
+                let mut bytes: Vec<u64> = runs.into_iter().flatten().collect();
+                bytes.sort_unstable();
+                bytes
+            };
+            let pieces = map.pieces(start, (end - start) as usize);
+            let pieces = pieces.into_iter().map(|(at, len)| at..at + len as u64).collect();
+            assert_eq!(each(map.runs(start..end)), each(pieces), "{start}..{end}");
+        }
+        assert_eq!(map.runs(12..25), [202..208, 300..307]);
         assert_eq!(Map::new(vec![striped.clone()], 307), None);
         assert_eq!(Map::new(vec![Part { len: 15, ..striped }], 400), None);
     }

@@ -1,12 +1,17 @@
-//! All of a disk: which bytes may be left out of a backup, and what was not understood.
+//! All disks of a machine: which bytes may be left out of a backup, and what was not understood.
 
 use crate::disk::{Disk, Fault, Section};
+use crate::files::has_boot_sector;
+use crate::lvm::{self, Logical};
+use crate::map::{Map, Mapped};
 use crate::swap::Swap;
+use crate::volumes::{layout, physical_of};
 use crate::{ext4, ntfs, partition, swap};
 use serde::{Deserialize, Serialize};
+use std::io;
 use std::ops::Range;
 
-/// Ranges told of one disk, at most: the longest.
+/// Ranges told, at most: the longest.
 const MOST_RANGES: usize = 200_000;
 
 /// What is looked for.
@@ -34,63 +39,86 @@ pub enum Reason {
 /// Bytes that may be left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
-    /// Of the disk.
+    /// Of the disks, counted as one.
     pub range: Range<u64>,
     pub reason: Reason,
 }
 
-/// What was found on a disk.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Survey {
-    /// In order, apart from each other, but for partitions that are not in order.
-    pub left_out: Vec<LeftOut>,
-    /// What is backed up although it may not need to be, and why.
-    pub remarks: Vec<String>,
+/// What is backed up although it may not need to be, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remark {
+    /// The number of the disk; none if it is of several, or of all.
+    pub disk: Option<usize>,
+    pub what: String,
 }
 
-/// What one part of a disk is.
+/// What was found on the disks of a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Survey {
+    /// In order, apart from each other.
+    pub left_out: Vec<LeftOut>,
+    pub remarks: Vec<Remark>,
+}
+
+impl Survey {
+    fn remark(&mut self, disk: Option<usize>, of: &str, why: &str) {
+        self.remarks.push(Remark { disk, what: format!("{of}: {why}: all of it is backed up") });
+    }
+}
+
+/// What a part of a disk, or a logical volume, is.
 enum Finding {
+    /// Ranges of its own.
     Leave(Vec<LeftOut>),
-    /// A machine sleeps in it: its memory knows file systems better than the disk does.
+    /// A machine sleeps in it: its memory knows file systems better than the disks do.
     Sleeping(&'static str),
     Keep(Option<String>),
 }
 
-/// Looks at all of a disk.
+/// Looks at the disks of a machine, which lie one behind the other on `disks`.
 ///
 /// # Errors
-/// If the disk cannot be read. What is damaged or not understood is a remark, and is not left out.
-pub fn survey(disk: &dyn Disk, wanted: Wanted) -> std::io::Result<Survey> {
-    let whole = Section::whole(disk);
+/// If a disk cannot be read. What is damaged or not understood is a remark, and is not left out.
+pub fn survey(all: &dyn Disk, disks: &[Range<u64>], wanted: Wanted) -> io::Result<Survey> {
     let mut survey = Survey::default();
-    let partitions = match partition::list(whole) {
-        Ok(partitions) => partitions,
-        Err(Fault::Read(error)) => return Err(error),
-        Err(fault) => {
-            survey.remarks.push(format!("the disk: {fault}: all of it is backed up"));
-            return Ok(survey);
+    let mut places: Vec<(Option<usize>, String, Map)> = Vec::new();
+    let mut physical = Vec::new();
+    for (disk, at) in disks.iter().enumerate() {
+        let parts = match layout(all, at)? {
+            Ok(parts) => parts,
+            Err(fault) => {
+                survey.remark(Some(disk), "the disk", &fault.to_string());
+                continue;
+            }
+        };
+        for (number, map) in parts {
+            let name = number.map_or_else(|| "the disk".to_owned(), |number| format!("partition {number}"));
+            match physical_of(all, &map)? {
+                Ok(None) => places.push((Some(disk), name, map)),
+                Ok(Some(one)) => physical.push(one),
+                Err(why) => survey.remark(Some(disk), &name, &why),
+            }
         }
-    };
-    let mut sections: Vec<(String, Section<'_>)> = Vec::new();
-    for (number, partition) in (1..).zip(&partitions) {
-        let section =
-            whole.part(partition.start, partition.len).expect("partitions are inside of their disk");
-        sections.push((format!("partition {number}"), section));
     }
-    if sections.is_empty() {
-        sections.push(("the disk".to_owned(), whole));
+    for Logical { name, map, is_shared } in lvm::logical(&physical, all.len()) {
+        match map {
+            Ok(_) if is_shared => survey.remark(None, &name, "a logical volume that others are made of"),
+            Ok(map) => places.push((None, name, map)),
+            Err(why) => survey.remark(None, &name, &why),
+        }
     }
-    for (name, section) in sections {
-        match look_at(section, wanted)? {
-            Finding::Leave(found) => survey.left_out.extend(found.into_iter().map(|found| LeftOut {
-                range: section.start() + found.range.start..section.start() + found.range.end,
-                ..found
+    for (disk, name, map) in places {
+        match look_at(Section::whole(&Mapped { disk: all, map: &map }), wanted)? {
+            Finding::Leave(found) => survey.left_out.extend(found.into_iter().flat_map(|found| {
+                let runs = map.runs(found.range).into_iter();
+                runs.map(move |range| LeftOut { range, reason: found.reason })
             })),
             Finding::Keep(None) => {}
-            Finding::Keep(Some(why)) => survey.remarks.push(format!("{name}: {why}: all of it is backed up")),
+            Finding::Keep(Some(why)) => survey.remark(disk, &name, &why),
+            // Pages of its memory may be in other swap spaces, too.
             Finding::Sleeping(what) => {
-                let why = format!("{name}: {what}: all of the disk is backed up");
-                return Ok(Survey { left_out: Vec::new(), remarks: vec![why] });
+                let what = format!("{name}: {what}: all of the machine is backed up");
+                return Ok(Survey { left_out: Vec::new(), remarks: vec![Remark { disk, what }] });
             }
         }
     }
@@ -98,10 +126,12 @@ pub fn survey(disk: &dyn Disk, wanted: Wanted) -> std::io::Result<Survey> {
     Ok(survey)
 }
 
-fn look_at(section: Section<'_>, wanted: Wanted) -> std::io::Result<Finding> {
+fn look_at(section: Section<'_>, wanted: Wanted) -> io::Result<Finding> {
     let found = swap::recognise(section).and_then(|swap| {
         Ok(match swap {
+            // It may sleep whatever else there is.
             Swap::Hibernated => Finding::Sleeping("a machine hibernates in this swap space"),
+            _ if let Some(what) = master(section)? => Finding::Keep(Some(what.to_owned())),
             Swap::Behind(start) if wanted.swap => {
                 Finding::Leave(vec![LeftOut { range: start..section.len(), reason: Reason::Swap }])
             }
@@ -126,9 +156,42 @@ fn look_at(section: Section<'_>, wanted: Wanted) -> std::io::Result<Finding> {
     }
 }
 
-/// Sorts, joins, and keeps what saves most.
+/// What disposes of these bytes, if it is none that is understood here. It may have been put where a file system was whose
+/// first bytes are still there, and who believed them would take what is used for free.
+fn master(section: Section<'_>) -> Result<Option<&'static str>, Fault> {
+    const RAID: &[u8] = b"\xfc\x4e\x2b\xa9";
+    const SIGNS: [(u64, &[u8], &str); 7] = [
+        (0, b"LUKS\xba\xbe", "encrypted by LUKS"),
+        (0, RAID, "a member of a RAID"),
+        (4096, RAID, "a member of a RAID"),
+        (4120, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81", "a part of a bcache"),
+        (0x4000, b"\x01\x01\0\0\0\0\0\0\0\0\0\x01", "a part of a ZFS pool"),
+        (0x1_0040, b"_BHRfS_M", "a Btrfs file system, which is not understood"),
+        (0, b"XFSB", "an XFS file system, which is not understood"),
+    ];
+    let len = section.len();
+    // A RAID's superblock may also be at the end, by either of two rules.
+    let ends = [len / 65536 * 65536, len.saturating_sub(8192) / 4096 * 4096 + 65536];
+    let at_the_end = ends.map(|end| (end.saturating_sub(65536), RAID, "a member of a RAID"));
+    for (at, sign, what) in SIGNS.into_iter().chain(at_the_end) {
+        if len >= at + sign.len() as u64 && section.read_vec(at, sign.len())? == sign {
+            return Ok(Some(what));
+        }
+    }
+    // As a disk of a machine inside of this one has them.
+    let has_partitions = !has_boot_sector(section)? && !partition::list(section)?.is_empty();
+    Ok(has_partitions.then_some("a disk with partitions of its own"))
+}
+
+/// Sorts, joins, and keeps what saves most. Where things lie in the same place, nothing is left out.
 fn shorten(survey: &mut Survey) {
     let left_out = &mut survey.left_out;
+    left_out.sort_unstable_by_key(|one| one.range.start);
+    if left_out.windows(2).any(|pair| pair[0].range.end > pair[1].range.start) {
+        left_out.clear();
+        survey.remark(None, "all disks", "two file systems lie in the same place");
+        return;
+    }
     left_out.dedup_by(|next, one| {
         let joins = one.reason == next.reason && one.range.end == next.range.start;
         if joins {
@@ -153,5 +216,23 @@ fn sorted(section: Section<'_>, mut found: Vec<LeftOut>) -> Result<Vec<LeftOut>,
         Ok(found)
     } else {
         Fault::damaged("a file system that gives the same bytes away twice")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_in_the_same_place_is_nobodys() {
+        let left_out = |ranges: &[Range<u64>]| {
+            let each = |range: &Range<u64>| LeftOut { range: range.clone(), reason: Reason::Swap };
+            let mut survey = Survey { left_out: ranges.iter().map(each).collect(), remarks: Vec::new() };
+            shorten(&mut survey);
+            let ranges: Vec<_> = survey.left_out.into_iter().map(|one| one.range).collect();
+            (ranges, survey.remarks.len())
+        };
+        assert_eq!(left_out(&[20..30, 0..10, 10..15]), (vec![0..15, 20..30], 0));
+        assert_eq!(left_out(&[0..10, 20..30, 9..12]), (vec![], 1));
     }
 }

@@ -1,8 +1,8 @@
 //! The volumes of a disk: its partitions, or all of it, and what LVM makes of them.
 
 use crate::disk::{Disk, Fault, Section};
-use crate::files::{FileSystemKind, Found, recognise};
-use crate::lvm::{self, Physical};
+use crate::files::{FileSystemKind, Found, has_boot_sector, recognise};
+use crate::lvm::{self, Logical, Physical};
 use crate::map::{Map, Mapped};
 use crate::partition;
 use serde::{Deserialize, Serialize};
@@ -52,7 +52,7 @@ pub fn volumes(all: &dyn Disk, disks: &[Range<u64>], disk: usize) -> io::Result<
             physical.extend(physical_of(all, &map)?.ok().flatten());
         }
     }
-    for (name, map) in lvm::logical(&physical, all.len()) {
+    for Logical { name, map, .. } in lvm::logical(&physical, all.len()) {
         match map {
             Ok(map) if at.contains(&map.start()) => found.push(look_at(all, name, map)?),
             // It is told with another disk.
@@ -63,33 +63,48 @@ pub fn volumes(all: &dyn Disk, disks: &[Range<u64>], disk: usize) -> io::Result<
     Ok(found)
 }
 
-/// The partitions of a disk, or all of it.
+/// The partitions of a disk, or all of it, and what lies in each.
 fn parts(all: &dyn Disk, at: &Range<u64>) -> io::Result<Vec<Volume>> {
+    let parts = match layout(all, at)? {
+        Ok(parts) => parts,
+        Err(fault) => {
+            let whole = look_at(all, "whole".to_owned(), Map::run(at.start, at.end - at.start))?;
+            return Ok(vec![Volume { kind: None, note: Some(fault.to_string()), ..whole }]);
+        }
+    };
+    let named = |(number, map): (Option<usize>, Map)| {
+        let name = number.map_or_else(|| "whole".to_owned(), |number| format!("partition-{number}"));
+        look_at(all, name, map)
+    };
+    parts.into_iter().map(named).collect()
+}
+
+/// The partitions of the disk that lies on `at`, by their numbers; if it has none, all of it, without a number. Or why its
+/// table is not understood.
+pub(crate) fn layout(
+    all: &dyn Disk,
+    at: &Range<u64>,
+) -> io::Result<Result<Vec<(Option<usize>, Map)>, Fault>> {
     let disk = at.end.checked_sub(at.start).and_then(|len| Section::whole(all).part(at.start, len));
-    let Some(disk) = disk.filter(|disk| !disk.is_empty()) else { return Ok(Vec::new()) };
-    let whole = look_at(all, "whole".to_owned(), Map::run(at.start, disk.len()))?;
+    let Some(disk) = disk.filter(|disk| !disk.is_empty()) else { return Ok(Ok(Vec::new())) };
+    let whole = || vec![(None, Map::run(at.start, disk.len()))];
     // A boot sector of a file system has whatever it likes where a partition table would be.
-    if matches!(whole.kind, Some(FileSystemKind::Fat | FileSystemKind::ExFat | FileSystemKind::Ntfs)) {
-        return Ok(vec![whole]);
-    }
-    let partitions = match partition::list(disk) {
+    let listed =
+        has_boot_sector(disk).and_then(|has| if has { Ok(Vec::new()) } else { partition::list(disk) });
+    let partitions = match listed {
+        Ok(partitions) if partitions.is_empty() => return Ok(Ok(whole())),
         Ok(partitions) => partitions,
         Err(Fault::Read(error)) => return Err(error),
-        Err(fault) => return Ok(vec![Volume { kind: None, note: Some(fault.to_string()), ..whole }]),
+        Err(fault) => return Ok(Err(fault)),
     };
-    if partitions.is_empty() {
-        return Ok(vec![whole]);
-    }
-    let mut found = Vec::new();
-    for (number, partition) in (1..).zip(&partitions).filter(|(_, partition)| partition.len > 0) {
-        let map = Map::run(at.start + partition.start, partition.len);
-        found.push(look_at(all, format!("partition-{number}"), map)?);
-    }
-    Ok(found)
+    let numbered = (1..).zip(&partitions).filter(|(_, partition)| partition.len > 0);
+    let mapped = numbered
+        .map(|(number, partition)| (Some(number), Map::run(at.start + partition.start, partition.len)));
+    Ok(Ok(mapped.collect()))
 }
 
 /// If it is a physical volume; or why it cannot be told.
-fn physical_of(all: &dyn Disk, map: &Map) -> io::Result<Result<Option<Physical>, String>> {
+pub(crate) fn physical_of(all: &dyn Disk, map: &Map) -> io::Result<Result<Option<Physical>, String>> {
     let mapped = Mapped { disk: all, map };
     match lvm::physical(Section::whole(&mapped), map.start()) {
         Ok(found) => Ok(Ok(found)),

@@ -1,7 +1,7 @@
-//! The child: it gives up everything but reading, writing and memory, and then looks at the disk.
+//! The child: it gives up everything but reading, writing and memory, and then looks at the disks.
 
-use super::protocol::{ANSWER, fetch, read_number, read_text, write_number, write_text};
-use rempart_guest_fs::{Disk, Wanted, survey};
+use super::protocol::{ANSWER, Question, fetch, places, read_text, write_number, write_text};
+use rempart_guest_fs::{Disk, survey};
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use std::cell::RefCell;
@@ -31,14 +31,15 @@ const ALLOWED: [libc::c_long; 15] = [
     libc::SYS_exit_group,
 ];
 
-/// Looks at the disk behind standard input and output, confined. For a process that does nothing else.
+/// Looks at the disks behind standard input and output, confined. For a process that does nothing else.
 pub fn answer() -> io::Result<()> {
     confine(Some(PROCESSOR))?;
     let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
-    let wanted: Wanted = serde_json::from_slice(&read_text(&mut input)?)?;
-    let len = read_number(&mut input)?;
-    let disk = Behind { len, pipes: RefCell::new((&mut input, &mut output)) };
-    let found = survey(&disk, wanted)?;
+    let question: Question = serde_json::from_slice(&read_text(&mut input)?)?;
+    let disks = places(&question.sizes).ok_or_else(|| io::Error::other("disks that are too large"))?;
+    let len = disks.last().map_or(0, |last| last.end);
+    let all = Behind { len, pipes: RefCell::new((&mut input, &mut output)) };
+    let found = survey(&all, &disks, question.wanted)?;
     let answer = serde_json::to_vec(&found)?;
     write_number(&mut output, ANSWER)?;
     write_text(&mut output, &answer)?;
@@ -59,7 +60,7 @@ pub(crate) fn confine(processor: Option<u64>) -> io::Result<()> {
     seccompiler::apply_filter(&program).map_err(io::Error::other)
 }
 
-/// A disk that the parent reads.
+/// Disks that the parent reads, as one.
 struct Behind<'a, R, W> {
     len: u64,
     pipes: RefCell<(&'a mut R, &'a mut W)>,

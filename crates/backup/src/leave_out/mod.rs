@@ -1,4 +1,4 @@
-//! What of a disk is left out of its backup, and restored as zeroes: swap and free space, by what the guest's own file
+//! What of a machine's disks is left out of its backup, and restored as zeroes: swap and free space, by what the guest's own file
 //! systems say.
 //!
 //! They are the guest's, so another process reads them: one that can do nothing but ask for bytes and answer. Where it fails,
@@ -10,8 +10,8 @@ pub(crate) mod protocol;
 
 pub use confine::answer;
 pub(crate) use confine::confine;
-pub use parent::{LookLimits, look_confined};
-pub use rempart_guest_fs::{LeftOut, Reason, Survey, Wanted};
+pub use parent::{Found, LookLimits, look_confined};
+pub use rempart_guest_fs::{LeftOut, Reason, Remark, Wanted};
 
 use crate::ChunkSet;
 use rempart_repository::{ChunkSize, Excluded};

@@ -1,9 +1,10 @@
 //! The parent: it reads what the child asks for, as long as that is not too much.
 
-use super::protocol::{ANSWER, LONGEST, read_number, read_text, write_number, write_text};
+use super::protocol::{ANSWER, LONGEST, Question, places, read_number, read_text, write_number, write_text};
 use crate::{BackupError, Source, SourceError};
-use rempart_guest_fs::{LeftOut, Survey, Wanted};
+use rempart_guest_fs::{LeftOut, Remark, Survey, Wanted};
 use std::io::{self, BufReader, Write};
+use std::ops::Range;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -11,11 +12,11 @@ use std::time::Duration;
 /// Where a source has to be read from and to: whole blocks of some device.
 const ALIGNMENT: u64 = 4096;
 
-/// What looking at one disk may take.
+/// What looking at a machine's disks may take, for each of them.
 #[derive(Debug, Clone, Copy)]
 pub struct LookLimits {
     pub time: Duration,
-    /// Read from the disk, in all.
+    /// Read, in all.
     pub bytes: u64,
 }
 
@@ -26,7 +27,15 @@ impl Default for LookLimits {
     }
 }
 
-/// Why a disk could not be looked at.
+/// What was found on the disks of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Of each disk, in its bytes, in order.
+    pub left_out: Vec<Vec<LeftOut>>,
+    pub remarks: Vec<Remark>,
+}
+
+/// Why the disks could not be looked at.
 enum Failure {
     Source(SourceError),
     /// Of the child.
@@ -39,29 +48,45 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Has `child`, a process that calls [`answer`](super::answer), look at a disk. Whatever it does, the worst is that nothing is
-/// left out, and a remark that says why.
+/// Has `child`, a process that calls [`answer`](super::answer), look at the disks of a machine. Whatever it does, the worst is
+/// that nothing is left out, and a remark that says why.
 ///
 /// # Errors
-/// If the disk cannot be read.
+/// If a disk cannot be read.
 pub fn look_confined(
     child: &mut Command,
-    source: &dyn Source,
+    sources: &[&dyn Source],
     wanted: Wanted,
     limits: LookLimits,
-) -> Result<Survey, BackupError> {
+) -> Result<Found, BackupError> {
+    let sizes: Vec<u64> = sources.iter().map(|source| source.size()).collect();
+    let Some(places) = places(&sizes) else { return Ok(nothing(sources, "they are too large")) };
     let survey = match spawn(child) {
-        Ok(child) => look(child, source, wanted, limits),
+        Ok(child) => look(child, sources, &places, wanted, limits),
         Err(error) => Err(error.into()),
     };
     match survey {
-        Ok(survey) => Ok(survey),
+        Ok(survey) => {
+            let on_disk = |place: &Range<u64>| {
+                let here = survey.left_out.iter().filter_map(|LeftOut { range, reason }| {
+                    let range = range.start.max(place.start)..range.end.min(place.end);
+                    (range.start < range.end).then(|| LeftOut {
+                        range: range.start - place.start..range.end - place.start,
+                        reason: *reason,
+                    })
+                });
+                here.collect()
+            };
+            Ok(Found { left_out: places.iter().map(on_disk).collect(), remarks: survey.remarks })
+        }
         Err(Failure::Source(error)) => Err(error.into()),
-        Err(Failure::Child(why)) => Ok(Survey {
-            left_out: Vec::new(),
-            remarks: vec![format!("the disk could not be looked at ({why}): all of it is backed up")],
-        }),
+        Err(Failure::Child(why)) => Ok(nothing(sources, &why)),
     }
+}
+
+fn nothing(sources: &[&dyn Source], why: &str) -> Found {
+    let what = format!("the disks could not be looked at ({why}): all of them is backed up");
+    Found { left_out: vec![Vec::new(); sources.len()], remarks: vec![Remark { disk: None, what }] }
 }
 
 fn spawn(command: &mut Command) -> io::Result<Child> {
@@ -70,21 +95,24 @@ fn spawn(command: &mut Command) -> io::Result<Child> {
 
 fn look(
     mut child: Child,
-    source: &dyn Source,
+    sources: &[&dyn Source],
+    places: &[Range<u64>],
     wanted: Wanted,
     limits: LookLimits,
 ) -> Result<Survey, Failure> {
+    let disks = sources.len() as u32;
+    let (time, most) = (limits.time.saturating_mul(disks), limits.bytes.saturating_mul(u64::from(disks)));
     let (mut to, from) =
         (child.stdin.take().expect("it is piped"), child.stdout.take().expect("it is piped"));
     let (over, is_over) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         // Its death ends whatever is read or written here.
         let watch = scope.spawn(move || {
-            let timed_out = is_over.recv_timeout(limits.time).is_err();
+            let timed_out = is_over.recv_timeout(time).is_err();
             let _ = child.kill();
             (child.wait(), timed_out)
         });
-        let looked = serve(&mut to, &mut BufReader::new(from), source, wanted, limits.bytes);
+        let looked = serve(&mut to, &mut BufReader::new(from), sources, places, wanted, most);
         drop(to);
         let _ = over.send(());
         let (_, timed_out) = watch.join().expect("it does not panic");
@@ -98,15 +126,17 @@ fn look(
 fn serve(
     to: &mut impl Write,
     from: &mut impl io::Read,
-    source: &dyn Source,
+    sources: &[&dyn Source],
+    places: &[Range<u64>],
     wanted: Wanted,
     most: u64,
 ) -> Result<Survey, Failure> {
-    let size = source.size();
-    write_text(to, &serde_json::to_vec(&wanted).map_err(io::Error::other)?)?;
-    write_number(to, size)?;
+    let size = places.last().map_or(0, |last| last.end);
+    let question = Question { wanted, sizes: sources.iter().map(|source| source.size()).collect() };
+    write_text(to, &serde_json::to_vec(&question).map_err(io::Error::other)?)?;
     to.flush()?;
-    let mut reader = source.reader().map_err(Failure::Source)?;
+    let readers: Result<Vec<_>, _> = sources.iter().map(|source| source.reader()).collect();
+    let mut readers = readers.map_err(Failure::Source)?;
     let (mut buffer, mut read) = (Vec::new(), 0);
     loop {
         let offset = read_number(from)?;
@@ -120,17 +150,22 @@ fn serve(
             };
         }
         let len = read_number(from)?;
-        if len > LONGEST || offset.checked_add(len).is_none_or(|end| end > size) {
+        // Nothing that lies on two disks is read at once.
+        let disk = places.iter().position(|place| {
+            place.contains(&offset) && offset.checked_add(len).is_some_and(|end| end <= place.end)
+        });
+        let Some(disk) = disk.filter(|_| len <= LONGEST) else {
             return Err(Failure::Child("it asks for what is not there".to_owned()));
-        }
+        };
+        let offset = offset - places[disk].start;
         let start = offset / ALIGNMENT * ALIGNMENT;
-        let end = (offset + len).next_multiple_of(ALIGNMENT).min(size);
+        let end = (offset + len).next_multiple_of(ALIGNMENT).min(sources[disk].size());
         read += end - start;
         if read > most {
-            return Err(Failure::Child("it would read too much of the disk".to_owned()));
+            return Err(Failure::Child("it would read too much of them".to_owned()));
         }
         buffer.resize((end - start) as usize, 0);
-        reader.read(start, &mut buffer).map_err(Failure::Source)?;
+        readers[disk].read(start, &mut buffer).map_err(Failure::Source)?;
         write_number(to, 1)?;
         let at = (offset - start) as usize;
         to.write_all(&buffer[at..at + len as usize])?;
@@ -138,7 +173,7 @@ fn serve(
     }
 }
 
-/// In the disk, in order, apart: the child read hostile bytes, and is believed no more than they are.
+/// On the disks, apart: the child read hostile bytes, and is believed no more than they are.
 fn is_sound(left_out: &[LeftOut], size: u64) -> bool {
     let mut sorted: Vec<_> = left_out.iter().map(|one| &one.range).collect();
     sorted.sort_unstable_by_key(|range| range.start);

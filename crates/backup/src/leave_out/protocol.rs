@@ -2,11 +2,33 @@
 //!
 //! | from | what |
 //! |---|---|
-//! | parent | first: what is wanted, as JSON, its length before it; the disk's size |
-//! | child | offset and length of bytes it wants; or `u64::MAX` and the length of its answer, then that, as JSON |
+//! | parent | first: [`Question`] as JSON, its length before it |
+//! | child | offset and length of bytes it wants, of the disks one behind the other; or `u64::MAX` and the length of its answer, then that, as JSON |
 //! | parent | 1 and the bytes; or 0: they cannot be read |
 
+use rempart_guest_fs::Wanted;
+use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
+use std::ops::Range;
+
+/// What is asked of who looks at the disks of a machine.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Question {
+    pub wanted: Wanted,
+    /// Of each disk, in bytes.
+    pub sizes: Vec<u64>,
+}
+
+/// Where disks of these sizes lie, one behind the other; none if they are too large for that.
+pub fn places(sizes: &[u64]) -> Option<Vec<Range<u64>>> {
+    let mut start = 0u64;
+    let place = |size: &u64| {
+        let place = start..start.checked_add(*size)?;
+        start = place.end;
+        Some(place)
+    };
+    sizes.iter().map(place).collect()
+}
 
 /// In place of an offset: what follows is the answer.
 pub const ANSWER: u64 = u64::MAX;

@@ -313,11 +313,14 @@ fn store(
     let phase = format!("back up {vm}");
     let new = || Some(writer.new_bytes());
     let stored = shown_with(output, &phase, total, &progress, new, || {
-        for TakenDisk { name, source, position, changes } in taken.disks {
-            let (left_out, remarks) =
-                leave_out.look(&name, source, taken.consistency.level, repository.chunk_size())?;
-            notes.extend(remarks);
-            let job = DiskJob { name: &name, source, changes, position, left_out: &left_out };
+        let looked: Vec<_> = taken.disks.iter().map(|disk| (&disk.name[..], disk.source)).collect();
+        let (left_out, remarks) =
+            leave_out.look(&looked, taken.consistency.level, repository.chunk_size())?;
+        notes.extend(remarks);
+        for (TakenDisk { name, source, position, changes }, left_out) in
+            taken.disks.into_iter().zip(&left_out)
+        {
+            let job = DiskJob { name: &name, source, changes, position, left_out };
             disks.push(back_up_disk(&writer, repository.chunk_size(), &job, Pace::default(), &progress)?);
         }
         Ok(())

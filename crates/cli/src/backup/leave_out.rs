@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use rempart_api::Error;
-use rempart_backup::leave_out::{LookLimits, Wanted, answer, look_confined, whole_chunks};
+use rempart_backup::leave_out::{LookLimits, Remark, Wanted, answer, look_confined, whole_chunks};
 use rempart_backup::{BackupError, Source};
 use rempart_repository::{ChunkSize, ConsistencyLevel, Excluded};
 use std::process::Command;
@@ -25,14 +25,13 @@ enum Include {
 }
 
 impl LeaveOutArgs {
-    /// Chunks of a disk to leave out, and remarks on what is not left out.
+    /// Chunks of each disk to leave out, and remarks on what is not left out.
     pub fn look(
         &self,
-        name: &str,
-        source: &dyn Source,
+        disks: &[(&str, &dyn Source)],
         level: ConsistencyLevel,
         chunk_size: ChunkSize,
-    ) -> Result<(Vec<Excluded>, Vec<String>), BackupError> {
+    ) -> Result<(Vec<Vec<Excluded>>, Vec<String>), BackupError> {
         let wants = |what| !self.include.contains(&what);
         let wanted = Wanted {
             swap: wants(Include::Swap),
@@ -40,17 +39,23 @@ impl LeaveOutArgs {
             is_quiet: matches!(level, ConsistencyLevel::FileSystem | ConsistencyLevel::Application),
         };
         if !wanted.swap && !wanted.free_space {
-            return Ok((Vec::new(), Vec::new()));
+            return Ok((vec![Vec::new(); disks.len()], Vec::new()));
         }
         // This program, also where another one has taken its place since.
         let mut child = Command::new("/proc/self/exe");
-        let found = look_confined(child.arg(LOOK), source, wanted, LookLimits::default())?;
-        let left_out = whole_chunks(&found.left_out, source.size(), chunk_size);
-        Ok((left_out, found.remarks.iter().map(|remark| format!("{name}: {remark}")).collect()))
+        let sources: Vec<_> = disks.iter().map(|(_, source)| *source).collect();
+        let found = look_confined(child.arg(LOOK), &sources, wanted, LookLimits::default())?;
+        let left_out = found.left_out.iter().zip(sources);
+        let left_out = left_out.map(|(found, source)| whole_chunks(found, source.size(), chunk_size));
+        let remarks = found.remarks.into_iter().map(|Remark { disk, what }| {
+            let name = disk.and_then(|disk| disks.get(disk)).map(|(name, _)| name);
+            name.map_or_else(|| what.clone(), |name| format!("{name}: {what}"))
+        });
+        Ok((left_out.collect(), remarks.collect()))
     }
 }
 
 /// The process that looks.
 pub fn run() -> Result<(), Error> {
-    answer().map_err(|e| Error::failed("cannot look at the disk").cause(e))
+    answer().map_err(|e| Error::failed("cannot look at the disks").cause(e))
 }

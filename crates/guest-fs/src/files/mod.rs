@@ -10,6 +10,7 @@ mod recognise;
 mod xfs;
 
 pub use content::{Content, Extent};
+pub(crate) use recognise::has_boot_sector;
 pub use recognise::{FileSystemKind, Found, open, recognise};
 
 use crate::disk::Fault;

@@ -73,6 +73,11 @@ pub fn recognise(section: Section<'_>) -> Result<(Found, Option<String>), Fault>
     Ok((Found::Other(other(section)?), None))
 }
 
+/// Whether it begins with a boot sector, in which a file system is its own master.
+pub(crate) fn has_boot_sector(section: Section<'_>) -> Result<bool, Fault> {
+    Ok(crate::ntfs::is_one(section)? || exfat::is_one(section)? || fat::is_one(section)?)
+}
+
 fn other(section: Section<'_>) -> Result<&'static str, Fault> {
     const SIGNS: [(u64, &[u8], &str); 5] = [
         (0, b"LUKS\xba\xbe", "encrypted by LUKS"),

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 
-const SIZE: u64 = 96 * MIB;
+pub const SIZE: u64 = 96 * MIB;
 
 /// A file system over old garbage, with files, a swap file among them, and space that was used and given back.
-fn make(folder: &Path, options: &[&str]) -> Vec<u8> {
+pub fn make(folder: &Path, options: &[&str]) -> Vec<u8> {
     let (image, files) = (folder.join("disk"), folder.join("files"));
     let _ = std::fs::remove_dir_all(&files);
     std::fs::create_dir_all(files.join("etc")).unwrap();
@@ -67,7 +67,7 @@ fn without_what_is_left_out_every_file_is_as_it_was() {
     ] {
         let bytes = make(folder, options);
         let found = look(&bytes, ALL);
-        assert_eq!(found.remarks, Vec::<String>::new(), "{options:?}");
+        assert_eq!(found.remarks, [], "{options:?}");
         let free = bytes_of(&found, Reason::FreeSpace);
         assert_eq!(blocks(&free, block), free_by_dumpe2fs(&folder.join("disk"), block), "{options:?}");
         let swap = bytes_of(&found, Reason::PageFile);
@@ -77,21 +77,24 @@ fn without_what_is_left_out_every_file_is_as_it_was() {
         for range in found.left_out.iter().map(|one| one.range.clone()) {
             restored[range.start as usize..range.end as usize].fill(0);
         }
-        let image = folder.join("restored");
-        std::fs::write(&image, restored).unwrap();
-        run("e2fsck", &["-fn", text(&image)]);
-        for file in ["etc/hosts", "large"] {
-            let out = folder.join("out");
-            run("debugfs", &["-R", &format!("dump /{file} {}", text(&out)), text(&image)]);
-            assert!(
-                std::fs::read(&out).unwrap() == std::fs::read(folder.join("files").join(file)).unwrap(),
-                "{file}"
-            );
-        }
-        let out = folder.join("out");
-        run("debugfs", &["-R", &format!("dump /swapfile {}", text(&out)), text(&image)]);
-        assert!(run("swaplabel", &[text(&out)]).contains("swappy"), "the guest finds its swap file again");
+        assert_restored(folder, &restored);
     }
+}
+
+/// Its files are as they were when [`make`] made it, and its programs are content.
+pub fn assert_restored(folder: &Path, restored: &[u8]) {
+    let (image, out) = (folder.join("restored"), folder.join("out"));
+    std::fs::write(&image, restored).unwrap();
+    run("e2fsck", &["-fn", text(&image)]);
+    for file in ["etc/hosts", "large"] {
+        run("debugfs", &["-R", &format!("dump /{file} {}", text(&out)), text(&image)]);
+        assert!(
+            std::fs::read(&out).unwrap() == std::fs::read(folder.join("files").join(file)).unwrap(),
+            "{file}"
+        );
+    }
+    run("debugfs", &["-R", &format!("dump /swapfile {}", text(&out)), text(&image)]);
+    assert!(run("swaplabel", &[text(&out)]).contains("swappy"), "the guest finds its swap file again");
 }
 
 #[test]
@@ -119,7 +122,7 @@ fn a_journal_that_is_not_empty_is_the_truth_and_nothing_is_left_out() {
         run("debugfs", &["-w", "-R", spoil, text(&image)]);
         let found = look(&std::fs::read(&image).unwrap(), ALL);
         assert_eq!(found.left_out, [], "{spoil}");
-        assert!(found.remarks[0].contains(why), "{spoil}: {:?}", found.remarks);
+        assert!(found.remarks[0].what.contains(why), "{spoil}: {:?}", found.remarks);
     }
 }
 
@@ -133,7 +136,7 @@ fn where_a_machine_hibernates_nothing_is_left_out() {
     for wanted in [ALL, Wanted { swap: false, ..ALL }] {
         let found = look(&bytes, wanted);
         assert_eq!(found.left_out, []);
-        assert!(found.remarks[0].contains("hibernates"), "{:?}", found.remarks);
+        assert!(found.remarks[0].what.contains("hibernates"), "{:?}", found.remarks);
     }
 }
 

@@ -39,12 +39,25 @@ impl Disk for Memory<'_> {
 }
 
 pub fn look(bytes: &[u8], wanted: Wanted) -> Survey {
-    survey(&Memory { bytes, flipped: None }, wanted).expect("memory can be read")
+    look_at_disks(bytes, &[bytes.len() as u64], wanted)
+}
+
+/// At disks of these sizes, one behind the other.
+pub fn look_at_disks(bytes: &[u8], sizes: &[u64], wanted: Wanted) -> Survey {
+    look_with(&Memory::new(bytes), sizes, wanted)
+}
+
+fn look_with(disk: &Memory<'_>, sizes: &[u64], wanted: Wanted) -> Survey {
+    let starts = sizes.iter().scan(0, |end, size| {
+        *end += size;
+        Some(*end - size..*end)
+    });
+    survey(disk, &Vec::from_iter(starts), wanted).expect("memory can be read")
 }
 
 /// With some bits of byte `at` flipped.
 pub fn look_flipped(bytes: &[u8], at: usize, bits: u8) -> Survey {
-    survey(&Memory { bytes, flipped: Some((at, bits)) }, ALL).expect("memory can be read")
+    look_with(&Memory { bytes, flipped: Some((at, bits)) }, &[bytes.len() as u64], ALL)
 }
 
 pub fn bytes_of(survey: &Survey, reason: Reason) -> Vec<Range<u64>> {

@@ -3,6 +3,7 @@
 mod ext4;
 mod files;
 mod images;
+mod lvm;
 mod ntfs;
 mod partitions;
 mod xfs;

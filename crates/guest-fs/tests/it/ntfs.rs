@@ -23,7 +23,7 @@ fn page_files_are_left_out_where_the_file_system_is_quiet() {
     let folder = tempfile::tempdir().unwrap();
     let mut bytes = make(folder.path(), &[0; 100_000]);
     let found = look(&bytes, ALL);
-    assert_eq!(found.remarks, Vec::<String>::new());
+    assert_eq!(found.remarks, []);
     let pages = bytes_of(&found, Reason::PageFile);
     assert_eq!(sum(&pages), 6 * MIB);
     for range in &pages {
@@ -50,7 +50,7 @@ fn a_file_system_in_use_is_left_alone_unless_it_was_frozen() {
     page[0x30..0x40].copy_from_slice(&[9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0xff, 0xff, 0, 0, 0, 0]);
     let found = look(&bytes, ALL);
     assert_eq!(found.left_out, []);
-    assert!(found.remarks[0].contains("mounted and was not frozen"), "{:?}", found.remarks);
+    assert!(found.remarks[0].what.contains("mounted and was not frozen"), "{:?}", found.remarks);
     assert_eq!(sum(&bytes_of(&look(&bytes, QUIET), Reason::PageFile)), 6 * MIB);
 }
 
@@ -64,6 +64,6 @@ fn where_windows_sleeps_nothing_is_left_out() {
     for wanted in [ALL, QUIET, Wanted { swap: false, ..QUIET }] {
         let found = look(&bytes, wanted);
         assert_eq!(found.left_out, []);
-        assert!(found.remarks[0].contains("Windows hibernates"), "{:?}", found.remarks);
+        assert!(found.remarks[0].what.contains("Windows hibernates"), "{:?}", found.remarks);
     }
 }

@@ -25,7 +25,7 @@ fn a_swap_partition_is_left_out_but_for_what_it_is_found_by() {
         let bytes = make(folder.path(), script, 16);
         let found = look(&bytes, ALL);
         assert_eq!(bytes_of(&found, Reason::Swap), vec![16 * MIB + 4096..32 * MIB], "{script}: {found:?}");
-        assert_eq!(found.remarks, Vec::<String>::new());
+        assert_eq!(found.remarks, []);
     }
 }
 
@@ -50,7 +50,7 @@ fn one_sleeping_swap_partition_keeps_all_of_the_disk() {
     bytes[16 * MIB as usize + 4086..][..9].copy_from_slice(b"S1SUSPEND");
     let found = look(&bytes, ALL);
     assert_eq!(found.left_out, []);
-    assert!(found.remarks[0].starts_with("partition 2: a machine hibernates"), "{:?}", found.remarks);
+    assert!(found.remarks[0].what.starts_with("partition 2: a machine hibernates"), "{:?}", found.remarks);
 }
 
 #[test]
@@ -76,5 +76,5 @@ fn a_damaged_table_leaves_nothing_out() {
     // The first logical partition's table, at 10 MiB, names itself as the next.
     circle[10 * MIB as usize + 446 + 16 + 8..][..4].fill(0);
     let found: Survey = look(&circle, ALL);
-    assert!(found.remarks[0].contains("circle"), "{:?}", found.remarks);
+    assert!(found.remarks[0].what.contains("circle"), "{:?}", found.remarks);
 }

@@ -69,6 +69,30 @@ fn swap_and_free_space_are_left_out_and_the_rest_comes_back() {
     assert!(std::fs::read(&file).unwrap() == noise(1, 5 * MIB as usize));
 }
 
+/// Of each disk its own.
+#[test]
+fn of_two_disks_each_has_its_own_ranges() {
+    let vault = Vault::new();
+    let (disk, swap) = (disk(&vault), vault.rack.path("swap-disk"));
+    let content = [std::fs::read(&disk).unwrap(), noise(8, 32 * MIB as usize)];
+    std::fs::write(&swap, &content[1]).unwrap();
+    tool(&["mkswap", "-q", swap.to_str().unwrap()]);
+    let disks = [disk, swap].map(|disk| disk.to_str().unwrap().to_owned());
+    let disks = ["backup", "shop", "--include", "free-space", "--disk", &disks[0], "--disk", &disks[1]];
+    let told = vault.json(&disks);
+    let left_out = |disk: usize| told["disks"][disk]["left_out_bytes"].as_u64().unwrap() / MIB;
+    assert_eq!((left_out(0), left_out(1)), (19, 31), "{told}");
+    let restored = vault.restored(&format!("shop@{}", told["point"]), "both");
+    let swap = (41 * MIB) as usize;
+    assert!(restored[0][..swap] == content[0][..swap]);
+    assert!(restored[0][swap + MIB as usize..swap + 20 * MIB as usize].iter().all(|byte| *byte == 0));
+    assert!(
+        restored[1][4096..MIB as usize / 8] == content[1][4096..MIB as usize / 8],
+        "a chunk with a header"
+    );
+    assert!(restored[1][MIB as usize..].iter().all(|byte| *byte == 0));
+}
+
 #[test]
 fn what_cannot_be_left_out_is_told() {
     let vault = Vault::new();
@@ -94,10 +118,10 @@ fn whoever_looks_at_a_disk_is_confined() {
         .spawn()
         .unwrap();
     let (mut to, mut from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    let wanted = br#"{"swap":true,"free_space":true,"is_quiet":false}"#;
-    to.write_all(&(wanted.len() as u64).to_ne_bytes()).unwrap();
-    to.write_all(wanted).unwrap();
-    to.write_all(&MIB.to_ne_bytes()).unwrap();
+    let question =
+        br#"{"wanted":{"swap":true,"free_space":true,"is_quiet":false},"sizes":[1048576,1048576]}"#;
+    to.write_all(&(question.len() as u64).to_ne_bytes()).unwrap();
+    to.write_all(question).unwrap();
     let mut request = [0; 16];
     from.read_exact(&mut request).unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
