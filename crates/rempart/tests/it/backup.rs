@@ -1,7 +1,8 @@
 //! Backups by the command line: of disks, where no daemon runs, and of machines that two nodes mirror.
 
+use crate::export::map;
 use crate::golden::Transcript;
-use crate::rack::{Answer, PROGRAM, Rack, Server};
+use crate::rack::{Answer, PROGRAM, Rack, Server, noise};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -315,6 +316,41 @@ fn what_goes_wrong_is_said() {
         transcript.told(&format!("rempart {}", arguments.join(" ")), answer.code, &answer.out, &answer.err);
     }
     transcript.check("backup-refuses.txt", &[(folder.to_owned(), "FOLDER/")]);
+}
+
+/// What its guest gives back is neither read nor stored, and comes back as zeroes.
+#[test]
+fn what_a_machine_discards_is_not_backed_up_any_more() {
+    const DISCARDED: std::ops::Range<usize> = 16 * MIB..48 * MIB;
+    let vault = Vault::new();
+    let node = vault.rack.node("node-a");
+    let mut content = noise(5, 64 * MIB);
+    let image = vault.rack.path("disk.raw");
+    std::fs::write(&image, &content).unwrap();
+    node.import("shop", &[&image]);
+    let first = vault.back_up(&node);
+    assert!(first["new_bytes"].as_u64().unwrap() >= 64 * MIB as u64, "{first}");
+
+    node.io("shop", 0, &["discard 16M 32M", "flush"]);
+    content[DISCARDED].fill(0);
+    node.until("the hole is told", || {
+        let hole = map(&node, "base:allocation").into_iter().find(|run| run.0 == 16 << 20);
+        hole.is_some_and(|hole| (hole.1, hole.2) == (32 << 20, 3))
+    });
+    let second = vault.back_up(&node);
+    let disk = &second["disks"][0];
+    assert_eq!(disk["full_because"], Value::Null, "{second}");
+    // 64 chunks that did not change are read all the same, and compared.
+    assert!(disk["read_bytes"].as_u64().unwrap() <= 9 * MIB as u64, "{second}");
+    assert!(second["stored_bytes"].as_u64().unwrap() < 100_000, "{second}");
+    assert!(vault.restored(&format!("shop@{}", second["point"]), "second") == [content.clone()]);
+
+    // Nor by who reads all of the machine.
+    let other = vault.rack.path("other").to_str().unwrap().to_owned();
+    vault.ok(&["repo", "create", &other]);
+    let config = node.config();
+    let all = vault.json(&["backup", "shop", "--repo", &other, "--config", config.to_str().unwrap()]);
+    assert_eq!(all["read_bytes"], 32 * MIB, "{all}");
 }
 
 /// Written, moved by plan, its primary killed: what changed is known all the same, and every point is what it was.

@@ -7,7 +7,7 @@ use std::process::Command;
 const KIB: u64 = 1024;
 
 /// What `nbdinfo --map` says: offset, length, type.
-fn map(node: &Server, context: &str) -> Vec<(u64, u64, u64)> {
+pub fn map(node: &Server, context: &str) -> Vec<(u64, u64, u64)> {
     let map = format!("--map={context}");
     let output = Command::new("nbdinfo").args([&map, "--json", &node.export("shop", 0)]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -299,6 +299,30 @@ fn a_chain_goes_on_whatever_happened_in_between() {
     assert_eq!((&told[0]["definition"], &told[0]["nvram_bytes"]), (&json!("qemu"), &json!(528 << 10)));
 }
 
+/// What its guest gives back is neither read nor stored, and comes back as zeroes.
+#[test]
+fn what_another_qemus_guest_discards_is_not_backed_up_any_more() {
+    const CHUNK: usize = 128 << 10;
+    let mut foreign = Foreign::new();
+    // Chunks that differ: what is equal is stored once.
+    for (chunk, content) in foreign.disks[0].chunks_mut(CHUNK).enumerate() {
+        let byte = 1 + chunk as u8;
+        foreign.control.io(DEVICES[0], &format!("write -P {byte} {} {CHUNK}", chunk * CHUNK));
+        content.fill(byte);
+    }
+    let first = foreign.back_up(&[]);
+    assert_eq!(first["disks"][0]["read_bytes"], SIZE, "{first}");
+
+    foreign.control.io(DEVICES[0], "discard 4M 16M");
+    foreign.disks[0][4 << 20..20 << 20].fill(0);
+    let second = foreign.back_up(&[]);
+    assert_eq!(full(&second), [""; 0]);
+    // The 64 chunks that did not change are read all the same, and compared.
+    let read = second["disks"][0]["read_bytes"].as_u64().unwrap() as usize;
+    assert!(read <= SIZE - (16 << 20) + CHUNK, "{second}");
+    assert!(foreign.restored(second["point"].as_u64().unwrap()) == foreign.disks);
+}
+
 #[test]
 fn a_backup_that_is_ended_takes_its_view_away_and_one_that_is_killed_leaves_that_to_the_next() {
     let mut foreign = Foreign::new();
