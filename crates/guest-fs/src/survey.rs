@@ -1,9 +1,10 @@
 //! All disks of a machine: which bytes may be left out of a backup, and what was not understood.
 
 use crate::disk::{Disk, Fault, Section};
-use crate::files::has_boot_sector;
+use crate::files::{has_boot_sector, xfs};
 use crate::lvm::{self, Logical};
 use crate::map::{Map, Mapped};
+use crate::ntfs::Found;
 use crate::swap::Swap;
 use crate::volumes::{layout, physical_of};
 use crate::{ext4, ntfs, partition, swap};
@@ -68,8 +69,8 @@ impl Survey {
 
 /// What a part of a disk, or a logical volume, is.
 enum Finding {
-    /// Ranges of its own.
-    Leave(Vec<LeftOut>),
+    /// Ranges of its own, and what there is to say of the rest.
+    Leave(Vec<LeftOut>, Option<String>),
     /// A machine sleeps in it: its memory knows file systems better than the disks do.
     Sleeping(&'static str),
     Keep(Option<String>),
@@ -109,10 +110,14 @@ pub fn survey(all: &dyn Disk, disks: &[Range<u64>], wanted: Wanted) -> io::Resul
     }
     for (disk, name, map) in places {
         match look_at(Section::whole(&Mapped { disk: all, map: &map }), wanted)? {
-            Finding::Leave(found) => survey.left_out.extend(found.into_iter().flat_map(|found| {
-                let runs = map.runs(found.range).into_iter();
-                runs.map(move |range| LeftOut { range, reason: found.reason })
-            })),
+            Finding::Leave(found, remark) => {
+                survey.left_out.extend(found.into_iter().flat_map(|found| {
+                    let runs = map.runs(found.range).into_iter();
+                    runs.map(move |range| LeftOut { range, reason: found.reason })
+                }));
+                let remark = remark.map(|what| Remark { disk, what: format!("{name}: {what}") });
+                survey.remarks.extend(remark);
+            }
             Finding::Keep(None) => {}
             Finding::Keep(Some(why)) => survey.remark(disk, &name, &why),
             // Pages of its memory may be in other swap spaces, too.
@@ -133,15 +138,24 @@ fn look_at(section: Section<'_>, wanted: Wanted) -> io::Result<Finding> {
             Swap::Hibernated => Finding::Sleeping("a machine hibernates in this swap space"),
             _ if let Some(what) = master(section)? => Finding::Keep(Some(what.to_owned())),
             Swap::Behind(start) if wanted.swap => {
-                Finding::Leave(vec![LeftOut { range: start..section.len(), reason: Reason::Swap }])
+                Finding::Leave(vec![LeftOut { range: start..section.len(), reason: Reason::Swap }], None)
             }
             Swap::Behind(_) => Finding::Keep(None),
+            Swap::No if ext4::is_one(section)? && xfs::is_one(section)? => {
+                Finding::Keep(Some("an ext4 and an XFS file system in one place".to_owned()))
+            }
             Swap::No if ext4::is_one(section)? => match ext4::leave_out(section, wanted)? {
-                Some(found) => Finding::Leave(sorted(section, found)?),
+                Some(found) => Finding::Leave(sorted(section, found)?, None),
+                None => Finding::Sleeping("a machine hibernates in a swap file"),
+            },
+            Swap::No if xfs::is_one(section)? => match xfs::leave_out(section, wanted)? {
+                Some(found) => Finding::Leave(sorted(section, found)?, None),
                 None => Finding::Sleeping("a machine hibernates in a swap file"),
             },
             Swap::No if ntfs::is_one(section)? => match ntfs::leave_out(section, wanted)? {
-                Some(found) => Finding::Leave(sorted(section, found)?),
+                Some(Found { left_out, remark }) => {
+                    Finding::Leave(sorted(section, left_out)?, remark.map(str::to_owned))
+                }
                 None => Finding::Sleeping(
                     "Windows hibernates in this file system, or was shut down to start fast",
                 ),
@@ -160,14 +174,13 @@ fn look_at(section: Section<'_>, wanted: Wanted) -> io::Result<Finding> {
 /// first bytes are still there, and who believed them would take what is used for free.
 fn master(section: Section<'_>) -> Result<Option<&'static str>, Fault> {
     const RAID: &[u8] = b"\xfc\x4e\x2b\xa9";
-    const SIGNS: [(u64, &[u8], &str); 7] = [
+    const SIGNS: [(u64, &[u8], &str); 6] = [
         (0, b"LUKS\xba\xbe", "encrypted by LUKS"),
         (0, RAID, "a member of a RAID"),
         (4096, RAID, "a member of a RAID"),
         (4120, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81", "a part of a bcache"),
         (0x4000, b"\x01\x01\0\0\0\0\0\0\0\0\0\x01", "a part of a ZFS pool"),
         (0x1_0040, b"_BHRfS_M", "a Btrfs file system, which is not understood"),
-        (0, b"XFSB", "an XFS file system, which is not understood"),
     ];
     let len = section.len();
     // A RAID's superblock may also be at the end, by either of two rules.

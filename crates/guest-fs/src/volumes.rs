@@ -79,12 +79,11 @@ fn parts(all: &dyn Disk, at: &Range<u64>) -> io::Result<Vec<Volume>> {
     parts.into_iter().map(named).collect()
 }
 
-/// The partitions of the disk that lies on `at`, by their numbers; if it has none, all of it, without a number. Or why its
-/// table is not understood.
-pub(crate) fn layout(
-    all: &dyn Disk,
-    at: &Range<u64>,
-) -> io::Result<Result<Vec<(Option<usize>, Map)>, Fault>> {
+/// The parts of a disk: its partitions, by their numbers, or all of it, without one. Or why its table is not understood.
+pub(crate) type Layout = Result<Vec<(Option<usize>, Map)>, Fault>;
+
+/// The parts of the disk that lies on `at`.
+pub(crate) fn layout(all: &dyn Disk, at: &Range<u64>) -> io::Result<Layout> {
     let disk = at.end.checked_sub(at.start).and_then(|len| Section::whole(all).part(at.start, len));
     let Some(disk) = disk.filter(|disk| !disk.is_empty()) else { return Ok(Ok(Vec::new())) };
     let whole = || vec![(None, Map::run(at.start, disk.len()))];

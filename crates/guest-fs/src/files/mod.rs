@@ -7,7 +7,7 @@ mod exfat;
 mod fat;
 mod ntfs;
 mod recognise;
-mod xfs;
+pub(crate) mod xfs;
 
 pub use content::{Content, Extent};
 pub(crate) use recognise::has_boot_sector;

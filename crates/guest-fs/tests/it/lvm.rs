@@ -180,7 +180,7 @@ fn a_file_system_that_something_else_was_put_over_is_not_believed() {
         (len - 8192, raid, "RAID"),
         (len - 65536, raid, "RAID"),
         (0x1_0040, b"_BHRfS_M", "Btrfs"),
-        (0, b"XFSB", "XFS"),
+        (0, b"XFSB", "an ext4 and an XFS"),
         (0x4000, b"\x01\x01\0\0\0\0\0\0\0\0\0\x01", "ZFS"),
         (4120, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81", "bcache"),
     ] {

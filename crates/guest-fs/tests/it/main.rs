@@ -7,3 +7,4 @@ mod lvm;
 mod ntfs;
 mod partitions;
 mod xfs;
+mod xfs_free;

@@ -1,7 +1,12 @@
-//! XFS, versions 4 and 5 ("XFS Algorithms & Data Structures", 3rd edition), without its log.
+//! XFS, versions 4 and 5 ("XFS Algorithms & Data Structures", 3rd edition): files, without the log; free blocks and swap
+//! files where the log has nothing to say.
 
 mod attributes;
 mod folder;
+mod free;
+mod log;
+
+pub use free::leave_out;
 
 use super::{Attributes, Content, Extended, FileSystem, Kind, LARGEST_FOLDER, Name};
 use crate::disk::{Fault, Section};
@@ -189,6 +194,11 @@ impl<'a> Xfs<'a> {
 
     /// Where what a fork maps lies, `size` bytes at most.
     fn mapped(&self, fork: &Fork, size: u64) -> Result<Content, Fault> {
+        self.mapped_with(fork, size, false)
+    }
+
+    /// The same, and what is `reserved` and was not written.
+    fn mapped_with(&self, fork: &Fork, size: u64, reserved: bool) -> Result<Content, Fault> {
         let mut content = Content::new(size);
         match fork.format {
             EXTENTS => {
@@ -197,15 +207,15 @@ impl<'a> Xfs<'a> {
                 if records.len() != count {
                     return Err(DAMAGED);
                 }
-                records.into_iter().try_for_each(|record| self.record(record, &mut content))?;
+                records.into_iter().try_for_each(|record| self.record(record, reserved, &mut content))?;
             }
-            BTREE => self.node(&fork.bytes, 4, DEEPEST, &mut content)?,
+            BTREE => self.node(&fork.bytes, 4, DEEPEST, reserved, &mut content)?,
             _ => return Err(DAMAGED),
         }
         Ok(content)
     }
 
-    fn record(&self, record: &[u8], content: &mut Content) -> Result<(), Fault> {
+    fn record(&self, record: &[u8], reserved: bool, content: &mut Content) -> Result<(), Fault> {
         let both = u128::from_be_bytes(record.try_into().expect("16 bytes"));
         let count = (both & ((1 << 21) - 1)) as u64;
         let block = (both >> 21 & ((1 << 52) - 1)) as u64;
@@ -216,7 +226,7 @@ impl<'a> Xfs<'a> {
         if content.extents.last().is_some_and(|last| last.end() > at) || count == 0 {
             return Err(DAMAGED);
         }
-        if is_written {
+        if is_written || reserved {
             content.push(at, start..start + count * self.block_len);
         }
         if content.extents.len() > MOST_EXTENTS {
@@ -226,7 +236,14 @@ impl<'a> Xfs<'a> {
     }
 
     /// A node of a tree of extents, whose keys begin at `header`. Its level and count are right before them in an inode.
-    fn node(&self, bytes: &[u8], header: usize, below: u16, content: &mut Content) -> Result<(), Fault> {
+    fn node(
+        &self,
+        bytes: &[u8],
+        header: usize,
+        below: u16,
+        reserved: bool,
+        content: &mut Content,
+    ) -> Result<(), Fault> {
         let counts = if header == 4 { 0 } else { 4 };
         let (level, count) = (be16(bytes, counts), usize::from(be16(bytes, counts + 2)));
         if level >= below {
@@ -240,7 +257,7 @@ impl<'a> Xfs<'a> {
             return bytes[header..]
                 .chunks_exact(16)
                 .take(count)
-                .try_for_each(|record| self.record(record, content));
+                .try_for_each(|record| self.record(record, reserved, content));
         }
         for pointer in bytes[header + room * 8..].chunks_exact(8).take(count) {
             let at = self.byte_of(be64(pointer, 0), 1)?;
@@ -249,7 +266,7 @@ impl<'a> Xfs<'a> {
             if block[..4] != *sign {
                 return Err(DAMAGED);
             }
-            self.node(&block, if self.is_v5 { 72 } else { 24 }, level, content)?;
+            self.node(&block, if self.is_v5 { 72 } else { 24 }, level, reserved, content)?;
         }
         Ok(())
     }
