@@ -8,6 +8,7 @@ use crate::files::{FileSystemKind, Kind, open};
 use crate::lvm::{self, Physical};
 use crate::{Wanted, survey, volumes};
 use std::io;
+use std::ops::Range;
 
 /// Disks are this long, whatever is on them.
 const LEN: u64 = 32 << 20;
@@ -41,6 +42,7 @@ pub fn guest_files(data: &[u8]) {
     let [kind, low, high, data @ ..] = data else { return };
     let kinds = [FileSystemKind::Ext4, FileSystemKind::Fat, FileSystemKind::ExFat, FileSystemKind::Xfs];
     let disk = Padded(data, u64::from(u16::from_le_bytes([*low, *high])) << 10);
+    look(&disk, std::slice::from_ref(&(0..LEN)));
     let Ok(mut fs) = open(Section::whole(&disk), kinds[usize::from(*kind) % kinds.len()]) else { return };
     let mut next = vec![fs.root()];
     for _ in 0..MOST_FILES {
@@ -63,6 +65,17 @@ pub fn guest_files(data: &[u8]) {
     }
 }
 
+/// What these disks may be without.
+fn look(disk: &Padded<'_>, disks: &[Range<u64>]) {
+    if disk.0.windows(4).any(|bytes| bytes == b"NTFS") {
+        return;
+    }
+    let wanted = Wanted { swap: true, free_space: true, is_quiet: true };
+    let found = survey(disk, disks, wanted).expect("memory can be read");
+    assert!(found.left_out.windows(2).all(|pair| pair[0].range.end <= pair[1].range.start), "{found:?}");
+    assert!(found.left_out.iter().all(|one| one.range.start < one.range.end && one.range.end <= LEN));
+}
+
 /// Two disks, each a half: partition tables, and what LVM says of itself.
 ///
 /// # Panics
@@ -73,12 +86,7 @@ pub fn guest_volumes(data: &[u8]) {
     for map in found.into_iter().filter_map(|volume| volume.map) {
         assert!(map.is_sound(LEN), "{map:?}");
     }
-    if !data.windows(4).any(|bytes| bytes == b"NTFS") {
-        let wanted = Wanted { swap: true, free_space: true, is_quiet: true };
-        let found = survey(&disk, &[0..LEN / 2, LEN / 2..LEN], wanted).expect("memory can be read");
-        assert!(found.left_out.windows(2).all(|pair| pair[0].range.end <= pair[1].range.start), "{found:?}");
-        assert!(found.left_out.iter().all(|one| one.range.start < one.range.end && one.range.end <= LEN));
-    }
+    look(&disk, &[0..LEN / 2, LEN / 2..LEN]);
     // The same as a group's text, which else a checksum is before.
     let physical = [Physical::saying(String::from_utf8_lossy(data).into_owned(), LEN)];
     for map in lvm::logical(&physical, LEN).into_iter().filter_map(|volume| volume.map.ok()) {

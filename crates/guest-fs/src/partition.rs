@@ -9,6 +9,9 @@ const MBR_ENTRIES: usize = 446;
 const MBR_ENTRY: usize = 16;
 const TYPE_PROTECTIVE: u8 = 0xee;
 const TYPES_EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
+/// Of what Windows calls a dynamic disk: volumes lie in it by rules of its own.
+const TYPE_DYNAMIC: u8 = 0x42;
+const GPT_TYPE_DYNAMIC: [u8; 16] = *b"\xa0\x60\x9b\xaf\x31\x14\x62\x4f\xbc\x68\x33\x11\x71\x4a\x69\xad";
 const GPT_SIGNATURE: &[u8; 8] = b"EFI PART";
 /// Every tool makes 128; more are possible.
 const MOST_ENTRIES: u32 = 1024;
@@ -21,6 +24,8 @@ const MOST_EXTENDED: usize = 64;
 pub struct Partition {
     pub start: u64,
     pub len: u64,
+    /// What begins in it may go on elsewhere.
+    pub is_dynamic: bool,
 }
 
 /// The disk's partitions, in the order of their table; none if it has no table.
@@ -70,7 +75,7 @@ fn mbr(disk: Section<'_>, first: &[u8; 512]) -> Result<Vec<Partition>, Fault> {
             extended = Some(u64::from(entry.first));
         } else {
             let (start, len) = (u64::from(entry.first) * SECTOR, u64::from(entry.sectors) * SECTOR);
-            found.push(Partition { start, len });
+            found.push(Partition { start, len, is_dynamic: entry.kind == TYPE_DYNAMIC });
         }
     }
     // A list of tables: each names one partition, from itself on, and the next table, from the first on.
@@ -87,7 +92,8 @@ fn mbr(disk: Section<'_>, first: &[u8; 512]) -> Result<Vec<Partition>, Fault> {
                 next = Some(base + u64::from(entry.first));
             } else {
                 let start = (table + u64::from(entry.first)) * SECTOR;
-                found.push(Partition { start, len: u64::from(entry.sectors) * SECTOR });
+                let (len, is_dynamic) = (u64::from(entry.sectors) * SECTOR, entry.kind == TYPE_DYNAMIC);
+                found.push(Partition { start, len, is_dynamic });
             }
         }
         match next {
@@ -138,7 +144,7 @@ fn gpt(disk: Section<'_>) -> Result<Vec<Partition>, Fault> {
             let (Some(start), Some(len)) = (bytes(first), len) else {
                 return Fault::damaged("a partition ends before it begins");
             };
-            found.push(Partition { start, len });
+            found.push(Partition { start, len, is_dynamic: entry[..16] == GPT_TYPE_DYNAMIC });
             if found.len() > MOST_PARTITIONS {
                 return Fault::damaged("it has too many partitions");
             }

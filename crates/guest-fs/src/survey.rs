@@ -6,7 +6,7 @@ use crate::lvm::{self, Logical};
 use crate::map::{Map, Mapped};
 use crate::ntfs::Found;
 use crate::swap::Swap;
-use crate::volumes::{layout, physical_of};
+use crate::volumes::{Place, layout, physical_of};
 use crate::{ext4, ntfs, partition, swap};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -92,9 +92,10 @@ pub fn survey(all: &dyn Disk, disks: &[Range<u64>], wanted: Wanted) -> io::Resul
                 continue;
             }
         };
-        for (number, map) in parts {
+        for Place { number, map, is_dynamic } in parts {
             let name = number.map_or_else(|| "the disk".to_owned(), |number| format!("partition {number}"));
             match physical_of(all, &map)? {
+                _ if is_dynamic => survey.remark(Some(disk), &name, "a part of a dynamic disk of Windows"),
                 Ok(None) => places.push((Some(disk), name, map)),
                 Ok(Some(one)) => physical.push(one),
                 Err(why) => survey.remark(Some(disk), &name, &why),

@@ -72,21 +72,30 @@ fn parts(all: &dyn Disk, at: &Range<u64>) -> io::Result<Vec<Volume>> {
             return Ok(vec![Volume { kind: None, note: Some(fault.to_string()), ..whole }]);
         }
     };
-    let named = |(number, map): (Option<usize>, Map)| {
+    let named = |Place { number, map, .. }| {
         let name = number.map_or_else(|| "whole".to_owned(), |number| format!("partition-{number}"));
         look_at(all, name, map)
     };
     parts.into_iter().map(named).collect()
 }
 
-/// The parts of a disk: its partitions, by their numbers, or all of it, without one. Or why its table is not understood.
-pub(crate) type Layout = Result<Vec<(Option<usize>, Map)>, Fault>;
+/// A partition of a disk, or all of it.
+pub(crate) struct Place {
+    /// Of a partition, from 1 on.
+    pub number: Option<usize>,
+    pub map: Map,
+    /// What begins in it may go on elsewhere.
+    pub is_dynamic: bool,
+}
+
+/// The parts of a disk, or why its table is not understood.
+pub(crate) type Layout = Result<Vec<Place>, Fault>;
 
 /// The parts of the disk that lies on `at`.
 pub(crate) fn layout(all: &dyn Disk, at: &Range<u64>) -> io::Result<Layout> {
     let disk = at.end.checked_sub(at.start).and_then(|len| Section::whole(all).part(at.start, len));
     let Some(disk) = disk.filter(|disk| !disk.is_empty()) else { return Ok(Ok(Vec::new())) };
-    let whole = || vec![(None, Map::run(at.start, disk.len()))];
+    let whole = || vec![Place { number: None, map: Map::run(at.start, disk.len()), is_dynamic: false }];
     // A boot sector of a file system has whatever it likes where a partition table would be.
     let listed =
         has_boot_sector(disk).and_then(|has| if has { Ok(Vec::new()) } else { partition::list(disk) });
@@ -97,8 +106,11 @@ pub(crate) fn layout(all: &dyn Disk, at: &Range<u64>) -> io::Result<Layout> {
         Err(fault) => return Ok(Err(fault)),
     };
     let numbered = (1..).zip(&partitions).filter(|(_, partition)| partition.len > 0);
-    let mapped = numbered
-        .map(|(number, partition)| (Some(number), Map::run(at.start + partition.start, partition.len)));
+    let mapped = numbered.map(|(number, partition)| Place {
+        number: Some(number),
+        map: Map::run(at.start + partition.start, partition.len),
+        is_dynamic: partition.is_dynamic,
+    });
     Ok(Ok(mapped.collect()))
 }
 

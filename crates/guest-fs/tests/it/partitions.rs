@@ -40,6 +40,20 @@ fn a_whole_disk_may_be_swap_or_nothing_known() {
     }
 }
 
+/// Volumes of Windows' dynamic disks begin in one place and may go on in another.
+#[test]
+fn dynamic_disks_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    for script in [
+        "label: dos\nstart=16MiB, size=16MiB, type=42\n",
+        "label: gpt\nstart=16MiB, size=16MiB, type=AF9B60A0-1431-4F62-BC68-3311714A69AD\n",
+    ] {
+        let found = look(&make(folder.path(), script, 16), ALL);
+        assert_eq!(found.left_out, [], "{script}");
+        assert!(found.remarks[0].what.contains("dynamic disk"), "{script}: {:?}", found.remarks);
+    }
+}
+
 #[test]
 fn one_sleeping_swap_partition_keeps_all_of_the_disk() {
     let folder = tempfile::tempdir().unwrap();
