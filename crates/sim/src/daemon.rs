@@ -287,9 +287,8 @@ impl World {
                     self.tell_daemon(node, delay, DaemonEvent::Io(id));
                 }
                 if std::mem::take(&mut self.nodes[node].drive.lost_pages) {
-                    // A failed sync drops what it should have written: as if that memory had been wiped.
                     let (mask, now) = (self.in_sync_mask(), self.now());
-                    self.history.memory_wiped(node, mask, now);
+                    self.history.sync_failed(node, mask, now);
                 }
             }
             Action::Send { peer, session, message } => {

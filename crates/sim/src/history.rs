@@ -177,6 +177,9 @@ pub struct History {
     in_flight: Vec<Vec<Tag>>,
     /// Of dead machines, and not yet bound to have landed.
     orphans: Vec<Tag>,
+    /// Lost by a failed sync that the machine's daemon may not have heard of yet: reads may still find them in memory, and that
+    /// says nothing once the machine is gone.
+    doomed: Vec<Tag>,
 }
 
 impl History {
@@ -198,6 +201,7 @@ impl History {
             superseded: Vec::new(),
             in_flight: Vec::new(),
             orphans: Vec::new(),
+            doomed: Vec::new(),
         }
     }
 
@@ -357,10 +361,13 @@ impl History {
     }
 
     /// A machine is gone, and with it whatever it still waited for.
-    pub fn machine_died(&mut self, life: Life) {
+    pub fn machine_died(&mut self, life: Life, at: Moment) {
         for tag in std::mem::take(&mut self.in_flight[life.0]) {
             self.op_mut(tag).fate = Fate::Abandoned;
             self.orphans.push(tag);
+        }
+        for tag in std::mem::take(&mut self.doomed) {
+            self.revoke(tag, at);
         }
     }
 
@@ -398,16 +405,29 @@ impl History {
 
     /// `node` lost what was only in its memory while `in_sync` (a bit a node) had to hold everything.
     pub fn memory_wiped(&mut self, node: usize, in_sync: u8, at: Moment) {
-        // What may be gone is not what a later flush covers.
+        let _ = self.wipe(node, in_sync, at);
+    }
+
+    /// A sync failed on `node`, and dropped what it should have written, which lasts in memory until its machine is gone.
+    pub fn sync_failed(&mut self, node: usize, in_sync: u8, at: Moment) {
+        let lost = self.wipe(node, in_sync, at);
+        self.doomed.extend(lost);
+    }
+
+    /// What may be gone now: it is not what a later flush covers.
+    fn wipe(&mut self, node: usize, in_sync: u8, at: Moment) -> Vec<Tag> {
+        let mut lost = Vec::new();
         for tag in std::mem::take(&mut self.unflushed) {
             let op = self.op_mut(tag);
             op.wiped |= 1 << node;
             if in_sync & !op.wiped == 0 {
                 self.revoke(tag, at);
+                lost.push(tag);
             } else {
                 self.unflushed.push(tag);
             }
         }
+        lost
     }
 
     /// From here on only the nodes of `in_sync` matter. What all of them lost, and none `holds` again, may be gone.
@@ -686,7 +706,8 @@ mod tests {
         let mut tale = Tale::new();
         let old = tale.written();
         let orphan = tale.write();
-        tale.history.machine_died(tale.life);
+        let at = tale.tick();
+        tale.history.machine_died(tale.life, at);
         tale.restart();
         tale.reads(old).unwrap();
         assert!(tale.reads(orphan).is_err(), "it landed after its successor had read the old value");
@@ -719,7 +740,8 @@ mod tests {
             if flushed {
                 tale.flush();
             }
-            tale.history.machine_died(tale.life);
+            let at = tale.tick();
+            tale.history.machine_died(tale.life, at);
             for &node in wiped {
                 let at = tale.tick();
                 tale.history.memory_wiped(node, 0b11, at);
@@ -760,9 +782,38 @@ mod tests {
     fn what_was_under_way_when_memory_was_lost_may_land_later() {
         let (mut tale, old, new) = wiped_under_way();
         tale.reads(old).unwrap();
-        tale.history.machine_died(tale.life);
+        let at = tale.tick();
+        tale.history.machine_died(tale.life, at);
         tale.restart();
         tale.reads(new).unwrap();
+    }
+
+    /// Seed 620151: a guest read what a failed sync had dropped a millisecond before, and was killed when that was noticed.
+    #[test]
+    fn what_a_failed_sync_dropped_may_be_read_until_the_machine_is_gone() {
+        let story = |dies: bool| {
+            let mut tale = Tale::new();
+            let old = tale.written();
+            tale.flush();
+            let new = tale.written();
+            let at = tale.tick();
+            tale.history.sync_failed(0, 0b1, at);
+            tale.reads(new).unwrap();
+            if dies {
+                let at = tale.tick();
+                tale.history.machine_died(tale.life, at);
+                tale.restart();
+            }
+            (tale, old, new)
+        };
+        let (mut tale, old, new) = story(true);
+        tale.reads(old).unwrap();
+        assert!(tale.reads(new).is_err(), "lost once, lost for good");
+        let (mut tale, old, new) = story(true);
+        tale.reads(new).unwrap();
+        assert!(tale.reads(old).is_err(), "found once, kept");
+        let (mut tale, old, _) = story(false);
+        assert!(tale.reads(old).is_err(), "one machine sees no value come and go");
     }
 
     #[test]

@@ -155,7 +155,8 @@ impl World {
         let Some(machine) = self.nodes[node].machine.take() else { return };
         self.tell(|| format!("node {node}: VM process {} ended", machine.nonce));
         if let Some(life) = machine.life {
-            self.history.machine_died(life);
+            let now = self.now();
+            self.history.machine_died(life, now);
         }
         self.abandon(node, machine.connection.sent);
     }
