@@ -25,7 +25,7 @@ pub use restore::{
     UnfinishedRestore,
 };
 pub use schedule::{
-    BackupRun, MachineBackup, MachineOutcome, MachineProgress, RunResult, RunTrigger, Schedule,
+    BackupRun, EndedBy, MachineBackup, MachineOutcome, MachineProgress, RunResult, RunTrigger, Schedule,
     ScheduledMachine,
 };
 pub use status::{

@@ -27,6 +27,9 @@ pub struct Schedule {
     /// Why no run can succeed, as far as is known.
     #[serde(default)]
     pub problem: Option<Error>,
+    /// Processes that were killed and hang in the kernel. No machine is begun before they are gone.
+    #[serde(default)]
+    pub hanging: Vec<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +66,14 @@ pub enum RunResult {
     Failure,
 }
 
+/// What ended a run before its work was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndedBy {
+    TimeLimit,
+    Operator,
+}
+
 /// One run of a schedule on this node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackupRun {
@@ -76,6 +87,9 @@ pub struct BackupRun {
     /// None while it runs.
     #[serde(default)]
     pub result: Option<RunResult>,
+    /// None where it went to its end.
+    #[serde(default)]
+    pub ended_by: Option<EndedBy>,
     /// Those that are done with.
     pub machines: Vec<MachineBackup>,
     /// What failed besides machines: forgetting by rule, collecting.
@@ -93,7 +107,7 @@ pub enum MachineOutcome {
     Failed,
     /// Another node leads it, and backs it up.
     Elsewhere,
-    /// The window closed before.
+    /// The window closed before, or the run was ended, as the error says then.
     NotBegun,
 }
 

@@ -16,8 +16,8 @@ pub enum ConfigError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("`{path}` is not a valid configuration")]
     Parse { path: PathBuf, source: Box<toml::de::Error> },
-    #[error("`{path}`: {what}")]
-    Value { path: PathBuf, what: String },
+    #[error("`{path}`, line {line}: {what}")]
+    Value { path: PathBuf, line: usize, what: String },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -166,32 +166,39 @@ pub struct MetricsSection {
 
 impl NodeConfig {
     pub fn load(path: &Path) -> Result<NodeConfig, ConfigError> {
-        let config: NodeConfig = read(path)?;
-        let wrong = |what: String| ConfigError::Value { path: path.to_owned(), what };
-        check_name(&config.node.name).map_err(|e| wrong(format!("node.name: {e}")))?;
+        let (text, config): (String, NodeConfig) = read(path)?;
+        let wrong = |at: &[&str], what: String| ConfigError::Value {
+            path: path.to_owned(),
+            line: line_of(&text, at),
+            what,
+        };
+        check_name(&config.node.name).map_err(|e| wrong(&["node", "name"], format!("node.name: {e}")))?;
         for (key, dir) in [("data_dir", &config.node.data_dir), ("run_dir", &config.node.run_dir)] {
             if !dir.is_absolute() {
-                return Err(wrong(format!("node.{key}: `{}` is not an absolute path", dir.display())));
+                let what = format!("node.{key}: `{}` is not an absolute path", dir.display());
+                return Err(wrong(&["node", key], what));
             }
         }
         if let Some(listen) = config.metrics.listen
             && !listen.ip().is_loopback()
         {
-            return Err(wrong(format!(
-                "metrics.listen: `{listen}` is not a loopback address; the endpoint is open"
-            )));
+            let what = format!("metrics.listen: `{listen}` is not a loopback address; the endpoint is open");
+            return Err(wrong(&["metrics", "listen"], what));
         }
         if config.replication.window_bytes < 1 << 20
             || config.replication.journal_bytes < 2 * config.replication.window_bytes
         {
-            return Err(wrong(
-                "replication: window_bytes must be at least 1 MiB and journal_bytes at least twice that window".into(),
-            ));
+            let what = "replication: window_bytes must be at least 1 MiB and journal_bytes at least twice that window";
+            return Err(wrong(&["replication"], what.to_owned()));
         }
         for (at, backup) in config.backups.iter().enumerate() {
-            backup.check().map_err(|e| wrong(format!("backup `{}`: {e}", backup.name)))?;
+            let number = at.to_string();
+            backup
+                .check()
+                .map_err(|e| wrong(&["backup", &number, e.key], format!("backup `{}`: {e}", backup.name)))?;
             if config.backups[..at].iter().any(|other| other.name == backup.name) {
-                return Err(wrong(format!("backup `{}`: there are two of that name", backup.name)));
+                let what = format!("backup `{}`: there are two of that name", backup.name);
+                return Err(wrong(&["backup", &number, "name"], what));
             }
         }
         Ok(config)
@@ -298,9 +305,12 @@ pub struct WitnessSection {
 
 impl WitnessConfig {
     pub fn load(path: &Path) -> Result<WitnessConfig, ConfigError> {
-        let config: WitnessConfig = read(path)?;
-        check_name(&config.witness.name)
-            .map_err(|e| ConfigError::Value { path: path.to_owned(), what: format!("witness.name: {e}") })?;
+        let (text, config): (String, WitnessConfig) = read(path)?;
+        check_name(&config.witness.name).map_err(|e| ConfigError::Value {
+            path: path.to_owned(),
+            line: line_of(&text, &["witness", "name"]),
+            what: format!("witness.name: {e}"),
+        })?;
         Ok(config)
     }
 
@@ -322,11 +332,32 @@ impl WitnessConfig {
     }
 }
 
-fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+/// The file as it is, and what it says.
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<(String, T), ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text)
-        .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+    let parsed = toml::from_str(&text)
+        .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+    Ok((text, parsed))
+}
+
+/// Where a value stands, or what it would be in, counted from 1. Tables of a list go by number.
+fn line_of(text: &str, at: &[&str]) -> usize {
+    let Ok(root) = toml::de::DeTable::parse(text) else { return 1 };
+    let mut found = root.span().start;
+    let mut value: Option<&toml::de::DeValue<'_>> = None;
+    for key in at {
+        let next = match value {
+            None => root.get_ref().get(*key),
+            Some(toml::de::DeValue::Table(table)) => table.get(*key),
+            Some(toml::de::DeValue::Array(all)) => key.parse().ok().and_then(|at: usize| all.get(at)),
+            Some(_) => None,
+        };
+        let Some(next) = next else { break };
+        found = next.span().start;
+        value = Some(next.get_ref());
+    }
+    1 + text.as_bytes()[..found.min(text.len())].iter().filter(|byte| **byte == b'\n').count()
 }
 
 /// Names of nodes and virtual machines become file names and host names.
@@ -451,6 +482,32 @@ mod tests {
         }
         let text = template();
         assert!(parse(&text[..text.len() / 5]).is_err(), "a truncated file");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_by_its_line() {
+        let plain = template();
+        let lines = plain.lines().count();
+        let first = "[[backup]]\nname = 'one'\nrepository = '/r'\nkey_file = '/k'\nmachines = 'all'\n\
+                     schedule = '@daily'\n";
+        let second = first.replace("'one'", "'two'");
+        for (from, to, line, said) in [
+            ("schedule = '@daily'", "schedule = 'daily'", 6, "backup `two`: schedule: `daily`"),
+            ("machines = 'all'", "machines = [\n  'a',\n]\nparallel = 0", 8, "parallel: it must be"),
+            ("machines = 'all'", "machines = 'all'\nelse = 'saved-state'", 6, "else: `saved-state` is for"),
+            ("machines = 'all'", "machines = 'all'\nconsistency = 'best'", 6, "line"),
+            ("machines = 'all'", "machines = 'all'\ntime_limit_s = '6h'", 6, "line"),
+            ("key_file = '/k'\n", "", 1, "key_file"),
+            ("'two'", "'one'", 2, "two of that name"),
+        ] {
+            let changed = second.replace(from, to);
+            assert_ne!(changed, second);
+            let error = parse(&format!("{plain}{first}{changed}")).unwrap_err();
+            let cause = std::error::Error::source(&error).map_or_else(String::new, ToString::to_string);
+            let told = format!("{error}\n{cause}");
+            let line = format!("line {}", lines + first.lines().count() + line);
+            assert!(told.contains(&line) && told.contains(said), "{line}: {told}");
+        }
     }
 
     #[test]

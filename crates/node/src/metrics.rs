@@ -30,6 +30,11 @@ struct BackupLabel {
     vm: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ScheduleLabel {
+    schedule: String,
+}
+
 type PerVm = Family<VmLabel, Gauge>;
 
 /// All figures, taken now.
@@ -131,6 +136,16 @@ fn backups(node: &Node, registry: &mut Registry) {
     per_machine("backup_new", "Of it, what the repository did not have", Some(Unit::Bytes), &|machine| {
         machine.last.new_bytes as f64
     });
+    let (ended, hanging) =
+        (Family::<ScheduleLabel, Gauge>::default(), Family::<ScheduleLabel, Gauge>::default());
+    for (schedule, was_ended, processes) in node.schedules.troubles() {
+        let label = ScheduleLabel { schedule };
+        ended.get_or_create(&label).set(i64::from(was_ended));
+        hanging.get_or_create(&label).set(processes as i64);
+    }
+    let help = "The newest run was ended by its time limit or an operator";
+    registry.register("backup_run_ended_early", help, ended);
+    registry.register("backup_hanging_processes", "Killed, and not gone", hanging);
 }
 
 /// On loopback, for a collector on this machine.

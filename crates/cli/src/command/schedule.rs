@@ -4,7 +4,7 @@ use crate::backup::time;
 use crate::{Output, output::bytes};
 use clap::{Args, Subcommand};
 use rempart_api::{
-    BackupRun, Client, Error, Job, MachineBackup, MachineOutcome, RunResult, RunTrigger, Schedule,
+    BackupRun, Client, EndedBy, Error, Job, MachineBackup, MachineOutcome, RunResult, RunTrigger, Schedule,
 };
 use rempart_types::WallTime;
 use std::time::Duration;
@@ -17,6 +17,8 @@ pub enum ScheduleCommand {
     Show(Named),
     /// Run one now, whatever time it is, and wait for its end.
     Run(Run),
+    /// End the run that is under way, and wait for that. What it did not get done is not tried again.
+    Stop(Named),
     /// The runs of one that ended, the newest last.
     History(History),
 }
@@ -47,6 +49,7 @@ pub async fn run(command: ScheduleCommand, client: &Client, output: Output) -> R
         ScheduleCommand::List => list(client, output).await,
         ScheduleCommand::Show(Named { name }) => show(&name, client, output).await,
         ScheduleCommand::Run(command) => run_now(command, client, output).await,
+        ScheduleCommand::Stop(Named { name }) => stop(&name, client, output).await,
         ScheduleCommand::History(command) => history(command, client, output).await,
     }
 }
@@ -79,6 +82,12 @@ async fn list(client: &Client, output: Output) -> Result<(), Error> {
 fn warn(schedule: &Schedule, output: Output) {
     if let Some(problem) = &schedule.problem {
         output.tell(&format!("warning: `{}`: {problem}", schedule.name));
+    }
+    for pid in &schedule.hanging {
+        let name = &schedule.name;
+        output.tell(&format!(
+            "warning: `{name}`: process {pid} was killed and hangs in the kernel; no machine is begun before it is gone"
+        ));
     }
 }
 
@@ -138,7 +147,12 @@ fn told(run: &BackupRun) -> String {
         RunTrigger::CatchUp => ", late",
         RunTrigger::Operator => ", by hand",
     };
-    format!("{result} {when}, {good} machines{trigger}")
+    let ended = match run.ended_by {
+        None => "",
+        Some(EndedBy::TimeLimit) => ", ended by its time limit",
+        Some(EndedBy::Operator) => ", ended by an operator",
+    };
+    format!("{result} {when}, {good} machines{trigger}{ended}")
 }
 
 fn said(machine: &MachineBackup) -> String {
@@ -154,7 +168,10 @@ fn said(machine: &MachineBackup) -> String {
             machine.error.as_ref().map_or_else(|| "failed".to_owned(), |error| format!("FAILED: {error}"))
         }
         MachineOutcome::Elsewhere => "another node leads it".to_owned(),
-        MachineOutcome::NotBegun => "NOT BEGUN: the window closed before".to_owned(),
+        MachineOutcome::NotBegun => {
+            let why = machine.error.as_ref().map(ToString::to_string);
+            format!("NOT BEGUN: {}", why.as_deref().unwrap_or("the window closed before"))
+        }
     }
 }
 
@@ -177,13 +194,28 @@ async fn run_now(command: Run, client: &Client, output: Output) -> Result<(), Er
     match run.result {
         Some(RunResult::Success) => Ok(()),
         _ => {
-            let bad = run.machines.iter().filter(|machine| machine.outcome == MachineOutcome::Failed).count();
+            let is_bad = |machine: &&MachineBackup| {
+                matches!(machine.outcome, MachineOutcome::Failed | MachineOutcome::NotBegun)
+            };
+            let bad = run.machines.iter().filter(is_bad).count();
             let causes = run.machines.iter().filter_map(|machine| machine.error.as_ref()).chain(&run.errors);
             let cause = causes.map(ToString::to_string).next().unwrap_or_default();
             Err(Error::failed(format!("{bad} of {} machines were not backed up", run.machines.len()))
                 .cause(cause))
         }
     }
+}
+
+async fn stop(name: &str, client: &Client, output: Output) -> Result<(), Error> {
+    let job: Job = client.post(&format!("/v1/schedules/{name}/stop"), &()).await?;
+    let value = super::finish_job(client, output, job, "").await?;
+    let run: BackupRun = serde_json::from_value(value)
+        .map_err(|e| Error::failed("cannot read what came of the run").cause(e))?;
+    output.tell(&format!("run {}: {}", run.run, told(&run)));
+    for machine in &run.machines {
+        output.tell(&format!("{}: {}", machine.vm, said(machine)));
+    }
+    Ok(())
 }
 
 async fn history(command: History, client: &Client, output: Output) -> Result<(), Error> {

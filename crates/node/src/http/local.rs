@@ -39,6 +39,7 @@ fn router(node: Arc<Node>) -> Router {
         .route("/v1/schedules/{name}", get(one_schedule))
         .route("/v1/schedules/{name}/history", get(schedule_history))
         .route("/v1/schedules/{name}/run", post(schedule_run))
+        .route("/v1/schedules/{name}/stop", post(schedule_stop))
         .route("/v1/restores", post(super::restore::open))
         .route("/v1/restores/{id}/begin", post(super::restore::begin))
         .route("/v1/restores/{id}/finish", post(super::restore::finish))
@@ -126,6 +127,10 @@ async fn schedule_history(
 
 async fn schedule_run(State(node): Shared, Path(name): Path<String>) -> Answer<Job> {
     answer(schedule::run_now(&node, &name))
+}
+
+async fn schedule_stop(State(node): Shared, Path(name): Path<String>) -> Answer<Job> {
+    answer(schedule::stop(&node, &name))
 }
 
 async fn import(State(node): Shared, Body(request): Body<ImportRequest>) -> Answer<Job> {

@@ -30,6 +30,24 @@ pub enum Notify {
     Never,
 }
 
+/// As `rempart backup --consistency` takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wanted {
+    Application,
+    Crash,
+    SavedState,
+}
+
+/// As `rempart backup --else` takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Enough {
+    Crash,
+    SavedState,
+    Nothing,
+}
+
 /// One `[[backup]]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,6 +79,12 @@ pub struct BackupSection {
     /// Of the images.
     #[serde(default)]
     pub format: Option<String>,
+    /// How consistent the disks are to be with what the guest is doing.
+    #[serde(default)]
+    pub consistency: Option<Wanted>,
+    /// What is good enough where the guest's agent does not freeze its file systems.
+    #[serde(default, rename = "else")]
+    pub otherwise: Option<Enough>,
     /// In cron's form.
     pub schedule: String,
     /// This machine's without it.
@@ -80,6 +104,9 @@ pub struct BackupSection {
     /// Machines that are backed up at once.
     #[serde(default = "one")]
     pub parallel: usize,
+    /// A run that takes longer is ended; 0: none is.
+    #[serde(default)]
+    pub time_limit_s: u64,
     /// Sent to the repository, of each machine that is backed up; 0: as fast as it goes.
     #[serde(default)]
     pub limit_bytes_per_s: u64,
@@ -107,6 +134,20 @@ pub struct RetainSection {
     pub keep_monthly: u64,
     pub keep_yearly: u64,
     pub keep_within: Option<String>,
+}
+
+/// What is wrong, and with which key.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: {what}")]
+pub struct Wrong {
+    pub key: &'static str,
+    what: String,
+}
+
+impl Wrong {
+    fn new(key: &'static str, what: impl Into<String>) -> Wrong {
+        Wrong { key, what: what.into() }
+    }
 }
 
 fn yes() -> bool {
@@ -156,8 +197,8 @@ impl RetainSection {
 
 impl BackupSection {
     /// What is wrong with it by itself, key by key.
-    pub fn check(&self) -> Result<(), String> {
-        crate::config::check_name(&self.name).map_err(|e| format!("name: {e}"))?;
+    pub fn check(&self) -> Result<(), Wrong> {
+        crate::config::check_name(&self.name).map_err(|e| Wrong::new("name", e))?;
         self.calendar()?;
         self.opens()?;
         for (key, path) in [
@@ -170,57 +211,74 @@ impl BackupSection {
             ("disks", &self.disks.iter().find(|path| !path.is_absolute()).cloned()),
         ] {
             if let Some(path) = path.as_deref().filter(|path| !path.is_absolute()) {
-                return Err(format!("{key}: `{}` is not an absolute path", path.display()));
+                return Err(Wrong::new(key, format!("`{}` is not an absolute path", path.display())));
             }
         }
         if !self.repository.contains("://") && !Path::new(&self.repository).is_absolute() {
-            return Err(format!("repository: `{}` is no URL and no absolute path", self.repository));
+            let what = format!("`{}` is no URL and no absolute path", self.repository);
+            return Err(Wrong::new("repository", what));
         }
         if let Machines::Named(names) = &self.machines {
             for name in names {
-                crate::config::check_name(name).map_err(|e| format!("machines: {e}"))?;
+                crate::config::check_name(name).map_err(|e| Wrong::new("machines", e))?;
             }
             if names.is_empty() {
-                return Err("machines: it names none; `\"all\"` means all".to_owned());
+                return Err(Wrong::new("machines", "it names none; `\"all\"` means all"));
             }
         }
         let is_one = matches!(&self.machines, Machines::Named(names) if names.len() == 1);
         if self.is_foreign() && !is_one {
-            return Err(
-                "machines: with `qmp` or `disks` it names the one machine that they belong to".to_owned()
-            );
+            let what = "with `qmp` or `disks` it names the one machine that they belong to";
+            return Err(Wrong::new("machines", what));
         }
+        let is_live = self.disks.is_empty();
         for (key, is_there, needs, has) in [
-            ("qmp", self.qmp.is_some(), "no `disks`", self.disks.is_empty()),
+            ("qmp", self.qmp.is_some(), "no `disks`", is_live),
             ("agent", self.agent.is_some(), "`qmp`", self.qmp.is_some()),
-            ("format", self.format.is_some(), "`disks`", !self.disks.is_empty()),
+            ("format", self.format.is_some(), "`disks`", !is_live),
+            ("consistency", self.consistency.is_some(), "no `disks`", is_live),
+            ("else", self.otherwise.is_some(), "no `disks`", is_live),
         ] {
             if is_there && !has {
-                return Err(format!("{key}: it goes with {needs}"));
+                return Err(Wrong::new(key, format!("it goes with {needs}")));
             }
         }
+        let stops = [
+            ("consistency", self.consistency == Some(Wanted::SavedState)),
+            ("else", self.otherwise == Some(Enough::SavedState)),
+        ];
+        if let Some((key, _)) = stops.into_iter().find(|(_, stops)| *stops && self.qmp.is_none()) {
+            return Err(Wrong::new(key, "`saved-state` is for machines of other QEMUs, by `qmp`"));
+        }
+        if self.qmp.is_some() && self.agent.is_none() && self.consistency == Some(Wanted::Application) {
+            let what = "`application` needs the guest's agent: `agent` tells where it is";
+            return Err(Wrong::new("consistency", what));
+        }
         if self.parallel == 0 {
-            return Err("parallel: it must be at least 1".to_owned());
+            return Err(Wrong::new("parallel", "it must be at least 1"));
         }
         if self.retain.as_ref().is_some_and(|retain| retain.arguments().is_empty()) {
-            return Err("retain: it keeps nothing; leave it out to keep everything".to_owned());
+            return Err(Wrong::new("retain", "it keeps nothing; leave it out to keep everything"));
         }
         Ok(())
     }
 
     /// When, and in which window.
-    pub fn calendar(&self) -> Result<(Calendar, Option<Window>), String> {
+    pub fn calendar(&self) -> Result<(Calendar, Option<Window>), Wrong> {
         let zone = self.time_zone.as_deref();
-        let calendar = Calendar::parse(&self.schedule, zone).map_err(|e| format!("schedule: {e}"))?;
+        let calendar = Calendar::parse(&self.schedule, zone).map_err(|e| Wrong::new("schedule", e))?;
         let window = self.window.as_deref().map(Window::parse).transpose();
-        Ok((calendar, window.map_err(|e| format!("window: {e}"))?))
+        Ok((calendar, window.map_err(|e| Wrong::new("window", e))?))
     }
 
-    fn opens(&self) -> Result<[OsString; 2], String> {
+    fn opens(&self) -> Result<[OsString; 2], Wrong> {
         match (&self.key_file, &self.passphrase_file) {
             (Some(file), None) => Ok(["--key-file".into(), file.into()]),
             (None, Some(file)) => Ok(["--passphrase-file".into(), file.into()]),
-            _ => Err("one of `key_file` and `passphrase_file` opens the repository".to_owned()),
+            _ => {
+                let what = "one of `key_file` and `passphrase_file` opens the repository";
+                Err(Wrong::new("key_file", what))
+            }
         }
     }
 
@@ -255,6 +313,27 @@ impl BackupSection {
         if let Some(format) = &self.format {
             arguments.extend(["--format".into(), format.into()]);
         }
+        let words = [
+            (
+                "--consistency",
+                self.consistency.map(|wanted| match wanted {
+                    Wanted::Application => "application",
+                    Wanted::Crash => "crash",
+                    Wanted::SavedState => "saved-state",
+                }),
+            ),
+            (
+                "--else",
+                self.otherwise.map(|enough| match enough {
+                    Enough::Crash => "crash",
+                    Enough::SavedState => "saved-state",
+                    Enough::Nothing => "nothing",
+                }),
+            ),
+        ];
+        for (option, word) in words {
+            arguments.extend(word.iter().flat_map(|word| [option.into(), word.into()]));
+        }
         if self.limit_bytes_per_s > 0 {
             arguments.extend(["--bandwidth".into(), self.limit_bytes_per_s.to_string().into()]);
         }
@@ -283,7 +362,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<BackupSection, String> {
         let section: BackupSection = toml::from_str(text).map_err(|e| e.to_string())?;
-        section.check().map(|()| section)
+        section.check().map(|()| section).map_err(|wrong| wrong.to_string())
     }
 
     #[test]
@@ -294,6 +373,10 @@ mod tests {
         assert_eq!(plain.notify, Notify::Failure);
         let arguments = ["backup", "shop", "--repo", "/srv/backups", "--key-file", "/root/key"];
         assert_eq!(plain.backup_arguments("shop"), arguments);
+        assert_eq!(plain.time_limit_s, 0);
+        let strict = parse(&format!("{PLAIN}consistency = 'application'\nelse = 'nothing'")).unwrap();
+        let asked = ["--consistency", "application", "--else", "nothing"];
+        assert_eq!(strict.backup_arguments("shop")[6..], asked);
         assert_eq!(plain.retain_arguments(&["shop"]), None);
     }
 
@@ -329,9 +412,21 @@ mod tests {
             "--qmp /run/q --agent /run/a --bandwidth 7"
         );
         assert_eq!(backup("disks = ['/a', '/b']\nformat = 'qcow2'"), "--disk /a --disk /b --format qcow2");
-        for wrong in
-            ["qmp = 'q'", "agent = '/run/a'", "disks = ['a']", "qmp = '/q'\ndisks = ['/a']", "format = 'raw'"]
-        {
+        let saved = "qmp = '/run/q'\nconsistency = 'saved-state'";
+        assert_eq!(backup(saved), "--qmp /run/q --consistency saved-state");
+        let application = "qmp = '/q'\nagent = '/a'\nconsistency = 'application'\nelse = 'saved-state'";
+        let said = "--qmp /q --agent /a --consistency application --else saved-state";
+        assert_eq!(backup(application), said);
+        for wrong in [
+            "qmp = 'q'",
+            "agent = '/run/a'",
+            "disks = ['a']",
+            "qmp = '/q'\ndisks = ['/a']",
+            "format = 'raw'",
+            "qmp = '/q'\nconsistency = 'application'",
+            "disks = ['/a']\nconsistency = 'crash'",
+            "disks = ['/a']\nelse = 'crash'",
+        ] {
             parse(&format!("{plain}{wrong}")).expect_err(wrong);
         }
         parse(&format!("{PLAIN}qmp = '/run/q'")).expect_err("all");
@@ -356,6 +451,12 @@ mod tests {
             ("machines", "retain = { keep_secret = 1 }\nmachines"),
             ("machines", "notify = 'sometimes'\nmachines"),
             ("machines", "unknown = 1\nmachines"),
+            ("machines", "time_limit_s = '6h'\nmachines"),
+            ("machines", "time_limit_s = -1\nmachines"),
+            ("machines", "consistency = 'perfect'\nmachines"),
+            ("machines", "consistency = 'saved-state'\nmachines"),
+            ("machines", "else = 'saved-state'\nmachines"),
+            ("machines", "else = 'application'\nmachines"),
         ] {
             assert!(PLAIN.contains(from), "{from}");
             parse(&PLAIN.replacen(from, to, 1)).expect_err(to);

@@ -2,7 +2,7 @@
 //! over. Whatever kills the daemon, at most the run under way is gone on with.
 
 use crate::durable;
-use rempart_api::{BackupRun, MachineBackup, MachineOutcome, ScheduledMachine};
+use rempart_api::{BackupRun, EndedBy, MachineBackup, MachineOutcome, ScheduledMachine};
 use rempart_types::WallTime;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -123,6 +123,15 @@ impl History {
         self.save();
     }
 
+    /// The run under way is to end, for this reason if there is none yet; its number.
+    pub fn end_early(&mut self, by: EndedBy) -> Option<u64> {
+        let running = self.state.running.as_mut()?;
+        running.ended_by.get_or_insert(by);
+        let run = running.run;
+        self.save();
+        Some(run)
+    }
+
     /// The run is over.
     pub fn end(&mut self, run: BackupRun) {
         assert_eq!(self.state.running.as_ref().map(|running| running.run), Some(run.run), "it is under way");
@@ -231,6 +240,7 @@ mod tests {
             begun_unix_ms: at,
             ended_unix_ms: None,
             result: None,
+            ended_by: None,
             machines: Vec::new(),
             errors: Vec::new(),
             not_told: Vec::new(),

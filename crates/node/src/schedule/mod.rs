@@ -18,21 +18,25 @@ use crate::config::NodeConfig;
 use crate::node::Node;
 use crate::paths::Paths;
 use crate::{clock, vm};
-use child::Program;
+use child::{Hanging, Program};
 use config::Machines;
 use history::History;
 use plan::{Calendar, Due, Window};
 use rempart_api::{
-    BackupRun, Error, Job, MachineProgress, Progress, RunResult, RunTrigger, ScheduledMachine,
+    BackupRun, EndedBy, Error, Job, MachineProgress, Progress, RunResult, RunTrigger, ScheduledMachine,
 };
 use report::Receivers;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// The clock may be set, and the machine may sleep: it is looked at anew this often.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 const LOOK_AT_WINDOW_EVERY: Duration = Duration::from_secs(1);
+/// A repository that does not open in this time is told.
+const TRY_OUT_LIMIT: Duration = Duration::from_secs(120);
 /// Coming runs that are shown.
 const SHOWN_AHEAD: usize = 3;
 
@@ -56,6 +60,9 @@ struct Schedule {
     /// Held while it runs.
     busy: Arc<tokio::sync::Mutex<()>>,
     problem: Mutex<Option<Error>>,
+    /// Of the run under way, once it is to end.
+    ended_by: watch::Sender<Option<EndedBy>>,
+    hanging: Hanging,
 }
 
 fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -70,7 +77,7 @@ impl Schedules {
         let mut all = Vec::new();
         let mut problems = Vec::new();
         for section in &config.backups {
-            let (calendar, window) = section.calendar().map_err(Error::invalid)?;
+            let (calendar, window) = section.calendar().map_err(|wrong| Error::invalid(wrong.to_string()))?;
             match History::open(&paths.schedule(&section.name), clock::wall()) {
                 Ok(history) => all.push(Arc::new(Schedule {
                     section: section.clone(),
@@ -80,6 +87,8 @@ impl Schedules {
                     progress: Mutex::default(),
                     busy: Arc::default(),
                     problem: Mutex::default(),
+                    ended_by: watch::Sender::default(),
+                    hanging: Hanging::default(),
                 })),
                 Err(error) => {
                     tracing::error!(schedule = section.name, %error, "not followed: its history cannot be opened");
@@ -125,11 +134,27 @@ impl Schedules {
         known.collect()
     }
 
+    /// By schedule: whether its newest run was ended before its work was done, and processes that hang.
+    pub fn troubles(&self) -> Vec<(String, bool, usize)> {
+        let known = self.all.iter().map(|schedule| {
+            let history = hold(&schedule.history);
+            let was_ended = history.runs().last().is_some_and(|run| run.ended_by.is_some());
+            (schedule.section.name.clone(), was_ended, schedule.hanging.pids().len())
+        });
+        known.collect()
+    }
+
     /// What an operator should know.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = hold(&self.problems).clone();
         for schedule in &self.all {
             let name = &schedule.section.name;
+            for pid in schedule.hanging.pids() {
+                warnings.push(format!(
+                    "backup schedule `{name}`: process {pid} was killed and hangs in the kernel; no machine is begun before it is \
+                     gone"
+                ));
+            }
             if let Some(problem) = &*hold(&schedule.problem) {
                 warnings.push(format!("backup schedule `{name}`: {problem}"));
             } else if hold(&schedule.history)
@@ -180,7 +205,39 @@ impl Schedule {
             last: history.runs().last().cloned(),
             machines: history.machines().cloned().collect(),
             problem: hold(&self.problem).clone(),
+            hanging: self.hanging.pids(),
         }
+    }
+
+    fn end_early(&self, by: EndedBy) -> Option<u64> {
+        let mut history = hold(&self.history);
+        let run = history.end_early(by)?;
+        self.ended_by.send_replace(history.running().and_then(|running| running.ended_by));
+        Some(run)
+    }
+
+    /// Whether the run under way is to end is known from what was written down.
+    fn begin_or_go_on(&self) {
+        let history = hold(&self.history);
+        self.ended_by.send_replace(history.running().and_then(|running| running.ended_by));
+    }
+
+    /// Why the run under way is to end.
+    fn why_ended(&self) -> Option<Error> {
+        self.ended_by.borrow().map(|by| match by {
+            EndedBy::TimeLimit => Error::failed(format!(
+                "the run was ended by its time limit of {} s",
+                self.section.time_limit_s
+            )),
+            EndedBy::Operator => Error::failed("the run was ended by an operator"),
+        })
+    }
+
+    /// Waits until the run under way is to end.
+    async fn to_end(&self) -> Error {
+        // The sender is here.
+        let _ = self.ended_by.subscribe().wait_for(Option::is_some).await;
+        self.why_ended().expect("it was said")
     }
 }
 
@@ -195,13 +252,23 @@ pub async fn keep(node: Arc<Node>) {
 /// Says what is known to fail before the night in which it would.
 async fn try_out(node: &Arc<Node>) {
     let schedules = &node.schedules;
-    for schedule in &schedules.all {
-        let section = &schedule.section;
-        if let Err(error) = schedules.program.run(section.arguments(&["repo", "show"]), |_| {}).await {
-            let hint = error.hint.as_deref().unwrap_or_default();
-            tracing::warn!(schedule = section.name, %error, hint, "the repository of a backup schedule does not open");
-            hold(&schedule.problem).get_or_insert(error);
-        }
+    let mut tried = JoinSet::new();
+    for schedule in schedules.all.iter().cloned() {
+        let program = schedules.program.clone();
+        // One that hangs holds up no other.
+        tried.spawn(async move {
+            let section = &schedule.section;
+            let until = async {
+                tokio::time::sleep(TRY_OUT_LIMIT).await;
+                Error::unreachable(format!("it does not open within {} s", TRY_OUT_LIMIT.as_secs()))
+            };
+            let opened = program.run(section.arguments(&["repo", "show"]), until, &schedule.hanging, |_| {});
+            if let Err(error) = opened.await {
+                let hint = error.hint.as_deref().unwrap_or_default();
+                tracing::warn!(schedule = section.name, %error, hint, "the repository of a backup schedule does not open");
+                hold(&schedule.problem).get_or_insert(error);
+            }
+        });
     }
     let receivers = schedules.receivers.clone();
     let checked = tokio::task::spawn_blocking(move || receivers.check()).await;
@@ -209,6 +276,7 @@ async fn try_out(node: &Arc<Node>) {
         tracing::warn!(%error, "nobody will be told of backups");
         hold(&schedules.problems).push(format!("nobody will be told of backups: {error}"));
     }
+    tried.join_all().await;
 }
 
 /// Begun, by this daemon or one before.
@@ -266,5 +334,25 @@ pub fn run_now(node: &Arc<Node>, name: &str) -> Result<Job, Error> {
         }
         let run = run::go_on(&shared, &schedule, &mut |progress| reporter.tell(progress)).await;
         serde_json::to_value(run).map_err(|e| Error::failed("cannot write what came of the run").cause(e))
+    }))
+}
+
+/// Ends the run under way, and waits for that.
+pub fn stop(node: &Arc<Node>, name: &str) -> Result<Job, Error> {
+    let schedule = node.schedules.find(name)?.clone();
+    let run = schedule
+        .end_early(EndedBy::Operator)
+        .ok_or_else(|| Error::conflict(format!("no run of backup schedule `{name}` is under way")))?;
+    Ok(node.jobs.start(format!("end run {run} of backup schedule `{name}`"), move |_| async move {
+        loop {
+            // Whoever has it under way.
+            drop(schedule.busy.lock().await);
+            let ended = hold(&schedule.history).runs().iter().rfind(|ended| ended.run == run).cloned();
+            if let Some(ended) = ended {
+                return serde_json::to_value(ended)
+                    .map_err(|e| Error::failed("cannot write what came of the run").cause(e));
+            }
+            tokio::time::sleep(LOOK_AT_WINDOW_EVERY).await;
+        }
     }))
 }

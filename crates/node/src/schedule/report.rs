@@ -81,6 +81,7 @@ fn said(machine: &MachineBackup) -> String {
         }
         MachineOutcome::Failed => format!("NOT BACKED UP, tried {} times", machine.tries),
         MachineOutcome::Elsewhere => "another node leads it".to_owned(),
+        MachineOutcome::NotBegun if machine.error.is_some() => "NOT BACKED UP, not begun".to_owned(),
         MachineOutcome::NotBegun => "NOT BACKED UP, the window closed before".to_owned(),
     };
     if let Some(level) = machine.consistency.as_ref().filter(|_| machine.outcome == MachineOutcome::Success) {

@@ -5,7 +5,9 @@ use super::leader::{self, Leader};
 use super::{Machines, Schedule, hold};
 use crate::clock;
 use crate::node::Node;
-use rempart_api::{BackupRun, Error, MachineBackup, MachineOutcome, Progress, RunResult, RunTrigger};
+use rempart_api::{
+    BackupRun, EndedBy, Error, MachineBackup, MachineOutcome, Progress, RunResult, RunTrigger,
+};
 use rempart_types::WallTime;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ pub fn begin(schedule: &Schedule, trigger: RunTrigger, due: WallTime) {
         begun_unix_ms: clock::wall().0,
         ended_unix_ms: None,
         result: None,
+        ended_by: None,
         machines: Vec::new(),
         errors: Vec::new(),
         not_told: Vec::new(),
@@ -38,9 +41,22 @@ pub async fn go_on(
     schedule: &Arc<Schedule>,
     tell: &mut (dyn FnMut(Progress) + Send),
 ) -> BackupRun {
+    schedule.begin_or_go_on();
+    let mut limit = JoinSet::new();
+    if schedule.section.time_limit_s > 0 {
+        let schedule = schedule.clone();
+        limit.spawn(async move {
+            tokio::time::sleep(Duration::from_secs(schedule.section.time_limit_s)).await;
+            schedule.end_early(EndedBy::TimeLimit);
+        });
+    }
     back_up_all(node, schedule, tell).await;
-    let mut run = hold(&schedule.history).running().expect("it is under way").clone();
-    tidy_up(node, schedule, &mut run).await;
+    let failure = tidy_up(node, schedule, &under_way(schedule)).await;
+    limit.shutdown().await;
+    let mut run = under_way(schedule);
+    // Why it was ended is said for the run as a whole, too.
+    run.errors =
+        failure.or_else(|| schedule.why_ended().filter(|_| run.ended_by.is_some())).into_iter().collect();
     let is_bad = |machine: &MachineBackup| {
         matches!(machine.outcome, MachineOutcome::Failed | MachineOutcome::NotBegun)
     };
@@ -59,6 +75,10 @@ pub async fn go_on(
     tracing::info!(schedule = schedule.section.name, run = run.run, result = ?run.result, "a run of backups ended");
     hold(&schedule.history).end(run.clone());
     run
+}
+
+fn under_way(schedule: &Schedule) -> BackupRun {
+    hold(&schedule.history).running().expect("it is under way").clone()
 }
 
 /// The machines that the schedule names, those first that have waited longest for a backup.
@@ -81,7 +101,7 @@ fn wanted(node: &Node, schedule: &Schedule) -> Vec<String> {
 }
 
 async fn back_up_all(node: &Arc<Node>, schedule: &Arc<Schedule>, tell: &mut (dyn FnMut(Progress) + Send)) {
-    let trigger = hold(&schedule.history).running().expect("it is under way").trigger;
+    let trigger = under_way(schedule).trigger;
     let names = wanted(node, schedule);
     let at_once = Arc::new(Semaphore::new(schedule.section.parallel));
     let mut at_work = JoinSet::new();
@@ -94,9 +114,11 @@ async fn back_up_all(node: &Arc<Node>, schedule: &Arc<Schedule>, tell: &mut (dyn
                 Err(_) => tell(schedule.sum()),
             }
         };
-        if !may_begin(schedule) {
+        let ended = schedule.why_ended();
+        if ended.is_some() || !may_begin(schedule) {
             let mut left = MachineBackup::begun(vm, clock::wall());
             left.outcome = MachineOutcome::NotBegun;
+            left.error = ended;
             hold(&schedule.history).machine(left);
             continue;
         }
@@ -140,23 +162,36 @@ async fn back_up(
     let mut done = MachineBackup::begun(vm, clock::wall());
     for attempt in 0..=section.retries {
         if attempt > 0 {
-            tokio::time::sleep(Duration::from_secs(section.retry_delay_s)).await;
+            let pause = tokio::time::sleep(Duration::from_secs(section.retry_delay_s));
+            if let Err(ended) = unless_ended(schedule, pause).await {
+                done.error = Some(match done.error.take() {
+                    Some(error) => Error { hint: error.hint.clone(), ..ended.cause(error) },
+                    None => ended,
+                });
+                break;
+            }
             if !may_begin(schedule) {
                 break;
             }
         }
         done.tries += 1;
-        // Whom others run belongs to whoever has the schedule.
-        let leader = if section.is_foreign() { Leader::Here } else { leader::of(node, &done.vm).await };
-        match leader {
-            Leader::Here => {}
-            Leader::Elsewhere => {
+        let leader = async {
+            // Whom others run belongs to whoever has the schedule.
+            if section.is_foreign() { Leader::Here } else { leader::of(node, &done.vm).await }
+        };
+        match unless_ended(schedule, leader).await {
+            Ok(Leader::Here) => {}
+            Ok(Leader::Elsewhere) => {
                 done.outcome = MachineOutcome::Elsewhere;
                 break;
             }
-            Leader::Nobody(error) => {
+            Ok(Leader::Nobody(error)) => {
                 done.error = Some(error);
                 continue;
+            }
+            Err(ended) => {
+                done.error = Some(ended);
+                break;
             }
         }
         match try_once(node, schedule, &mut done).await {
@@ -169,11 +204,23 @@ async fn back_up(
             Err(error) => {
                 tracing::warn!(schedule = section.name, vm = done.vm, attempt, %error, "a backup failed");
                 done.error = Some(error);
+                if schedule.why_ended().is_some() {
+                    break;
+                }
             }
         }
     }
     done.ended_unix_ms = clock::wall().0;
     done
+}
+
+/// What comes of `work`, unless the run is to end before.
+async fn unless_ended<T>(schedule: &Schedule, work: impl Future<Output = T>) -> Result<T, Error> {
+    tokio::select! {
+        biased;
+        why = schedule.to_end() => Err(why),
+        done = work => Ok(done),
+    }
 }
 
 async fn try_once(node: &Arc<Node>, schedule: &Arc<Schedule>, done: &mut MachineBackup) -> Result<(), Error> {
@@ -185,7 +232,12 @@ async fn try_once(node: &Arc<Node>, schedule: &Arc<Schedule>, done: &mut Machine
             hold(&schedule.progress).insert(vm.clone(), progress);
         }
     };
-    let made = program.run(section.backup_arguments(&done.vm), tell()).await?;
+    if let [pid, ..] = schedule.hanging.pids()[..] {
+        return Err(Error::failed(format!("process {pid} of an earlier run hangs in the kernel"))
+            .hint("see why the repository's place does not answer; another one would hang as well"));
+    }
+    let run = |arguments, tell| program.run(arguments, schedule.to_end(), &schedule.hanging, tell);
+    let made = run(section.backup_arguments(&done.vm), tell()).await?;
     let number = |key: &str| made[key].as_u64();
     let point = number("point").ok_or_else(|| Error::failed("a backup did not say which point it made"))?;
     done.point = Some(point);
@@ -195,7 +247,7 @@ async fn try_once(node: &Arc<Node>, schedule: &Arc<Schedule>, done: &mut Machine
     done.consistency = made["consistency"]["level"].as_str().map(str::to_owned);
     if section.verify {
         let name = format!("{}@{point}", done.vm);
-        program.run(section.arguments(&["verify", &name]), tell()).await.map_err(|error| {
+        run(section.arguments(&["verify", &name]), tell()).await.map_err(|error| {
             let hint = error.hint.clone();
             Error { hint, ..Error::failed(format!("`{name}` was made, and does not verify")).cause(error) }
         })?;
@@ -203,23 +255,25 @@ async fn try_once(node: &Arc<Node>, schedule: &Arc<Schedule>, done: &mut Machine
     Ok(())
 }
 
-/// Forgets and collects, for the machines that have a new point. Where a backup failed, its old points stay.
-async fn tidy_up(node: &Arc<Node>, schedule: &Schedule, run: &mut BackupRun) {
+/// Forgets and collects, for the machines that have a new point. Where a backup failed, its old points stay. What failed of
+/// it.
+async fn tidy_up(node: &Arc<Node>, schedule: &Schedule, run: &BackupRun) -> Option<Error> {
     let good = run.machines.iter().filter(|machine| machine.outcome == MachineOutcome::Success);
     let names: Vec<&str> = good.map(|machine| machine.vm.as_str()).collect();
-    if names.is_empty() {
-        return;
+    if names.is_empty() || run.ended_by.is_some() {
+        return None;
     }
     let section = &schedule.section;
-    let Some(retain) = section.retain_arguments(&names) else { return };
+    let retain = section.retain_arguments(&names)?;
     let collect = section.gc.then(|| section.arguments(&["gc"]));
     for arguments in [Some(retain), collect].into_iter().flatten() {
-        if let Err(error) = node.schedules.program.run(arguments, |_| {}).await {
+        let done = node.schedules.program.run(arguments, schedule.to_end(), &schedule.hanging, |_| {});
+        if let Err(error) = done.await {
             tracing::warn!(schedule = section.name, %error, "tidying up after backups failed");
-            run.errors.push(error);
-            return;
+            return Some(error);
         }
     }
+    None
 }
 
 /// Why somebody could not be told.

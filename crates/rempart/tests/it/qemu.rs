@@ -2,6 +2,7 @@
 //! write, as a guest would, and knows every byte.
 
 use crate::backup::Vault;
+use crate::rack::Rack;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -419,4 +420,40 @@ fn what_cannot_be_done_is_said() {
     assert_eq!(backup["consistency"]["level"], "crash");
     let why = backup["consistency"]["why"].as_str().unwrap();
     assert!(why.contains("cannot connect to the guest agent"), "{why}");
+}
+
+#[test]
+fn a_schedule_asks_for_the_consistency_that_it_names() {
+    let mut foreign = Foreign::new();
+    // Only what runs can be stopped: its firmware does.
+    foreign.control.execute("cont", json!({}));
+    let (vault, rack) = (&foreign.vault, Rack::new());
+    let mut node = rack.initialised("node-a");
+    let of = |name: &str, more: &str| {
+        format!(
+            "[[backup]]\nname = '{name}'\nrepository = '{}'\npassphrase_file = '{}'\ncache_dir = '{}'\n\
+             schedule = '0 0 30 2 *'\nretries = 0\nmachines = ['shop']\nqmp = '{}'\n{more}\n",
+            vault.repo().display(),
+            vault.rack.path("passphrase").display(),
+            node.home.join("cache").display(),
+            vault.rack.path("qmp").display(),
+        )
+    };
+    let agent = format!("agent = '{}'\n", vault.rack.path("nowhere").display());
+    let sections = [
+        of("plain", ""),
+        of("stopped", "consistency = 'saved-state'"),
+        of("else-stopped", &format!("{agent}else = 'saved-state'")),
+        of("strict", &format!("{agent}consistency = 'application'\nelse = 'nothing'")),
+    ];
+    node.configure("# [[backup]]\n", &sections.concat());
+    node.start();
+    for (name, expected) in [("plain", "crash"), ("stopped", "saved-state"), ("else-stopped", "saved-state")]
+    {
+        let run = node.json(&["schedule", "run", name]);
+        assert_eq!(run["machines"][0]["consistency"], expected, "{name}: {run}");
+    }
+    let refused = node.refused(&["schedule", "run", "strict"]);
+    assert!(refused.err.contains("cannot connect to the guest agent"), "{}", refused.err);
+    assert_eq!(vault.json(&["points", "shop"]).as_array().unwrap().len(), 3);
 }

@@ -3,8 +3,12 @@
 use crate::backup::Vault;
 use crate::rack::{Rack, Server, noise};
 use crate::receiver::Receiver;
+use crate::running::tool;
+use crate::service::scrape;
 use serde_json::Value;
 use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 const MIB: usize = 1 << 20;
@@ -257,4 +261,209 @@ fn each_machine_is_backed_up_by_the_node_that_leads_it() {
     let error = &outcome(&last, "alone")["error"];
     assert_eq!(error["message"], "no node is known to lead `alone`", "{last}");
     assert!(error["cause"].as_str().unwrap().contains("node-b"), "{last}");
+}
+
+/// A file system that hangs whoever writes to it, while it is frozen.
+struct Place {
+    mount: PathBuf,
+}
+
+impl Place {
+    fn new(rack: &Rack) -> Place {
+        let (image, mount) = (rack.path("place.img"), rack.path("place"));
+        std::fs::File::create(&image).unwrap().set_len(64 * MIB as u64).unwrap();
+        std::fs::create_dir(&mount).unwrap();
+        tool(&["mkfs.ext4", "-q", image.to_str().unwrap()]);
+        tool(&["mount", "-o", "loop", image.to_str().unwrap(), mount.to_str().unwrap()]);
+        Place { mount }
+    }
+
+    fn freeze(&self) {
+        tool(&["fsfreeze", "--freeze", self.mount.to_str().unwrap()]);
+    }
+
+    fn thaw(&self) {
+        tool(&["fsfreeze", "--unfreeze", self.mount.to_str().unwrap()]);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.mount).stderr(Stdio::null()).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.mount).status();
+    }
+}
+
+#[test]
+fn a_backup_whose_repository_hangs_is_ended_by_its_time_limit_and_holds_up_no_other() {
+    let (rack, vault) = (Rack::new(), Vault::new());
+    let place = Place::new(&rack);
+    let repo = place.mount.join("repo");
+    vault.ok(&["repo", "create", repo.to_str().unwrap()]);
+    let mails = Receiver::start("smtp_server.py", &["plain"]);
+    let calls = Receiver::start("http_receiver.py", &["200"]);
+    let mut node = rack.initialised("node-a");
+    let disk = rack.path("disk.raw");
+    std::fs::write(&disk, noise(3, 2 * MIB)).unwrap();
+    let of = |name: &str, repo: &std::path::Path, when: &str, more: &str| {
+        format!(
+            "[[backup]]\nname = '{name}'\nrepository = '{}'\npassphrase_file = '{}'\ncache_dir = '{}'\n\
+             schedule = '{when}'\nmachines = ['{name}']\ndisks = ['{}']\n{more}\n",
+            repo.display(),
+            vault.rack.path("passphrase").display(),
+            node.home.join("cache").display(),
+            disk.display(),
+        )
+    };
+    let sections = [
+        of("nightly", &repo, NEVER, "time_limit_s = 20\nretries = 3\nretry_delay_s = 1"),
+        of("other", &vault.repo(), "* * * * * *", ""),
+    ];
+    let receivers = format!(
+        "[mail]\nserver = '127.0.0.1:{}'\ntls = 'none'\nfrom = 'rempart@example.com'\nto = ['ops@example.com']\n\
+         [webhook]\nurl = 'http://127.0.0.1:{}/hook'\n# [mail]\n",
+        mails.port, calls.port
+    );
+    node.configure("# [[backup]]\n", &sections.concat());
+    node.configure("# [mail]\n", &receivers);
+    node.start();
+    let run = node.json(&["schedule", "run", "nightly"]);
+    assert_eq!((&run["result"], &run["ended_by"]), (&"success".into(), &Value::Null), "{run}");
+
+    std::fs::write(&disk, noise(4, 2 * MIB)).unwrap();
+    place.freeze();
+    let refused = node.refused(&["schedule", "run", "nightly"]);
+    assert!(refused.err.contains("ended by its time limit of 20 s"), "{}", refused.err);
+    let run = history(&node).pop().unwrap();
+    assert_eq!((&run["result"], &run["ended_by"]), (&"failure".into(), &"time-limit".into()), "{run}");
+    let machine = outcome(&run, "nightly");
+    assert_eq!((&machine["outcome"], &machine["tries"]), (&"failed".into(), &1.into()), "{run}");
+    assert!(machine["error"]["cause"].as_str().unwrap().contains("hangs in the kernel"), "{run}");
+    let pid = show(&node)["hanging"][0].as_u64().expect("it hangs");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it is there");
+    assert!(!status.is_empty());
+    let metrics = scrape(UnixStream::connect(node.home.join("run/api.sock")).unwrap());
+    for expected in [
+        "rempart_backup_hanging_processes{schedule=\"nightly\"} 1",
+        "rempart_backup_run_ended_early{schedule=\"nightly\"} 1",
+        "rempart_backup_run_ended_early{schedule=\"other\"} 0",
+        "rempart_backup_failures{schedule=\"nightly\",vm=\"nightly\"} 1.0",
+    ] {
+        assert!(metrics.iter().any(|sample| sample == expected), "{expected}: {metrics:?}");
+    }
+    let mail = mails.kept().pop().unwrap();
+    assert_eq!(mail["subject"], "Backup `nightly` on node-a FAILED: 0 of 1 machines");
+    assert!(text_of(&mail).contains("ended by its time limit of 20 s"), "{}", text_of(&mail));
+    let call: Value = serde_json::from_str(calls.kept().pop().unwrap()["body"].as_str().unwrap()).unwrap();
+    assert_eq!((&call["schedule"], &call["run"]["ended_by"]), (&"nightly".into(), &"time-limit".into()));
+    let others = node.json(&["schedule", "history", "other"]);
+    let (begun, ended) = (run["begun_unix_ms"].as_u64(), run["ended_unix_ms"].as_u64());
+    let meanwhile =
+        others.as_array().unwrap().iter().filter(|other| {
+            other["begun_unix_ms"].as_u64() > begun && other["ended_unix_ms"].as_u64() < ended
+        });
+    let meanwhile: Vec<_> = meanwhile.collect();
+    assert!(meanwhile.len() > 1 && meanwhile.iter().all(|run| run["result"] == "success"), "{others}");
+
+    // Another one would hang as well; there are not more of them with each run.
+    let refused = node.refused(&["schedule", "run", "nightly"]);
+    assert!(refused.err.contains("of an earlier run hangs in the kernel"), "{}", refused.err);
+    assert_eq!(show(&node)["hanging"].as_array().unwrap().len(), 1);
+    assert!(node.json(&["status"])["node"]["conditions"].to_string().contains("hangs in the kernel"));
+    place.thaw();
+    node.until("it is gone", || show(&node)["hanging"].as_array().unwrap().is_empty());
+    let run = node.json(&["schedule", "run", "nightly"]);
+    assert_eq!((&run["result"], &run["ended_by"]), (&"success".into(), &Value::Null), "{run}");
+    vault.ok(&["verify", "nightly", "--repo", repo.to_str().unwrap()]);
+}
+
+/// Sends a signal to the processes that back `vm` up.
+fn signal(vault: &Vault, vm: &str, name: &str) -> usize {
+    let repo = vault.repo().to_str().unwrap().to_owned();
+    let mut count = 0;
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let words: Vec<_> = line.split('\0').collect();
+        if words.contains(&repo.as_str()) && words.contains(&vm) {
+            tool(&["kill", name, process.file_name().to_str().unwrap()]);
+            count += 1;
+        }
+    }
+    count
+}
+
+#[test]
+fn a_run_that_an_operator_ends_is_neither_tried_again_nor_gone_on_with() {
+    let (rack, vault) = (Rack::new(), Vault::new());
+    let mut node = rack.initialised("node-a");
+    // So slow that it is not over by itself.
+    let slow =
+        "machines = ['large', 'a-first', 'z-last']\nlimit_bytes_per_s = 1000000\nretain = { keep_last = 1 }";
+    let pausing = format!(
+        "{slow}\n[[backup]]\nname = 'pausing'\nrepository = '/nowhere'\npassphrase_file = '{}'\n\
+         cache_dir = '{}'\nschedule = '{NEVER}'\nretry_delay_s = 3600\nmachines = ['a-first']\n",
+        vault.rack.path("passphrase").display(),
+        node.home.join("cache").display(),
+    );
+    schedule(&node, &vault, NEVER, &pausing);
+    node.start();
+    let large = rack.path("large.raw");
+    std::fs::write(&large, noise(1, 64 * MIB)).unwrap();
+    node.import("a-first", &[&rack.image("first.raw", MIB, 7)]);
+    node.import("large", &[&large]);
+    node.import("z-last", &[&rack.image("last.raw", MIB, 7)]);
+    let none = node.refused(&["schedule", "stop", "nightly"]);
+    assert!(none.err.contains("no run of backup schedule `nightly` is under way"), "{}", none.err);
+    let begin = || {
+        node.ok(&["schedule", "run", "nightly", "--no-wait"]);
+        node.until("the second is under way", || {
+            let machines = show(&node)["progress"].as_array().unwrap().clone();
+            machines.iter().any(|one| one["vm"] == "large" && one["done_bytes"].as_u64() > Some(0))
+        });
+    };
+    begin();
+    // One that does not hear: it is killed.
+    assert_eq!(signal(&vault, "large", "-STOP"), 1);
+    let told = node.json(&["schedule", "stop", "nightly"]);
+    assert_eq!((&told["result"], &told["ended_by"]), (&"failure".into(), &"operator".into()), "{told}");
+    for (vm, expected, tries) in
+        [("a-first", "success", 1), ("large", "failed", 1), ("z-last", "not-begun", 0)]
+    {
+        let machine = outcome(&told, vm);
+        assert_eq!((&machine["outcome"], &machine["tries"]), (&expected.into(), &tries.into()), "{told}");
+        let why = &machine["error"]["message"];
+        assert_eq!(why.is_null(), expected == "success", "{told}");
+        assert!(why.is_null() || why == "the run was ended by an operator", "{told}");
+    }
+    assert_eq!((at_work(&vault), history(&node)), (0, vec![told]));
+    assert!(show(&node)["running"].is_null());
+    let shown = node.ok(&["schedule", "history", "nightly"]);
+    assert!(shown.contains("ended by an operator"), "{shown}");
+
+    // The daemon dies before it is ended.
+    begin();
+    assert_eq!(signal(&vault, "large", "-STOP"), 1);
+    let mut stop = node.spawn(&["schedule", "stop", "nightly"]);
+    node.until("it is written down", || show(&node)["running"]["ended_by"] == "operator");
+    node.kill();
+    assert!(!stop.wait().unwrap().success());
+    signal(&vault, "large", "-CONT");
+    node.until_dead(&vault);
+    node.start();
+    node.until("the run ended", || history(&node).len() == 2);
+    let run = history(&node).pop().unwrap();
+    assert_eq!((&run["run"], &run["ended_by"]), (&2.into(), &"operator".into()), "{run}");
+    assert_eq!(outcome(&run, "large")["outcome"], "not-begun", "{run}");
+    assert_eq!(points(&vault, "large"), 0);
+
+    // Between two tries.
+    node.ok(&["schedule", "run", "pausing", "--no-wait"]);
+    let says = |line: &str| line.contains("pausing") && line.contains("a backup failed");
+    node.until("it failed once", || node.log().lines().any(says));
+    let told = node.json(&["schedule", "stop", "pausing"]);
+    let machine = outcome(&told, "a-first");
+    assert_eq!((&machine["outcome"], &machine["tries"]), (&"failed".into(), &1.into()), "{told}");
+    assert_eq!(machine["error"]["message"], "the run was ended by an operator", "{told}");
+    assert!(machine["error"]["cause"].as_str().unwrap().contains("/nowhere"), "{told}");
 }

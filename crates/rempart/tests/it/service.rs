@@ -9,14 +9,18 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// The names of the samples that a scrape holds.
-fn scraped(mut stream: impl Read + Write) -> BTreeSet<String> {
+/// The samples that a scrape holds.
+pub fn scrape(mut stream: impl Read + Write) -> Vec<String> {
     stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let samples = answer.lines().filter(|line| line.starts_with("rempart_"));
-    samples.map(|line| line.split(['{', ' ']).next().unwrap().to_owned()).collect()
+    answer.lines().filter(|line| line.starts_with("rempart_")).map(str::to_owned).collect()
+}
+
+fn scraped(stream: impl Read + Write) -> BTreeSet<String> {
+    let samples = scrape(stream);
+    samples.iter().map(|line| line.split(['{', ' ']).next().unwrap().to_owned()).collect()
 }
 
 /// The names in the manual's table. There `_name` stands for `rempart_vm_name`.
