@@ -156,7 +156,7 @@ fn run(program: Program) -> Result<ExitCode, Error> {
         }
         Command::Backups(command) => {
             let client = || Ok(Client::new(socket(program.socket, &config)?));
-            rempart_cli::run_backup(command, client, output).map(done)
+            rempart_cli::run_backup(command, &config, client, output).map(done)
         }
         Command::Operator(command) => {
             let client = Client::new(socket(program.socket, &config)?);

@@ -170,6 +170,11 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Opens a place in which there may be a repository.
+pub fn open_place(url: &str, key: &KeyArgs) -> Result<Arc<dyn Objects>, Error> {
+    place(url, key, false)
+}
+
 /// Opens a place. A new repository's is made, if it is a directory, and tried out.
 fn place(url: &str, key: &KeyArgs, create: bool) -> Result<Arc<dyn Objects>, Error> {
     use rempart_objects::ErrorKind as Place;
@@ -220,7 +225,7 @@ impl Access {
 
     /// The place alone.
     pub fn place(&self) -> Result<Arc<dyn Objects>, Error> {
-        place(&self.repo, &self.key, false)
+        open_place(&self.repo, &self.key)
     }
 
     pub fn name(&self) -> &str {

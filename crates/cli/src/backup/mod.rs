@@ -14,6 +14,7 @@ mod hardware;
 mod in_use;
 mod keys;
 mod leave_out;
+mod list;
 mod machine;
 mod mount;
 mod onto_node;
@@ -32,6 +33,7 @@ use crate::Output;
 use access::Access;
 use clap::Subcommand;
 use rempart_api::{Client, Error};
+use std::path::Path;
 
 /// What work that is in no hurry gives way by, as nice(1) counts it.
 const NICENESS: i32 = 10;
@@ -83,6 +85,8 @@ pub enum BackupCommand {
 pub enum RepoCommand {
     /// Make a repository.
     Create(access::Create),
+    /// The repositories that there are, and how much is in them.
+    List(list::List),
     /// What a repository is, and how much is in it.
     Show(Access),
     /// Compare every pack with its name's hash, which needs no key to be right about: damage shows.
@@ -94,9 +98,10 @@ pub enum RepoCommand {
     Key(keys::KeyCommand),
 }
 
-/// Runs one command; `client` is the daemon's, for those that need it. Blocks.
+/// Runs one command; `config` is the node's configuration, `client` the daemon's, for those that need it. Blocks.
 pub fn run_backup(
     command: BackupCommand,
+    config: &Path,
     client: impl FnOnce() -> Result<Client, Error>,
     output: Output,
 ) -> Result<(), Error> {
@@ -113,6 +118,7 @@ pub fn run_backup(
     }
     match command {
         BackupCommand::Repo(RepoCommand::Create(command)) => access::create(command, output),
+        BackupCommand::Repo(RepoCommand::List(command)) => list::run(&command, config, output),
         BackupCommand::Repo(RepoCommand::Show(command)) => points::show(&command, output),
         BackupCommand::Repo(RepoCommand::Check(command)) => check::packs(&command, output),
         BackupCommand::Repo(RepoCommand::Repair(command)) => repair::run(&command, output),

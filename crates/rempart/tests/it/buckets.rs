@@ -99,6 +99,16 @@ impl Remote {
         self.ok(&["repo", "check"]);
         self.restores(&second);
         self.exports(&second);
+        self.is_listed();
+    }
+
+    /// From above, with what opens it and without.
+    fn is_listed(&self) {
+        let above = self.url.replace("/some/where", "");
+        let listed = self.json(&["repo", "list", &above]);
+        let [one] = &listed.as_array().unwrap()[..] else { panic!("{listed}") };
+        assert_eq!((&one["url"], &one["points"]), (&Value::from(self.url.as_str()), &1.into()), "{listed}");
+        assert!(one["size_bytes"].as_u64().unwrap() > 3 * MIB as u64, "{listed}");
     }
 
     /// Through the server of disks, which reads here and there.

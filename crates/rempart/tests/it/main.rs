@@ -32,6 +32,7 @@ mod readers;
 #[path = "../../../notify/tests/it/receiver.rs"]
 mod receiver;
 mod recover;
+mod repositories;
 mod retention;
 mod running;
 mod schedule;
