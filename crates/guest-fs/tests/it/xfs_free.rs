@@ -68,6 +68,52 @@ fn an_old_one_without_checksums_is_understood() {
     assert!(tree(&bytes, FileSystemKind::Xfs) == files);
 }
 
+/// Whatever bytes are wrong: no panic, and nothing is left out that is not there or that is there twice.
+#[test]
+fn damage_without_checksums_ends_in_an_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = make_old(folder.path());
+    let image = folder.path().join("disk");
+    let told = run("xfs_logprint", &["-t", text(&image)]);
+    let (_, log) = told.split_once("daddr:").unwrap();
+    let log = log.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 512;
+    let tree = u32::from_be_bytes(bytes[512 + 16..][..4].try_into().unwrap()) as usize * 4096;
+    let root = (0..bytes.len() / 256).map(|place| place * 256).find(|at| bytes[*at..][..2] == *b"IN");
+    let root = root.expect("inodes");
+    let places = [0..256, 512..740, tree..tree + 64, log..log + 1536, root..root + 512];
+    let mut random = 88_172_645_463_325_252u64;
+    let mut next = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random as usize
+    };
+    let (mut kept, mut left_out) = (0, 0);
+    for _ in 0..3000 {
+        let mut changed = Vec::new();
+        for _ in 0..1 + next() % 3 {
+            let places = &places[next() % places.len()];
+            let at = places.start + next() % places.len();
+            changed.push((at, bytes[at]));
+            bytes[at] = if next() % 2 == 0 { bytes[at] ^ 1 << (next() % 8) } else { next() as u8 };
+        }
+        let found = look(&bytes, ALL).left_out;
+        if found.is_empty() {
+            kept += 1
+        } else {
+            left_out += 1
+        }
+        assert!(
+            found.iter().all(|one| one.range.start < one.range.end && one.range.end <= bytes.len() as u64)
+        );
+        assert!(found.windows(2).all(|pair| pair[0].range.end <= pair[1].range.start));
+        for (at, byte) in changed.into_iter().rev() {
+            bytes[at] = byte;
+        }
+    }
+    assert!(kept > 300 && left_out > 300, "{kept} refused, {left_out} not: the damage is where it matters");
+}
+
 /// Blocks that its own programs call free, those for the trees of free space among them.
 fn free_by_xfs_db(image: &Path, block: u64) -> BTreeSet<u64> {
     let number = |command: &[&str]| -> u64 {
@@ -177,7 +223,19 @@ fn a_flipped_bit_costs_space_and_never_a_file() {
 #[test]
 fn one_that_sleeps_or_wants_repair_or_has_its_log_elsewhere_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(made) = make(folder.path(), &[]) else { return };
+    let Some(made) = make(folder.path(), &["-m", "reflink=1"]) else { return };
+    // What other files have, too, may be theirs by now.
+    let script =
+        "set -e; cd $0; cp unmounted shared; mount -o loop shared mounted; trap 'umount mounted' EXIT
+        cp --reflink=always mounted/swapfile mounted/copy";
+    run("bash", &["-c", script, text(folder.path())]);
+    let shared = look(&std::fs::read(folder.path().join("shared")).unwrap(), ALL);
+    assert_eq!(
+        sum(&bytes_of(&shared, Reason::PageFile)),
+        4 * MIB - 4096,
+        "the other one: {:?}",
+        shared.remarks
+    );
     let is_left_alone = |bytes: &[u8], why: &str| {
         for wanted in [ALL, Wanted { swap: false, ..ALL }] {
             let found = look(bytes, wanted);
@@ -185,6 +243,17 @@ fn one_that_sleeps_or_wants_repair_or_has_its_log_elsewhere_is_left_alone() {
             assert!(found.remarks[0].what.contains(why), "{:?}", found.remarks);
         }
     };
+    // A record behind one that has not arrived: others may have.
+    let told = run("xfs_logprint", &["-t", text(&folder.path().join("unmounted"))]);
+    let number = |name: &str| -> usize {
+        let (_, told) = told.split_once(name).unwrap();
+        told.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let behind = (number("daddr:") + number("head:") + 4) * 512;
+    let mut bytes = made.unmounted.clone();
+    bytes[behind..behind + 4].copy_from_slice(&1u32.to_be_bytes());
+    is_left_alone(&bytes, "mounted and was not frozen");
+
     let mut bytes = made.unmounted;
     let header = bytes_of(&look(&bytes, ALL), Reason::PageFile)[0].start as usize - 10;
     assert_eq!(&bytes[header..header + 10], b"SWAPSPACE2");
