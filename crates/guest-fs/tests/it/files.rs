@@ -445,7 +445,7 @@ fn damage_is_an_error_of_what_is_damaged() {
             }
         }
         assert!(
-            refused > 5 && read > 1000,
+            refused > 0 && read > 1000,
             "{kind:?}: {refused} errors, {read} pieces: the damage is where it matters"
         );
     }
