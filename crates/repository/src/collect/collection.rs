@@ -123,10 +123,10 @@ pub fn look(repository: &Repository, how: &Collection) -> Result<Outlook, Collec
     }
     let retention = repository.objects().abilities().retention;
     let plan = plan(state, &kept, retention.then_some(how.now));
-    let usage = reach.usage()?;
-    let whole = |packs: &Numbers| packs.iter().filter_map(|pack| usage.get(&pack)).map(|of| of.whole).sum();
+    let usage = reach.usage(state)?;
+    let whole = |packs: &Numbers| packs.iter().filter_map(|pack| usage.get(pack)).map(|of| of.whole).sum();
     let wasted =
-        |packs: &Numbers| packs.iter().filter_map(|pack| usage.get(&pack)).map(|of| of.whole - of.used).sum();
+        |packs: &Numbers| packs.iter().filter_map(|pack| usage.get(pack)).map(|of| of.whole - of.used).sum();
     Ok(Outlook {
         packs: plan.objects.len(),
         bytes: whole(&plan.objects),
@@ -142,7 +142,8 @@ pub fn look(repository: &Repository, how: &Collection) -> Result<Outlook, Collec
 fn follow_all(reach: &mut Reach<'_>, state: &State) -> Result<(), CollectError> {
     // What it keeps is told when all is followed.
     let mut kept = Kept::default();
-    state.roots().keys().try_for_each(|root| reach.follow(state, *root, &mut kept))
+    state.roots().keys().try_for_each(|root| reach.follow(state, *root, &mut kept))?;
+    Ok(reach.settle()?)
 }
 
 /// For people: an object whose length cannot be told counts for nothing.

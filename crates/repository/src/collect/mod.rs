@@ -17,6 +17,7 @@
 mod collection;
 mod collector;
 mod kept;
+mod marks;
 mod merge;
 mod reach;
 mod repack;

@@ -2,13 +2,15 @@
 //!
 //! The local index lists every blob that there is, in the order of ids. So what is reached takes one bit for each of its
 //! entries (10 MiB for 10 TiB in chunks of 128 KiB), and which packs hold what is reached is told by one pass over it. The
-//! same bit tells that what is below a node was followed: what many backups share is read once.
+//! same bit tells that what is below a node was followed: what many backups share is read once. Chunks are looked for in the
+//! index many together, in its order.
 
 use super::kept::Bits;
+use super::marks::Marks;
 use super::{CollectError, Follow, Kept};
 use crate::blob::{BlobKind, Decompressor};
 use crate::error::{Error, ErrorKind};
-use crate::index::{IndexEntry, LocalIndex};
+use crate::index::IndexEntry;
 use crate::log::{Number, Numbers, State, Status};
 use crate::tree::{FAN_OUT, Node, Tree};
 use crate::{BlobReader, ChunkId, Repository};
@@ -24,8 +26,7 @@ pub struct Reach<'r> {
     followed: BTreeSet<u64>,
     /// Backups whose trees cannot be followed, and why: all that they claim to require is kept.
     unreadable: BTreeMap<u64, Error>,
-    /// Places in the index of the first entry of each id that is reached.
-    marks: Bits,
+    marks: Marks,
     decompressor: Decompressor,
     /// Packs that were to be rewritten, and those that hold what was reached in them.
     pub(super) old: Numbers,
@@ -42,13 +43,14 @@ pub(super) struct Usage {
 
 impl<'r> Reach<'r> {
     pub fn new(repository: &'r Repository, state: &State) -> Result<Reach<'r>, Error> {
+        let index = repository.index(state)?;
         Ok(Reach {
             repository,
-            reader: BlobReader::new(repository, state, repository.index(state)?),
+            marks: Marks::new(&index),
+            reader: BlobReader::new(repository, state, index),
             covers: state.next(),
             followed: BTreeSet::new(),
             unreadable: BTreeMap::new(),
-            marks: Bits::default(),
             decompressor: Decompressor::new(),
             old: Numbers::new(),
             new: Numbers::new(),
@@ -60,9 +62,14 @@ impl<'r> Reach<'r> {
         self.unreadable.iter().map(|(root, error)| (*root, error.to_string())).collect()
     }
 
-    /// Whether a backup that was followed reaches the blob.
+    /// Whether a backup that was followed reaches the blob. All of them are [settled](Self::settle).
     pub(super) fn is_reached(&self, id: &ChunkId) -> Result<bool, Error> {
-        Ok(self.reader.index().place_of(id)?.is_some_and(|place| self.marks.contains(place)))
+        Ok(self.reader.index().place_of(id)?.is_some_and(|place| self.marks.hold(place)))
+    }
+
+    /// Marks what was reached so far.
+    pub(super) fn settle(&mut self) -> Result<(), Error> {
+        self.marks.settle(&self.reader.index())
     }
 
     /// Brings index and marks up to a state.
@@ -70,9 +77,12 @@ impl<'r> Reach<'r> {
         if state.next() == self.covers {
             return Ok(());
         }
+        self.settle()?;
+        // Two filters at once are what memory has no room for. Nothing is searched until the new index is there.
+        self.reader.forget_filter();
         let old = self.reader.replace(state, self.repository.index(state)?);
         self.covers = state.next();
-        self.marks = moved(&self.marks, &old, &self.reader.index())?;
+        self.marks = self.marks.moved(&old, &self.reader.index())?;
         Ok(())
     }
 
@@ -80,18 +90,18 @@ impl<'r> Reach<'r> {
         let point = self.repository.point_of(state, root)?;
         let (trees, chunks) = point.reaches(self.repository.chunk_size());
         trees.iter().try_for_each(|tree| self.follow_tree(tree))?;
-        chunks.iter().try_for_each(|chunk| self.mark(chunk))
+        chunks.iter().try_for_each(|chunk| self.mark_chunk(chunk))
     }
 
     fn follow_tree(&mut self, tree: &Tree) -> Result<(), Error> {
         let level = tree.level()?;
-        if !tree.root.is_zero() && !self.is_reached(&tree.root)? {
+        if !tree.root.is_zero() && !self.marks.holds_node(&self.reader.index(), &tree.root)? {
             self.follow_nodes(&[tree.root], level)?;
         }
         Ok(())
     }
 
-    /// Follows nodes of one level, and marks each when all that is below it is marked.
+    /// Follows nodes of one level, and marks each when all that is below it is marked, or is to be.
     fn follow_nodes(&mut self, nodes: &[ChunkId], level: u8) -> Result<(), Error> {
         let mut children = Vec::new();
         self.reader.read_all(BlobKind::Tree, nodes, &mut self.decompressor, |place, encoded| {
@@ -101,7 +111,7 @@ impl<'r> Reach<'r> {
             Ok(())
         })?;
         if level == 0 {
-            children.iter().try_for_each(|chunk| self.mark(chunk))?;
+            children.iter().try_for_each(|chunk| self.mark_chunk(chunk))?;
         } else {
             children.sort_unstable();
             children.dedup();
@@ -109,24 +119,18 @@ impl<'r> Reach<'r> {
             for batch in children.chunks(FAN_OUT) {
                 let mut below = Vec::new();
                 for node in batch {
-                    if !self.is_reached(node)? {
+                    if !self.marks.holds_node(&self.reader.index(), node)? {
                         below.push(*node);
                     }
                 }
                 self.follow_nodes(&below, level - 1)?;
             }
         }
-        nodes.iter().try_for_each(|node| self.mark(node))
+        nodes.iter().try_for_each(|node| self.marks.add_node(&self.reader.index(), node))
     }
 
-    /// What no pack has needs no pack to be kept.
-    fn mark(&mut self, id: &ChunkId) -> Result<(), Error> {
-        if !id.is_zero()
-            && let Some(place) = self.reader.index().place_of(id)?
-        {
-            self.marks.insert(place);
-        }
-        Ok(())
+    fn mark_chunk(&mut self, id: &ChunkId) -> Result<(), Error> {
+        if id.is_zero() { Ok(()) } else { self.marks.add_chunk(&self.reader.index(), id) }
     }
 
     /// The entries of each id, and whether it is reached.
@@ -140,7 +144,7 @@ impl<'r> Reach<'r> {
         for (place, entry) in (0..).zip(index.entries()) {
             let entry = entry?;
             if same.first().is_some_and(|one| one.id() != entry.id()) {
-                each(&same, self.marks.contains(first))?;
+                each(&same, self.marks.hold(first))?;
                 same.clear();
             }
             if same.is_empty() {
@@ -148,46 +152,55 @@ impl<'r> Reach<'r> {
             }
             same.push(entry);
         }
-        if same.is_empty() { Ok(()) } else { each(&same, self.marks.contains(first)) }
+        if same.is_empty() { Ok(()) } else { each(&same, self.marks.hold(first)) }
     }
 
-    /// How much of each pack is of use. What lies in several counts for the newest: it was put although the others were
+    /// How much of each live pack is of use. What lies in several counts for the newest: it was put although the others were
     /// there, perhaps because they are damaged.
-    pub(super) fn usage(&self) -> Result<BTreeMap<Number, Usage>, Error> {
-        let mut usage: BTreeMap<Number, Usage> = BTreeMap::new();
+    pub(super) fn usage(&self, state: &State) -> Result<Usages, Error> {
+        let mut usages = Usages::of(state);
         self.each_id(|same, reached| {
             for entry in same {
-                usage.entry(entry.pack()).or_default().whole += entry.stored_len();
+                if let Some(usage) = usages.get_mut(entry.pack()) {
+                    usage.whole += entry.stored_len();
+                }
             }
             let newest = same.iter().max_by_key(|entry| entry.pack()).filter(|_| reached);
-            if let Some(newest) = newest {
-                usage.entry(newest.pack()).or_default().used += newest.stored_len();
+            if let Some((newest, usage)) =
+                newest.and_then(|newest| Some((newest, usages.get_mut(newest.pack())?)))
+            {
+                usage.used += newest.stored_len();
             }
             Ok(())
         })?;
-        Ok(usage)
+        Ok(usages)
     }
 }
 
-/// The marks of one index as those of another.
-fn moved(marks: &Bits, from: &LocalIndex, to: &LocalIndex) -> Result<Bits, Error> {
-    let mut new = Bits::default();
-    let mut candidates = (0..).zip(to.entries());
-    let mut candidate: Option<(u64, IndexEntry)> = None;
-    for (place, entry) in (0..).zip(from.entries()) {
-        let entry = entry?;
-        if !marks.contains(place) {
-            continue;
-        }
-        while candidate.is_none_or(|(_, candidate)| candidate.id() < entry.id()) {
-            let Some((place, next)) = candidates.next() else { return Ok(new) };
-            candidate = Some((place, next?));
-        }
-        if let Some((place, _)) = candidate.filter(|(_, candidate)| candidate.id() == entry.id()) {
-            new.insert(place);
-        }
+/// Of all live packs, in order of their numbers: 24 bytes each.
+#[derive(Debug)]
+pub(super) struct Usages(Vec<(Number, Usage)>);
+
+impl Usages {
+    fn of(state: &State) -> Usages {
+        let live = state.live();
+        let mut usages = Vec::with_capacity(live.len() as usize);
+        usages.extend(live.iter().map(|pack| (pack, Usage::default())));
+        Usages(usages)
     }
-    Ok(new)
+
+    fn place(&self, pack: Number) -> Option<usize> {
+        self.0.binary_search_by_key(&pack, |(number, _)| *number).ok()
+    }
+
+    pub fn get(&self, pack: Number) -> Option<Usage> {
+        Some(self.0[self.place(pack)?].1)
+    }
+
+    fn get_mut(&mut self, pack: Number) -> Option<&mut Usage> {
+        let place = self.place(pack)?;
+        Some(&mut self.0[place].1)
+    }
 }
 
 impl Follow for Reach<'_> {
@@ -212,6 +225,7 @@ impl Follow for Reach<'_> {
     /// Keeps every copy of what is reached, but those whose content was put anew for this.
     fn finish(&mut self, state: &State, kept: &mut Kept) -> Result<(), CollectError> {
         self.cover(state)?;
+        self.settle()?;
         let is_live = |pack: Number| state.object(pack).is_some_and(|object| object.status == Status::Live);
         let mut listed = Bits::default();
         self.each_id(|same, reached| {

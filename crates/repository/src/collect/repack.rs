@@ -31,7 +31,7 @@ pub struct Rewritten {
 /// Packs of which less than `percent` is of use, and small ones if together they make a full one. Of the owner's domain: a
 /// pack of another holds ids that only that domain's keys make.
 pub(super) fn sparse(reach: &Reach<'_>, state: &State, percent: u8, now: WallTime) -> Result<Numbers, Error> {
-    let usage = reach.usage()?;
+    let usage = reach.usage(state)?;
     let own = reach.repository.writer().domain().id();
     let abilities = reach.repository.objects().abilities();
     let full = abilities.pack_len.min(MAX_PACK_LEN);
@@ -41,7 +41,7 @@ pub(super) fn sparse(reach: &Reach<'_>, state: &State, percent: u8, now: WallTim
         let is_retained = abilities.retention && object.retain_until > now;
         let is_pack = object.status == Status::Live && matches!(object.content, Content::Pack(_));
         // Where nothing is of use there is nothing to write.
-        let used = usage.get(&object.number).filter(|usage| usage.used > 0);
+        let used = usage.get(object.number).filter(|usage| usage.used > 0);
         let Some(usage) = used.filter(|_| is_pack && owner.is_over && owner.domain == own && !is_retained)
         else {
             continue;

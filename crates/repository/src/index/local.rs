@@ -12,6 +12,7 @@
 
 use super::entry::{ENTRY, IndexEntry, Located};
 use super::filter::{Filter, LINE};
+use super::sort::EntrySort;
 use crate::error::{Error, ErrorKind, Fault};
 use crate::wire::{Reader, Writer};
 use crate::{ChunkId, RepositoryId};
@@ -160,6 +161,11 @@ impl LocalIndex {
         })
     }
 
+    /// Gives up its filter. It is read from then on, and not searched: nothing would be found.
+    pub(crate) fn forget_filter(&mut self) {
+        self.filter = Filter::new(0);
+    }
+
     /// How far the log is in it.
     pub fn covers(&self) -> Covers {
         self.covers
@@ -184,29 +190,40 @@ impl LocalIndex {
     /// file, or none.
     pub fn find(&self, id: &ChunkId) -> Result<Vec<Located>, Error> {
         let mut found = Vec::new();
-        self.search(id, |_, entry| {
+        self.search(id, |entry| {
             let located = IndexEntry::parse(entry).and_then(|entry| entry.locate(id));
             found.push(located.ok_or_else(|| self.damaged("an entry is impossible"))?);
-            Ok(true)
+            Ok(())
         })?;
         Ok(found)
     }
 
     /// How many entries stand before the first of those that [`find`](Self::find) would give.
     pub fn place_of(&self, id: &ChunkId) -> Result<Option<u64>, Error> {
-        let mut first = None;
-        self.search(id, |place, _| {
-            first = Some(place);
-            Ok(false)
-        })?;
-        Ok(first)
+        let wanted = half(id);
+        if self.filter.may_hold(&wanted) { self.cursor().place_of(&wanted) } else { Ok(None) }
     }
 
-    /// Gives the entries that may be the blob's, and their places, until `each` has enough.
+    /// Takes the file away: the next who wants an index makes it anew. If that fails, so will whoever reads it.
+    pub(crate) fn throw_away(&self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+
+    /// Sorts entries, `batch` of them in memory, in files beside this one.
+    pub(crate) fn sort_beside(&self, batch: usize) -> EntrySort {
+        EntrySort::new(&self.path, self.repository).with_batches_of(batch)
+    }
+
+    /// Looks for many ids, in their order.
+    pub(crate) fn cursor(&self) -> Cursor<'_> {
+        Cursor { index: self, passed: 0, block: None, bytes: [0; BLOCK] }
+    }
+
+    /// Gives the entries that may be the blob's.
     fn search(
         &self,
         id: &ChunkId,
-        mut each: impl FnMut(u64, &[u8; ENTRY]) -> Result<bool, Error>,
+        mut each: impl FnMut(&[u8; ENTRY]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let wanted = half(id);
         if !self.filter.may_hold(&wanted) {
@@ -221,13 +238,8 @@ impl LocalIndex {
             self.read_blocks(number, &mut bytes)?;
             let entries = self.block_entries(number, &bytes);
             let begin = entries.partition_point(|entry| entry[..16] < wanted[..]);
-            let matching =
-                entries.iter().enumerate().skip(begin).take_while(|(_, entry)| entry[..16] == wanted);
-            for (slot, entry) in matching {
-                if !each((number * BLOCK_ENTRIES + slot) as u64, entry)? {
-                    return Ok(());
-                }
-            }
+            let matching = entries[begin..].iter().take_while(|entry| entry[..16] == wanted);
+            matching.into_iter().try_for_each(&mut each)?;
         }
         Ok(())
     }
@@ -266,6 +278,46 @@ impl fmt::Debug for LocalIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("LocalIndex");
         out.field("path", &self.path).field("entries", &self.entries).field("covers", &self.covers).finish()
+    }
+}
+
+/// Looks for ids that come in order. No block is read twice.
+pub(crate) struct Cursor<'a> {
+    index: &'a LocalIndex,
+    /// Blocks that begin before the id that was looked for last.
+    passed: usize,
+    /// The block that `bytes` are of.
+    block: Option<usize>,
+    bytes: [u8; BLOCK],
+}
+
+impl Cursor<'_> {
+    /// How many entries stand before the first whose id begins with `wanted`, if there is one. `wanted` is not before the
+    /// one of the last call.
+    pub fn place_of(&mut self, wanted: &[u8; 16]) -> Result<Option<u64>, Error> {
+        let (index, start) = (self.index, first(wanted));
+        let rest = &index.firsts[self.passed..];
+        // Where many are looked for the next one is in the same block, or the next.
+        if rest.first().is_some_and(|first| *first < start) {
+            self.passed += rest.partition_point(|first| *first < start);
+        }
+        // The last block that begins before what is wanted, and any that begin just like it.
+        for number in self.passed.saturating_sub(1)..index.firsts.len() {
+            if number >= self.passed && index.firsts[number] > start {
+                break;
+            }
+            if self.block != Some(number) {
+                self.block = None;
+                index.read_blocks(number, &mut self.bytes)?;
+                self.block = Some(number);
+            }
+            let entries = index.block_entries(number, &self.bytes);
+            let slot = entries.partition_point(|entry| entry[..16] < wanted[..]);
+            if entries.get(slot).is_some_and(|entry| entry[..16] == wanted[..]) {
+                return Ok(Some((number * BLOCK_ENTRIES + slot) as u64));
+            }
+        }
+        Ok(None)
     }
 }
 

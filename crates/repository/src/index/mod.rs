@@ -8,8 +8,9 @@ mod entry;
 mod filter;
 mod local;
 mod segment;
+mod sort;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod update;
 mod writer;
 
@@ -20,4 +21,5 @@ pub use local::{Covers, LocalIndex};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use segment::SegmentHeader;
 pub use segment::{MAX_SEGMENT_ENTRIES, SealedSegment, Segment, SegmentBuilder};
+pub(crate) use sort::EntrySort;
 pub use update::IndexUpdate;

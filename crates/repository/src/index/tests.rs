@@ -13,14 +13,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::LazyLock;
 
-const REPOSITORY: RepositoryId = RepositoryId([1; 16]);
+pub(crate) const REPOSITORY: RepositoryId = RepositoryId([1; 16]);
 const SESSION: SessionId = SessionId([5; 16]);
 
 fn ring() -> KeyRing {
     KeyRing::new(REPOSITORY, MasterKey::new([2; 32]))
 }
 
-fn id(number: u64) -> ChunkId {
+pub(crate) fn id(number: u64) -> ChunkId {
     static IDS: LazyLock<Vec<ChunkId>> = LazyLock::new(|| {
         let id = |number: u64| ChunkId(*blake3::hash(&number.to_le_bytes()).as_bytes());
         (0..5000).map(id).collect()
@@ -204,13 +204,24 @@ proptest! {
                         found.iter().map(|one| (one.pack, one.blob.ordinal, one.blob.offset)).collect();
                     prop_assert_eq!(found, twin.get(&number).cloned().unwrap_or_default());
                 }
+                let entries: Vec<_> = index.entries().map(|entry| entry.expect("whole").id()).collect();
+                let mut wanted: Vec<[u8; 16]> =
+                    (0..450).map(|number| id(number).0[..16].try_into().expect("16 bytes")).collect();
+                wanted.sort_unstable();
+                let mut cursor = index.cursor();
+                for half in wanted {
+                    let place = entries.iter().position(|entry| *entry == half).map(|place| place as u64);
+                    prop_assert_eq!(cursor.place_of(&half).expect("whole"), place);
+                    prop_assert_eq!(cursor.place_of(&half).expect("whole"), place, "again");
+                }
             }
             index = Some(reopened);
         }
     }
 }
 
-fn local(path: &Path, count: u64) -> LocalIndex {
+/// An index of blobs 0 to `count`.
+pub(crate) fn local(path: &Path, count: u64) -> LocalIndex {
     let numbers: Vec<u64> = (0..count).collect();
     let lists: Vec<_> = numbers.chunks(40).map(blobs).collect();
     let mut update = LocalIndex::create(path, REPOSITORY);
@@ -309,4 +320,22 @@ fn ids_that_agree_in_half_are_all_kept() {
         assert!(found.iter().all(|one| one.blob.id == id));
     }
     assert_eq!(index.find(&ChunkId([0xef; 32])).expect("whole").len(), 8);
+    // In order, with neighbours that are not there, and that begin like them.
+    let half = |first: u8, last: u8| -> [u8; 16] {
+        let mut half = [first; 16];
+        half[15] = last;
+        half
+    };
+    let mut cursor = index.cursor();
+    for (wanted, place) in [
+        (half(0, 0), None),
+        (half(0xee, 0), None),
+        (half(0xee, 0xee), Some(0)),
+        (half(0xee, 0xef), None),
+        (half(0xef, 0xee), None),
+        (half(0xef, 0xef), Some(same as u64)),
+        (half(0xf0, 0), None),
+    ] {
+        assert_eq!(cursor.place_of(&wanted).expect("whole"), place, "{wanted:?}");
+    }
 }

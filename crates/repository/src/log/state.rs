@@ -153,8 +153,9 @@ impl State {
     /// The number of a live pack of that name. Of several, which only a hostile writer brings about, those a writer of
     /// `domain` may refer to.
     pub fn live_pack(&self, pack: PackId, domain: DomainId) -> Option<Number> {
-        let mut known = self.objects.with_content(Content::Pack(pack));
-        known.find(|object| self.may_require(object.number, domain)).map(|object| object.number)
+        let known = self.objects.with_content(Content::Pack(pack));
+        let allowed = known.filter(|object| self.may_require(object.number, domain));
+        allowed.min_by_key(|object| object.session).map(|object| object.number)
     }
 
     pub fn owner(&self, object: &Object) -> &SessionRecord {

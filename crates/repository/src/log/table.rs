@@ -5,7 +5,8 @@ use crate::bug::{Bug, planted};
 use crate::{PackId, PackName, SegmentId, SegmentName, SessionId};
 use rempart_objects::Name;
 use rempart_types::WallTime;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 
 /// What is in an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,14 +67,25 @@ pub struct Object {
 }
 
 /// All objects that are not forgotten.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Table {
     /// In order of their numbers.
     objects: Vec<Object>,
-    /// One hash can be known from several sessions: a hostile one may claim to have put what another put.
-    by_content: BTreeMap<(Content, SessionNumber), Number>,
+    /// By what `short` makes of their content, for a third of the memory. One content can be known from several sessions: a
+    /// hostile one may claim to have put what another put.
+    by_content: BTreeSet<(u64, Number)>,
+    /// Of a secret of this process: nobody can make up contents of which it makes the same.
+    short: RandomState,
     next: u64,
 }
+
+impl PartialEq for Table {
+    fn eq(&self, other: &Table) -> bool {
+        (&self.objects, self.next) == (&other.objects, other.next)
+    }
+}
+
+impl Eq for Table {}
 
 impl Table {
     pub fn get(&self, number: Number) -> Option<&Object> {
@@ -81,12 +93,13 @@ impl Table {
     }
 
     pub fn find(&self, content: Content, session: SessionNumber) -> Option<&Object> {
-        self.get(*self.by_content.get(&(content, session))?)
+        self.with_content(content).find(|object| object.session == session)
     }
 
     pub fn with_content(&self, content: Content) -> impl Iterator<Item = &Object> {
-        let range = (content, SessionNumber::MIN)..=(content, SessionNumber::MAX);
-        self.by_content.range(range).filter_map(|(_, number)| self.get(*number))
+        let short = self.short.hash_one(content);
+        let known = self.by_content.range((short, Number::MIN)..=(short, Number::MAX));
+        known.filter_map(|(_, number)| self.get(*number)).filter(move |object| object.content == content)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Object> {
@@ -105,7 +118,7 @@ impl Table {
 
     pub fn add(&mut self, content: Content, session: SessionNumber) -> Number {
         if planted(Bug::NameUsedAgain)
-            && let Some(number) = self.by_content.get(&(content, session)).copied()
+            && let Some(number) = self.find(content, session).map(|object| object.number)
         {
             self.change(&[number].into_iter().collect(), |object| object.status = Status::Live);
             return number;
@@ -121,7 +134,7 @@ impl Table {
     /// Adds an object as it was encoded. `None` if it cannot stand behind those that are there.
     pub fn restore(&mut self, object: Object) -> Option<()> {
         let in_order = self.objects.last().is_none_or(|last| last.number < object.number);
-        let unknown = !self.by_content.contains_key(&(object.content, object.session));
+        let unknown = self.find(object.content, object.session).is_none();
         (in_order && unknown).then(|| self.put_back(object))
     }
 
@@ -132,8 +145,8 @@ impl Table {
     }
 
     fn put_back(&mut self, object: Object) {
-        let before = self.by_content.insert((object.content, object.session), object.number);
-        assert!(before.is_none(), "an object has one number");
+        assert!(self.find(object.content, object.session).is_none(), "an object has one number");
+        self.by_content.insert((self.short.hash_one(object.content), object.number));
         self.objects.push(object);
     }
 
@@ -159,11 +172,11 @@ impl Table {
     /// Forgets what is gone and of a session that is over; tells each session's loss.
     pub fn forget_gone(&mut self, is_over: impl Fn(SessionNumber) -> bool) -> BTreeMap<SessionNumber, u64> {
         let mut lost = BTreeMap::new();
-        let by_content = &mut self.by_content;
+        let (by_content, short) = (&mut self.by_content, &self.short);
         self.objects.retain(|object| {
             let forgotten = object.status == Status::Gone && is_over(object.session);
             if forgotten {
-                by_content.remove(&(object.content, object.session));
+                by_content.remove(&(short.hash_one(object.content), object.number));
                 *lost.entry(object.session).or_insert(0) += 1;
             }
             !forgotten
