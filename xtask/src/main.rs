@@ -5,6 +5,7 @@ mod demo;
 mod fuzz;
 mod guest;
 mod interrupt;
+mod kill;
 mod lab;
 mod lab_check;
 mod layers;
@@ -41,6 +42,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Play simulated worlds: `cargo xtask sim --seeds 100000`
     Sim(sim::Options),
+    /// Kill the real program at each step of its backups, collections and copies
+    Kill(kill::Options),
     /// Check who depends on whom against docs/architecture.md
     Layers,
     /// Try the lab itself: the guest under plain QEMU, cuts, a power failure
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Bench(bench) => bench::run(&bench),
         Task::Fuzz(options) => fuzz::run_targets(&options),
         Task::Sim(options) => sim::play(&options),
+        Task::Kill(options) => kill::run_all(&options),
         Task::Layers => layers::check(),
         Task::Lab => setup::ensure().and_then(|kernel| lab_check::run(&kernel)),
     };

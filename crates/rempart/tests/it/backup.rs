@@ -23,6 +23,14 @@ impl Vault {
         vault
     }
 
+    /// The same, opened by a key file, which takes much less time.
+    pub fn opened_by_file() -> Vault {
+        let vault = Vault { rack: Rack::new() };
+        let (repo, key) = (vault.repo(), vault.rack.path("key"));
+        vault.ok(&["repo", "create", repo.to_str().unwrap(), "--new-key-file", key.to_str().unwrap()]);
+        vault
+    }
+
     pub fn repo(&self) -> PathBuf {
         self.rack.path("repo")
     }
@@ -32,9 +40,14 @@ impl Vault {
         command
             .args(arguments)
             .env("REMPART_REPOSITORY", self.repo())
-            .env("REMPART_PASSPHRASE_FILE", self.rack.path("passphrase"))
             .env("REMPART_CACHE_DIR", self.rack.path("cache"))
             .stdin(Stdio::null());
+        for (variable, file) in [("REMPART_PASSPHRASE_FILE", "passphrase"), ("REMPART_KEY_FILE", "key")] {
+            let file = self.rack.path(file);
+            if file.exists() {
+                command.env(variable, file);
+            }
+        }
         command
     }
 

@@ -19,6 +19,8 @@ mod guest_files;
 mod guests;
 mod images;
 mod keys;
+mod killed;
+mod killer;
 #[path = "../../../objects/tests/it/lab.rs"]
 mod lab;
 mod left_out;

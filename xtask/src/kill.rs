@@ -1,0 +1,24 @@
+//! `cargo xtask kill`: the real program, killed before each change that it makes to a repository.
+
+use anyhow::Result;
+
+use crate::workspace::{cargo, run};
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Kill at one step of so many
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    every: u64,
+    /// Only `backup`, `collection` or `copy`
+    #[arg(default_value = "")]
+    only: String,
+}
+
+pub fn run_all(options: &Options) -> Result<()> {
+    let mut command = cargo();
+    command.env("REMPART_KILL_EVERY", options.every.to_string());
+    command.args(["test", "--quiet", "-p", "rempart", "--test", "it", "--"]);
+    // The story's name begins with it.
+    command.arg(format!("killed::a_{}", options.only)).arg("--nocapture");
+    run(&mut command)
+}
