@@ -120,7 +120,8 @@ pub fn packs(access: &Access, output: Output) -> Result<(), Error> {
     let repository = access.open()?;
     let log = open_log(&repository)?;
     let state = log.state();
-    let (mut sound, mut read, mut damaged) = (0u64, 0u64, Vec::new());
+    // Of a place that lost everything there are many names: they are remembered only where they are to be told together.
+    let (mut sound, mut read, mut damaged, mut names) = (0u64, 0u64, 0u64, Vec::new());
     for object in state.objects().filter(|object| object.status == Status::Live) {
         let LogContent::Pack(pack) = object.content else { continue };
         let name = PackName { session: state.owner(object).id, pack };
@@ -128,15 +129,18 @@ pub fn packs(access: &Access, output: Output) -> Result<(), Error> {
             Ok(len) => (sound, read) = (sound + 1, read + len),
             Err(error) => {
                 output.tell(&chain(&error));
-                damaged.push(name.object().to_string());
+                damaged += 1;
+                if output.json {
+                    names.push(name.object().to_string());
+                }
             }
         }
     }
     if output.json {
-        output.print_json(&json!({ "sound_packs": sound, "read_bytes": read, "damaged": damaged }))?;
+        output.print_json(&json!({ "sound_packs": sound, "read_bytes": read, "damaged": names }))?;
     }
     output.tell(&format!("{sound} packs, {}, are what was written", bytes(read)));
-    match damaged.len() {
+    match damaged {
         0 => Ok(()),
         packs => Err(Error::failed(format!("{packs} packs are damaged or missing"))
             .hint("`rempart verify` tells which restore points they belong to")),

@@ -14,6 +14,9 @@ use crate::workspace::shown;
 /// How often a command's memory is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// Bytes of what it said last that an error repeats.
+const LAST_SAID: usize = 4096;
+
 /// What a command took.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Taken {
@@ -37,6 +40,11 @@ impl Taken {
 
 /// Runs a command to its end. Its output goes nowhere; what it says of errors is part of the error.
 pub fn run(command: &mut Command) -> Result<Taken> {
+    run_to_status(command, 0)
+}
+
+/// Runs a command that is to end with that exit status.
+pub fn run_to_status(command: &mut Command, expected: i32) -> Result<Taken> {
     interrupt::check()?;
     let before = children_seconds();
     let begun = Instant::now();
@@ -50,9 +58,10 @@ pub fn run(command: &mut Command) -> Result<Taken> {
     let over = AtomicBool::new(false);
     let (said, status, seconds, anonymous_bytes) = thread::scope(|scope| {
         let said = scope.spawn(move || {
-            let mut said = String::new();
-            let _ = std::io::Read::read_to_string(&mut stderr, &mut said);
-            said
+            let mut said = Vec::new();
+            let _ = std::io::Read::read_to_end(&mut stderr, &mut said);
+            let last = &said[said.len().saturating_sub(LAST_SAID)..];
+            String::from_utf8_lossy(last).into_owned()
         });
         let (id, over) = (child.id(), &over);
         let memory = scope.spawn(move || watch_memory(id, over));
@@ -63,7 +72,7 @@ pub fn run(command: &mut Command) -> Result<Taken> {
         (said, status, seconds, memory.join().expect("it does not panic"))
     });
     let status = status?;
-    if !status.success() {
+    if status.code() != Some(expected) {
         bail!("`{}` failed: {status}\n{}", shown(command), said.trim_end());
     }
     Ok(Taken { seconds, processor_seconds: children_seconds() - before, anonymous_bytes })
