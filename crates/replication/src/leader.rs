@@ -303,12 +303,19 @@ impl Leader {
         out: &mut Vec<Action>,
     ) {
         let target = if all { local.end } else { local.committed };
-        if local.stable >= target {
+        if local.stable >= target && !self.is_lost_somewhere(target) {
             out.push(Action::FlushDone { id });
             return;
         }
         self.want_durable(target, local);
         self.flushes.push_back(PendingFlush { target, id, since: now });
+    }
+
+    /// Whether a member of the in-sync set says that it no longer has on its disk what was stable up to `target`: damage made
+    /// it look like a torn end. It is sent again, and nothing more is promised before that.
+    fn is_lost_somewhere(&self, target: Lsn) -> bool {
+        let told = self.acknowledgers.iter().filter_map(|node| self.links.get(&node)?.durable);
+        told.into_iter().any(|durable| durable < target)
     }
 
     /// Recomputes what every acknowledger has, and tells what follows.
@@ -347,14 +354,14 @@ impl Leader {
             if self.stable_news_at.is_none() && !self.links.is_empty() {
                 self.stable_news_at = Some(now + local.config.stable_news_after);
             }
-            self.flushes.retain(|flush| {
-                let done = flush.target <= stable;
-                if done {
-                    out.push(Action::FlushDone { id: flush.id });
-                }
-                !done
-            });
         }
+        self.flushes.retain(|flush| {
+            let done = flush.target <= local.stable && durable >= Some(flush.target);
+            if done {
+                out.push(Action::FlushDone { id: flush.id });
+            }
+            !done
+        });
         if let Some(since) = waited
             && waited != self.oldest_wait()
             && now.since(since) >= local.config.commit_deadline / 2

@@ -43,6 +43,7 @@ macro_rules! story {
 
 story! {
     mirror_write_and_flush
+    a_flush_waits_for_what_a_member_lost
     a_peer_that_lags
     reconnect_with_truncation
     a_leader_waits_for_what_the_one_before_ordered
