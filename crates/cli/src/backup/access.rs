@@ -52,7 +52,8 @@ pub struct Create {
     #[command(flatten)]
     key: KeyArgs,
     /// Make a new key file there and let it open the repository, instead of a passphrase.
-    #[arg(long, conflicts_with_all = ["key_file", "passphrase_file"])]
+    // What the environment opens other repositories by is no contradiction.
+    #[arg(long)]
     new_key_file: Option<PathBuf>,
     /// A power of two from 64K to 1M: smaller chunks store less of a scattered change, larger ones are faster.
     #[arg(long, default_value = "128K", value_parser = parse::byte_count)]
