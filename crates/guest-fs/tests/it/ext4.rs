@@ -1,4 +1,4 @@
-use crate::images::{ALL, MIB, bytes_of, look, look_flipped, run, sum, text};
+use crate::images::{ALL, MIB, blocks, bytes_of, look, look_flipped, run, sum, text, without};
 use rempart_guest_fs::{Reason, Survey, Wanted};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -48,10 +48,6 @@ fn free_by_dumpe2fs(image: &Path, block: u64) -> BTreeSet<u64> {
     free
 }
 
-fn blocks(ranges: &[Range<u64>], block: u64) -> BTreeSet<u64> {
-    ranges.iter().flat_map(|range| range.start / block..range.end / block).collect()
-}
-
 /// What is left out is what its own programs call free, and without it every file is as it was.
 #[test]
 fn without_what_is_left_out_every_file_is_as_it_was() {
@@ -73,11 +69,7 @@ fn without_what_is_left_out_every_file_is_as_it_was() {
         let swap = bytes_of(&found, Reason::PageFile);
         assert_eq!(sum(&swap), 8 * MIB - 4096, "{options:?}: all but its header");
 
-        let mut restored = bytes.clone();
-        for range in found.left_out.iter().map(|one| one.range.clone()) {
-            restored[range.start as usize..range.end as usize].fill(0);
-        }
-        assert_restored(folder, &restored);
+        assert_restored(folder, &without(&found, bytes));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Disks in memory and the programs that make file systems.
 
 use rempart_guest_fs::{Disk, Reason, Survey, Wanted, survey};
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -62,6 +63,19 @@ pub fn look_flipped(bytes: &[u8], at: usize, bits: u8) -> Survey {
 
 pub fn bytes_of(survey: &Survey, reason: Reason) -> Vec<Range<u64>> {
     survey.left_out.iter().filter(|one| one.reason == reason).map(|one| one.range.clone()).collect()
+}
+
+/// A disk restored without what is left out: zeroes there.
+pub fn without(survey: &Survey, mut bytes: Vec<u8>) -> Vec<u8> {
+    for one in &survey.left_out {
+        bytes[one.range.start as usize..one.range.end as usize].fill(0);
+    }
+    bytes
+}
+
+/// The numbers of the blocks that lie whole in `ranges`, which begin at blocks.
+pub fn blocks(ranges: &[Range<u64>], block: u64) -> BTreeSet<u64> {
+    ranges.iter().flat_map(|range| range.start / block..range.end / block).collect()
 }
 
 pub fn sum(ranges: &[Range<u64>]) -> u64 {

@@ -1,7 +1,7 @@
 //! Logical volumes on two disks, by LVM's own programs.
 
 use crate::ext4::{self, SIZE};
-use crate::images::{ALL, MIB, bytes_of, look, look_at_disks, run, sum, text};
+use crate::images::{ALL, MIB, bytes_of, look, look_at_disks, run, sum, text, without};
 use rempart_guest_fs::Reason;
 use std::fs::File;
 use std::ops::Range;
@@ -104,10 +104,7 @@ fn what_logical_volumes_can_do_without_is_found_on_all_their_disks() {
     assert_eq!(sum(&bytes_of(&found, Reason::Swap)), 40 * MIB - 2 * 4096, "all but two headers");
     assert!(found.left_out.iter().any(|one| one.range.start >= DISKS[0]), "on both disks");
 
-    let mut restored = disks.clone();
-    for one in &found.left_out {
-        restored[one.range.start as usize..one.range.end as usize].fill(0);
-    }
+    let restored = without(&found, disks.clone());
     ext4::assert_restored(folder, &get(&restored, SIZE, root));
     for (place, size) in [(swap as fn(u64) -> u64, 16 * MIB), (striped, 24 * MIB)] {
         let (before, after) = (get(&disks, size, place), get(&restored, size, place));

@@ -1,7 +1,7 @@
 //! What XFS can do without, of file systems that Linux wrote: frozen, in use and unmounted.
 
 use crate::files::tree;
-use crate::images::{ALL, MIB, bytes_of, look, look_flipped, run, sum, text};
+use crate::images::{ALL, MIB, blocks, bytes_of, look, look_flipped, run, sum, text, without};
 use crate::xfs::xfs;
 use rempart_guest_fs::files::FileSystemKind;
 use rempart_guest_fs::{Reason, Wanted};
@@ -135,10 +135,6 @@ fn free_by_xfs_db(image: &Path, block: u64) -> BTreeSet<u64> {
     blocks.collect()
 }
 
-fn blocks(ranges: &[Range<u64>], block: u64) -> BTreeSet<u64> {
-    ranges.iter().flat_map(|range| range.start / block..range.end / block).collect()
-}
-
 /// Of one that was frozen and of one that was unmounted: what is left out is free, and without it every file is as it was.
 #[test]
 fn without_what_is_left_out_every_file_is_as_it_was() {
@@ -165,11 +161,7 @@ fn without_what_is_left_out_every_file_is_as_it_was() {
             let swap = sum(&bytes_of(&found, Reason::PageFile));
             assert_eq!(swap, 12 * MIB - 2 * 4096, "{options:?}, {moment}: all but two headers");
 
-            let mut restored = bytes;
-            for one in &found.left_out {
-                restored[one.range.start as usize..one.range.end as usize].fill(0);
-            }
-            std::fs::write(folder.join("restored"), &restored).unwrap();
+            std::fs::write(folder.join("restored"), without(&found, bytes)).unwrap();
             if moment == "unmounted" {
                 run("xfs_repair", &["-n", text(&folder.join("restored"))]);
             }

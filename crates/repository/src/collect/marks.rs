@@ -27,7 +27,7 @@ impl Marks {
         Marks { places: Bits::default(), pending, together: TOGETHER, failed: false }
     }
 
-    /// Whether a blob is marked, or a chunk is about to be: nodes are asked for while chunks are pending.
+    /// Whether a node is marked. Nodes are marked at once, chunks a batch at a time.
     pub fn holds_node(&self, index: &LocalIndex, id: &ChunkId) -> Result<bool, Error> {
         Ok(index.place_of(id)?.is_some_and(|place| self.places.contains(place)))
     }
