@@ -63,7 +63,7 @@ fn router(node: Arc<Node>) -> Router {
 
 /// Serves until the daemon ends.
 pub async fn serve(node: Arc<Node>, listener: UnixListener) -> std::io::Result<()> {
-    axum::serve(listener, router(node)).await
+    axum::serve(listener, super::to_the_end(router(node))).await
 }
 
 #[derive(Deserialize)]

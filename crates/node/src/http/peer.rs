@@ -63,7 +63,7 @@ pub async fn serve(node: Arc<Node>, listener: TcpListener) {
 }
 
 async fn http(stream: HttpStream, router: Router) {
-    let service = TowerToHyperService::new(router);
+    let service = TowerToHyperService::new(super::to_the_end(router));
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
         .header_read_timeout(Duration::from_secs(10))
