@@ -9,13 +9,13 @@ mod guest_files;
 mod image;
 pub mod leave_out;
 mod live_disk;
-mod lvm;
 mod mount;
 mod pipeline;
 mod point;
 mod restore;
 mod retention;
 mod server;
+mod snapshot;
 mod source;
 
 pub use chunk_set::ChunkSet;
@@ -32,7 +32,6 @@ pub use guest_files::{
 };
 pub use image::{NewFile, QemuImg};
 pub use live_disk::LiveDisk;
-pub use lvm::Snapshot;
 pub use mount::{Mounted, PointFiles};
 pub use pipeline::Progress;
 pub use point::{ChunkCache, DiskReader, ReadError, Run};
@@ -41,4 +40,5 @@ pub use rempart_nbd::server::Listener;
 pub use restore::{Checked, Content, DamagedRange, FileTarget, Target, check_disk, data_bytes, restore_disk};
 pub use retention::{Reason, Retention, UnknownZone, Zone};
 pub use server::DiskServer;
+pub use snapshot::VolumeSnapshot;
 pub use source::{FileSource, NbdEndpoint, NbdSource, QemuImage, Reader, Source, SourceError};

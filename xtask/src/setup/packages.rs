@@ -21,6 +21,7 @@ const OLDEST_QEMU: u32 = 10;
 
 const FROM_STABLE: &[&str] = &[
     "attr",
+    "btrfs-progs",
     "busybox-static",
     "dosfstools",
     "e2fsprogs",

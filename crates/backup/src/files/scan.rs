@@ -4,14 +4,15 @@ use super::entry::{Entry, Kind, LONGEST_PAGE, LONGEST_PATH, Time};
 use super::place;
 use super::select::{Selection, below_root};
 use crate::BackupError;
+use crate::snapshot::SubvolumeSnapshot;
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, major, minor, openat, readlinkat, statat,
 };
 use rustix::io::Errno;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a folder says that is a cache, in a file of this name (<https://bford.info/cachedir/>).
@@ -45,7 +46,7 @@ pub(super) type Each<'a> = &'a mut dyn FnMut(Met) -> Result<(), BackupError>;
 
 /// Gives everything that is selected, in the order of entries.
 pub(super) fn scan(selection: &Selection, each: Each<'_>) -> Result<PassedOver, BackupError> {
-    let mut scan = Scan { selection, each, passed_over: PassedOver::default(), device: 0 };
+    let mut scan = Scan { selection, each, passed_over: PassedOver::default(), device: 0, snapshot: None };
     let mut before: Vec<&Path> = Vec::new();
     for root in &selection.roots {
         // The folders that lead to it are restored as they were, too.
@@ -57,8 +58,9 @@ pub(super) fn scan(selection: &Selection, each: Each<'_>) -> Result<PassedOver, 
         }
         if below_root(root).is_empty() {
             let fail = |errno: Errno| super::failed("open", b"/", errno);
-            let folder = openat(CWD, "/", FOLDER, Mode::empty()).map_err(fail)?;
+            let folder = openat(CWD, selection.place(root), FOLDER, Mode::empty()).map_err(fail)?;
             scan.device = fstat(&folder).map_err(fail)?.st_dev;
+            scan.snapshot = selection.snapshot_of(root);
             scan.below(Arc::new(folder), b"")?;
         }
     }
@@ -73,18 +75,21 @@ struct Scan<'a> {
     passed_over: PassedOver,
     /// The file system that is read.
     device: u64,
+    snapshot: Option<&'a SubvolumeSnapshot>,
 }
 
 impl Scan<'_> {
     /// One of the roots, or a folder on the way to one.
     fn root(&mut self, path: &Path, with_content: bool) -> Result<(), BackupError> {
         let fail = |errno: Errno| super::failed("open", path.as_os_str().as_bytes(), errno);
-        let parent = path.parent().expect("it is not the root folder");
+        let place = self.selection.place(path);
+        let parent = place.parent().expect("it is not the root folder");
         let folder = Arc::new(openat(CWD, parent, FOLDER, Mode::empty()).map_err(fail)?);
-        let name = path.file_name().expect("it is not the root folder");
+        let name = place.file_name().expect("it is not the root folder");
         let name = CString::new(name.as_bytes()).expect("no name has a zero");
         let stat = statat(&folder, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
         self.device = stat.st_dev;
+        self.snapshot = self.selection.snapshot_of(path);
         let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let entry = entry_of(folder.as_fd(), &name, below_root(path).to_vec(), &stat);
         match (is_folder, with_content) {
@@ -102,7 +107,7 @@ impl Scan<'_> {
         stat: Stat,
     ) -> Result<(), BackupError> {
         let path = entry.path.clone();
-        if stat.st_dev != self.device {
+        if stat.st_dev != self.device || self.snapshot.is_some_and(|snapshot| snapshot.lacks(&whole(&path))) {
             match self.passed_over.mounts.len() {
                 NAMED => self.passed_over.more_mounts += 1,
                 _ => self.passed_over.mounts.push(path),
@@ -143,6 +148,9 @@ impl Scan<'_> {
             self.passed_over.excluded += 1;
             return Ok(());
         }
+        if self.snapshot.is_some_and(|snapshot| snapshot.is_folder_of_snapshots(&whole(&path))) {
+            return Ok(());
+        }
         if path.len() > LONGEST_PATH {
             return Err(super::failed("back up", &path, Errno::NAMETOOLONG));
         }
@@ -166,6 +174,11 @@ impl Scan<'_> {
             _ => (self.each)(Met { entry, stat, folder: folder.clone(), name }),
         }
     }
+}
+
+/// The path of an entry, from the root folder on.
+fn whole(path: &[u8]) -> PathBuf {
+    Path::new("/").join(OsStr::from_bytes(path))
 }
 
 fn is_cache(folder: BorrowedFd<'_>) -> bool {

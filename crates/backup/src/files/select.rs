@@ -2,6 +2,7 @@
 
 use super::entry::{is_below, order};
 use crate::BackupError;
+use crate::snapshot::SubvolumeSnapshot;
 use globset::{Candidate, GlobBuilder, GlobSet, GlobSetBuilder};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -16,6 +17,7 @@ pub struct Selection {
     excluded: GlobSet,
     /// Folders that say by `CACHEDIR.TAG` that they are caches are left empty.
     pub(super) no_caches: bool,
+    snapshots: Vec<SubvolumeSnapshot>,
 }
 
 /// A pattern that means nothing.
@@ -53,7 +55,37 @@ impl Selection {
             let (next, before) = (below_root(next), below_root(before));
             next == before || before.is_empty() || is_below(next, before)
         });
-        Ok(Selection { roots: whole, excluded, no_caches })
+        Ok(Selection { roots: whole, excluded, no_caches, snapshots: Vec::new() })
+    }
+
+    /// Has all that can be read from snapshots, which live as long as this. Returns why that is not all.
+    pub fn take_snapshots(&mut self) -> Vec<BackupError> {
+        let mut failed = Vec::new();
+        for root in &self.roots {
+            if self.snapshot_of(root).is_none() {
+                match SubvolumeSnapshot::of(root) {
+                    Ok(made) => self.snapshots.extend(made),
+                    Err(error) => failed.push(error),
+                }
+            }
+        }
+        failed
+    }
+
+    /// How many snapshots all is read from; `None` if not all is.
+    pub fn snapshots(&self) -> Option<usize> {
+        let is_all = self.roots.iter().all(|root| self.snapshot_of(root).is_some());
+        is_all.then_some(self.snapshots.len())
+    }
+
+    /// What a path without links is read from.
+    pub(super) fn snapshot_of(&self, path: &Path) -> Option<&SubvolumeSnapshot> {
+        self.snapshots.iter().find(|snapshot| snapshot.place(path).is_some() && !snapshot.lacks(path))
+    }
+
+    /// Where a path without links is read.
+    pub(super) fn place(&self, path: &Path) -> PathBuf {
+        self.snapshot_of(path).and_then(|snapshot| snapshot.place(path)).unwrap_or_else(|| path.to_owned())
     }
 
     /// A text that stands for it: what is remembered of one selection is not that of another.
@@ -81,7 +113,7 @@ mod tests {
     fn names_match_anywhere_and_paths_from_the_root() {
         let patterns = ["*.tmp", "/var/cache/**", "/home/*/.cache"].map(str::to_owned);
         let excluded = Selection::patterns(&patterns).expect("patterns");
-        let selection = Selection { roots: Vec::new(), excluded, no_caches: false };
+        let selection = Selection { roots: Vec::new(), excluded, no_caches: false, snapshots: Vec::new() };
         for path in ["a.tmp", "etc/b.tmp", "var/cache/apt/x", "home/me/.cache"] {
             assert!(selection.is_excluded(path.as_bytes()), "{path}");
         }

@@ -30,6 +30,10 @@ impl FileSource {
             FileType::BlockDevice => seek(&file, SeekFrom::End(0)).map_err(|errno| fail(errno.into()))?,
             _ => return Err(error("open", path, None, "it is neither a file nor a block device")),
         };
+        if kind == FileType::BlockDevice {
+            // A file system writes past the cache of its device, in which older bytes may be left.
+            let _ = fadvise(&file, 0, None, Advice::DontNeed);
+        }
         let _ = fadvise(&file, 0, None, Advice::Sequential);
         Ok(FileSource { file, path: path.to_owned(), size, has_holes: kind == FileType::RegularFile })
     }

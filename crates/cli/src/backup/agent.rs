@@ -7,8 +7,8 @@ use crate::{Output, output::bytes, parse};
 use clap::{Args, Subcommand};
 use rempart_api::Error;
 use rempart_backup::{
-    BackupError, Changes, DiskJob, FileSource, FilesJob, Pace, Progress, Selection, Snapshot, StoredFiles,
-    back_up_disk, back_up_files,
+    BackupError, Changes, DiskJob, FileSource, FilesJob, Pace, Progress, Selection, StoredFiles,
+    VolumeSnapshot, back_up_disk, back_up_files,
 };
 use rempart_repository::{
     BackupWriter, Consistency, ConsistencyLevel, FileTree, HowRead, Point, PointDisk, Repository, WriterName,
@@ -40,7 +40,8 @@ pub struct AgentBackup {
     /// Restore points go by this name. A key that only adds has one; without either it is the host's.
     #[arg(long)]
     name: Option<String>,
-    /// A folder with all that is in it on its file system, or a file.
+    /// A folder with all that is in it on its file system, or a file. Of a btrfs subvolume a snapshot is made for the time that
+    /// it is read.
     #[arg(long = "path", value_name = "PATH", required_unless_present = "devices")]
     paths: Vec<PathBuf>,
     /// A block device, whole. Of a logical volume (LVM) a snapshot is made for the time that it is read.
@@ -50,7 +51,7 @@ pub struct AgentBackup {
     /// overwritten is not backed up.
     #[arg(long, value_name = "SIZE", value_parser = parse::byte_count, requires = "devices")]
     snapshot_size: Option<u64>,
-    /// Read logical volumes as they are, without a snapshot.
+    /// Read logical volumes and btrfs subvolumes as they are, without a snapshot.
     #[arg(long, conflicts_with = "snapshot_size")]
     no_snapshot: bool,
     /// Leave out what a pattern matches: one without a slash that of names, such as `*.tmp`, others that of whole paths, such as
@@ -70,6 +71,8 @@ struct Job {
     name: String,
     selection: Option<Selection>,
     devices: Vec<Device>,
+    /// Why a file system is read without one.
+    no_snapshot: Option<String>,
     bandwidth: Option<u64>,
 }
 
@@ -77,7 +80,7 @@ struct Device {
     name: String,
     source: FileSource,
     /// What is read in its place. Dropped last.
-    snapshot: Option<Snapshot>,
+    snapshot: Option<VolumeSnapshot>,
 }
 
 struct Made {
@@ -91,12 +94,14 @@ pub fn run(command: AgentCommand, output: Output) -> Result<(), Error> {
     let repository = command.access.open_to_add()?;
     let name = name(&command, &repository)?;
     let what = format!("cannot back up `{name}`");
-    let job = Job {
-        selection: selection(&command)?,
-        devices: devices(&command, &what)?,
-        bandwidth: command.bandwidth,
-        name,
+    let devices = devices(&command, &what)?;
+    let mut selection = selection(&command)?;
+    let failed = match &mut selection {
+        Some(selection) if !command.no_snapshot => selection.take_snapshots(),
+        _ => Vec::new(),
     };
+    let no_snapshot = failed.first().map(|error| chain(error));
+    let job = Job { selection, devices, no_snapshot, bandwidth: command.bandwidth, name };
     let mut attempt = 1;
     let made = loop {
         match back_up(&repository, &job, output) {
@@ -152,18 +157,18 @@ fn devices(command: &AgentBackup, what: &str) -> Result<Vec<Device>, Error> {
     }
     if !command.devices.is_empty() && !command.no_snapshot {
         // Of one that was killed.
-        Snapshot::remove_leftovers();
+        VolumeSnapshot::remove_leftovers();
     }
     let open = |path: &PathBuf| {
         let snapshot = if command.no_snapshot {
             None
         } else {
-            let made = Snapshot::of(path, command.snapshot_size);
+            let made = VolumeSnapshot::of(path, command.snapshot_size);
             made.map_err(|e| {
                 Error::failed(what).cause(chain(&e)).hint("`--no-snapshot` reads the volume as it is")
             })?
         };
-        let read = snapshot.as_ref().map_or(path.as_path(), Snapshot::path);
+        let read = snapshot.as_ref().map_or(path.as_path(), VolumeSnapshot::path);
         let source = FileSource::open(read).map_err(|e| Error::invalid(what).cause(chain(&e)))?;
         Ok(Device { name: name(path), source, snapshot })
     };
@@ -171,15 +176,21 @@ fn devices(command: &AgentBackup, what: &str) -> Result<Vec<Device>, Error> {
 }
 
 fn consistency(job: &Job) -> Consistency {
-    let is_snapshot = |device: &Device| device.snapshot.is_some();
-    let (level, why) = if job.selection.is_some() || !job.devices.iter().all(is_snapshot) {
-        (ConsistencyLevel::Live, "read one part after the other, while it may have been in use")
-    } else if job.devices.len() == 1 {
-        (ConsistencyLevel::Crash, "a snapshot; nothing in the machine was told")
-    } else {
-        (ConsistencyLevel::Crash, "snapshots, made one after the other; nothing in the machine was told")
+    let of_files = job.selection.as_ref().map_or(Some(0), Selection::snapshots);
+    let of_devices =
+        job.devices.iter().map(|device| device.snapshot.as_ref().map(|_| 1)).sum::<Option<usize>>();
+    let (level, why) = match of_files.zip(of_devices).map(|(files, devices)| files + devices) {
+        None => (ConsistencyLevel::Live, "read one part after the other, while it may have been in use"),
+        Some(1) => (ConsistencyLevel::Crash, "a snapshot; nothing in the machine was told"),
+        Some(_) => {
+            (ConsistencyLevel::Crash, "snapshots, made one after the other; nothing in the machine was told")
+        }
     };
-    Consistency { level, why: Some(why.to_owned()), pause_ms: None }
+    let why = match &job.no_snapshot {
+        Some(failed) => format!("{why}: {failed}"),
+        None => why.to_owned(),
+    };
+    Consistency { level, why: Some(why), pause_ms: None }
 }
 
 fn back_up(repository: &Arc<Repository>, job: &Job, output: Output) -> Result<Made, BackupError> {

@@ -263,3 +263,140 @@ fn a_logical_volume_is_read_from_a_snapshot_that_is_removed_also_after_a_kill() 
     let told: Value = serde_json::from_str(&answer.out).unwrap();
     assert_eq!(told["consistency"]["level"], "live");
 }
+
+/// A file system in a file, mounted until this is dropped.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--recursive").arg(&self.0).status();
+    }
+}
+
+fn succeed(program: &str, arguments: &[&str]) {
+    let answer = Command::new(program).args(arguments).output().unwrap();
+    assert!(answer.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&answer.stderr));
+}
+
+#[test]
+fn a_subvolume_is_read_from_a_snapshot_that_is_removed_also_after_a_kill() {
+    if !fs::read_to_string("/proc/filesystems").unwrap().contains("btrfs") {
+        eprintln!("not asked: this kernel mounts no btrfs");
+        return;
+    }
+    let machine = Machine::new();
+    let (image, data) = (machine.vault.rack.path("btrfs"), machine.vault.rack.path("data"));
+    fs::File::create(&image).unwrap().set_len(512 << 20).unwrap();
+    fs::create_dir(&data).unwrap();
+    succeed("mkfs.btrfs", &["-q", image.to_str().unwrap()]);
+    succeed("mount", &["-o", "loop", image.to_str().unwrap(), data.to_str().unwrap()]);
+    let mounted = Mounted(data.clone());
+    let path = |name: &str| data.join(name).to_str().unwrap().to_owned();
+    // More than the packs that may be on their way: what comes behind is read when some of it was sent.
+    let noise = crate::rack::noise(8, 80 << 20);
+    fs::write(path("a"), &noise).unwrap();
+    fs::write(path("b"), &noise[..8 << 20]).unwrap();
+    fs::write(path("z"), "before").unwrap();
+    succeed("btrfs", &["subvolume", "create", &path("inner")]);
+    fs::create_dir(path("other")).unwrap();
+    succeed("mount", &["-t", "tmpfs", "none", &path("other")]);
+    fs::write(path("inner/x"), "of another subvolume").unwrap();
+
+    let snapshots = || -> Vec<PathBuf> {
+        let entries = fs::read_dir(path(".rempart-snapshots")).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    let until_there_is_one_but = |left: &[PathBuf]| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !snapshots().iter().any(|snapshot| !left.contains(snapshot)) {
+            assert!(std::time::Instant::now() < deadline, "no snapshot was made");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    };
+    let command = |arguments: &[&str]| {
+        machine.command(&[&["--path", data.to_str().unwrap(), "--json"], arguments].concat())
+    };
+    let mut killed = command(&["--bandwidth", "1K"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    until_there_is_one_but(&[]);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let left = snapshots();
+    assert_eq!(left.len(), 1);
+
+    // What changed a moment before it was read is read again next time.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let mut slow = command(&["--bandwidth", "16M"]);
+    let slow =
+        slow.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    until_there_is_one_but(&left);
+    fs::write(path("z"), "after").unwrap();
+    fs::remove_file(path("a")).unwrap();
+    let answer = Answer::of(slow.wait_with_output().unwrap());
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    let told: Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!(told["consistency"]["level"], "crash", "{told}");
+    let notes = told["notes"].to_string();
+    assert!(notes.contains(&path("inner")) && notes.contains(&path("other")), "{notes}");
+    assert_eq!(snapshots(), <[PathBuf; 0]>::default());
+    let to = machine.vault.rack.path("to");
+    machine.vault.ok(&["restore", "web", "--to", to.to_str().unwrap()]);
+    let restored = to.join(data.strip_prefix("/").unwrap());
+    let mut names: Vec<_> =
+        fs::read_dir(&restored).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["a", "b", "inner", "other", "z"]);
+    assert!(fs::read(restored.join("a")).unwrap() == noise);
+    assert_eq!(fs::read_to_string(restored.join("z")).unwrap(), "before");
+
+    // A snapshot's files are known for those of the snapshot before.
+    let answer = Answer::of(command(&[]).output().unwrap());
+    let told: Value = serde_json::from_str(&answer.out).unwrap();
+    let read = told["files"]["how"]["read_bytes"].as_u64().unwrap();
+    assert!(read < 8 << 20, "`b` is as it was: {told}");
+
+    let level = |command: &mut Command| {
+        let answer = Answer::of(command.output().unwrap());
+        assert_eq!(answer.code, 0, "{}", answer.err);
+        let told: Value = serde_json::from_str(&answer.out).unwrap();
+        (told["consistency"]["level"].as_str().unwrap().to_owned(), told["consistency"]["why"].to_string())
+    };
+    assert_eq!(level(&mut command(&["--no-snapshot"])).0, "live");
+    let (without, why) = level(command(&[]).env("PATH", "/nowhere"));
+    assert!(without == "live" && why.contains("btrfs-progs"), "{why}");
+    drop(mounted);
+}
+
+/// A file system writes past the cache of its device, which still holds what somebody read before.
+#[test]
+fn a_device_in_use_is_read_as_it_is_and_not_as_it_was_cached() {
+    let machine = Machine::new();
+    let (image, data) = (machine.vault.rack.path("ext4"), machine.vault.rack.path("data"));
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    fs::create_dir(&data).unwrap();
+    succeed("mkfs.ext4", &["-q", "-b", "4096", image.to_str().unwrap()]);
+    succeed("mount", &["-o", "loop", image.to_str().unwrap(), data.to_str().unwrap()]);
+    let _mounted = Mounted(data.clone());
+    let found = Command::new("findmnt").args(["-n", "-o", "SOURCE"]).arg(&data).output().unwrap();
+    let device = String::from_utf8(found.stdout).unwrap().trim().to_owned();
+    let write = |byte: u8| {
+        let file =
+            fs::File::options().create(true).write(true).truncate(false).open(data.join("file")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![byte; 1 << 20], 0).unwrap();
+        file.sync_all().unwrap();
+    };
+    write(b'A');
+    let before = fs::read(&device).unwrap();
+    let at = before.windows(1 << 20).step_by(4096).position(|part| part.iter().all(|byte| *byte == b'A'));
+    let at = at.expect("it lies together on the device") * 4096;
+    // Whoever has the device open keeps its cache.
+    let _open = fs::File::open(&device).unwrap();
+    fs::read(&device).unwrap();
+    write(b'B');
+    let (answer, _) = machine.back_up(&["--device", &device]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    let to = machine.vault.rack.path("to");
+    machine.vault.ok(&["restore", "web", "--to", to.to_str().unwrap()]);
+    let name = Path::new(&device).file_name().unwrap().to_str().unwrap();
+    let restored = fs::read(to.join(format!("{name}.raw"))).unwrap();
+    assert!(restored[at..at + (1 << 20)].iter().all(|byte| *byte == b'B'), "what was cached was stored");
+}

@@ -1,10 +1,11 @@
 //! Snapshots of logical volumes, by LVM's own programs: what is read of a volume is then of one instant.
 
+use super::{checked, failed, run};
 use crate::BackupError;
 use serde::Deserialize;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 /// Snapshots of ours have this tag: one whose maker was killed is found by it.
 const TAG: &str = "rempart";
@@ -78,14 +79,14 @@ impl Volume {
 
 /// A volume as it was at one instant, until this is dropped.
 #[derive(Debug)]
-pub struct Snapshot {
+pub struct VolumeSnapshot {
     volume: Volume,
 }
 
-impl Snapshot {
+impl VolumeSnapshot {
     /// Of the volume that a device is; `None` if it is none. Where its group has no room for what is overwritten meanwhile, that
     /// is an error.
-    pub fn of(device: &Path, room: Option<u64>) -> Result<Option<Snapshot>, BackupError> {
+    pub fn of(device: &Path, room: Option<u64>) -> Result<Option<VolumeSnapshot>, BackupError> {
         let Some(volume) = volume(device.as_os_str().as_encoded_bytes().to_vec(), device)? else {
             return Ok(None);
         };
@@ -94,7 +95,7 @@ impl Snapshot {
         let arguments = volume.arguments(&name, room);
         run("lvcreate", &arguments).and_then(checked).map_err(|why| failed(device, why))?;
         // Removed, whatever becomes of the rest.
-        let mut snapshot = Snapshot { volume: Volume { lv_name: name, ..volume } };
+        let mut snapshot = VolumeSnapshot { volume: Volume { lv_name: name, ..volume } };
         let found = self::volume(snapshot.volume.full_name().into_bytes(), device)?;
         snapshot.volume = found.ok_or_else(|| failed(device, "the snapshot is not there"))?;
         Ok(Some(snapshot))
@@ -114,7 +115,7 @@ impl Snapshot {
     }
 }
 
-impl Drop for Snapshot {
+impl Drop for VolumeSnapshot {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.volume) {
             tracing::warn!(snapshot = self.volume.full_name(), %error, "a snapshot cannot be removed");
@@ -144,22 +145,6 @@ fn volume(wanted: Vec<u8>, device: &Path) -> Result<Option<Volume>, BackupError>
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(device, error)),
     }
-}
-
-fn run(program: &str, arguments: &[String]) -> io::Result<Output> {
-    // Its messages are read, and it complains of descriptors that it did not open.
-    Command::new(program).args(arguments).env("LC_ALL", "C").env("LVM_SUPPRESS_FD_WARNINGS", "1").output()
-}
-
-fn checked(output: Output) -> io::Result<Output> {
-    match output.status.success() {
-        true => Ok(output),
-        false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
-    }
-}
-
-fn failed(device: &Path, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> BackupError {
-    BackupError::File { action: "take a snapshot of", path: device.to_owned(), source: io::Error::other(why) }
 }
 
 #[cfg(test)]
