@@ -25,8 +25,8 @@ pub use restore::{
     UnfinishedRestore,
 };
 pub use schedule::{
-    BackupRun, EndedBy, MachineBackup, MachineOutcome, MachineProgress, RunResult, RunTrigger, Schedule,
-    ScheduledMachine,
+    BackupRun, EndedBy, LastBoot, MachineBackup, MachineOutcome, MachineProgress, RunResult, RunTrigger,
+    Schedule, ScheduledMachine,
 };
 pub use status::{
     Condition, NodeStatus, PeerStatus, ReplicaRole, ResyncStatus, Severity, Status, UnopenedVm, VmState,

@@ -47,7 +47,25 @@ pub struct ScheduledMachine {
     pub last_success_unix_ms: Option<u64>,
     /// In a row, up to now.
     pub failures: u64,
+    /// As the newest backup found it in the repository, or an earlier one, if its point was forgotten since.
+    #[serde(default)]
+    pub last_boot: Option<LastBoot>,
     pub last: MachineBackup,
+}
+
+/// What the repository keeps of the newest `rempart verify --boot` of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastBoot {
+    pub point: u64,
+    pub at_unix_ms: u64,
+    /// Whether it came up.
+    pub passed: bool,
+    /// To the first check that held: the recovery time.
+    #[serde(default)]
+    pub answered_ms: Option<u64>,
+    /// Why it did not come up.
+    #[serde(default)]
+    pub why: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +152,9 @@ pub struct MachineBackup {
     /// The level that the point reached, such as `application`.
     #[serde(default)]
     pub consistency: Option<String>,
+    /// The newest by then; none if no point that is there was ever started.
+    #[serde(default)]
+    pub last_boot: Option<LastBoot>,
     #[serde(default)]
     pub error: Option<Error>,
 }
@@ -152,6 +173,7 @@ impl MachineBackup {
             new_bytes: 0,
             stored_bytes: 0,
             consistency: None,
+            last_boot: None,
             error: None,
         }
     }

@@ -136,6 +136,21 @@ fn backups(node: &Node, registry: &mut Registry) {
     per_machine("backup_new", "Of it, what the repository did not have", Some(Unit::Bytes), &|machine| {
         machine.last.new_bytes as f64
     });
+    per_machine(
+        "backup_boot_timestamp",
+        "When a point of it was last started by `verify --boot`, as the newest backup knew; 0: none was",
+        Some(Unit::Seconds),
+        &|machine| seconds(machine.last_boot.as_ref().map_or(0, |boot| boot.at_unix_ms)),
+    );
+    per_machine("backup_boot_passed", "It came up then", None, &|machine| {
+        f64::from(u8::from(machine.last_boot.as_ref().is_some_and(|boot| boot.passed)))
+    });
+    per_machine(
+        "backup_boot_recovery",
+        "From the point being opened to the first check that held",
+        Some(Unit::Seconds),
+        &|machine| seconds(machine.last_boot.as_ref().and_then(|boot| boot.answered_ms).unwrap_or_default()),
+    );
     let (ended, hanging) =
         (Family::<ScheduleLabel, Gauge>::default(), Family::<ScheduleLabel, Gauge>::default());
     for (schedule, was_ended, processes) in node.schedules.troubles() {

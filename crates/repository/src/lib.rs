@@ -1,6 +1,7 @@
 //! A repository of backups: chunks of disks in packs, trees of chunks, and one log that orders everything.
 
 mod blob;
+mod boot;
 #[cfg_attr(not(feature = "planted-bugs"), allow(dead_code))]
 mod bug;
 mod chunk;
@@ -27,6 +28,7 @@ mod wire;
 mod writer;
 
 pub use blob::{BlobKind, Codec, Compressor, Decompressor};
+pub use boot::{BootCheck, BootResult};
 #[cfg(feature = "planted-bugs")]
 pub use bug::plant;
 pub use bug::{Bug, planted};

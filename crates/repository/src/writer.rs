@@ -1,6 +1,7 @@
 //! Writing a backup: chunks that are new go into packs, and one log entry makes it all count.
 
 use crate::blob::{BlobKind, Compressor};
+use crate::boot::BootResult;
 use crate::error::{Error, ErrorKind};
 use crate::immutable::Keeper;
 use crate::index::SegmentBuilder;
@@ -105,7 +106,7 @@ struct Uploads {
 }
 
 /// What a backup came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     /// Its log entry.
     pub root: u64,
@@ -113,6 +114,8 @@ pub struct Written {
     pub new_bytes: u64,
     /// Bytes of packs that were put.
     pub stored_bytes: u64,
+    /// The newest that is known of starting a backup of this chain, and which that is. Whoever only adds does not know.
+    pub last_boot: Option<(u64, BootResult)>,
 }
 
 impl BackupWriter {
@@ -335,9 +338,11 @@ impl BackupWriter {
             // If this fails, they are stored once more by the next backup.
             let _ = settle(&mut session, now, &mended);
         }
+        let last_boot = self.repository.last_boot(session.state(), chain);
         // A session that stays open is no harm: a collection ends it when it is old.
         let _ = session.end(now);
         Ok(Written {
+            last_boot,
             root: appended.number,
             new_bytes: self.stored.new_bytes.load(Ordering::Relaxed),
             stored_bytes: self.stored.stored_bytes.load(Ordering::Relaxed),

@@ -399,6 +399,10 @@ fn shape(repository: &Repository, written: &Written, point: &Point) -> serde_jso
         "seconds": point.ended.0.saturating_sub(point.taken.0) as f64 / 1000.0,
         "consistency": point.consistency,
         "notes": point.notes,
+        "last_boot": written.last_boot.as_ref().map(|(root, result)| json!({
+            "point": root, "at_unix_ms": result.at.0, "passed": result.passed, "answered_ms": result.answered_ms,
+            "why": result.why,
+        })),
         "disks": point.disks.iter().map(|disk| json!({
             "disk": disk.name, "size_bytes": disk.size, "read_bytes": disk.how.read,
             "new_bytes": disk.how.new, "full_because": disk.how.full_because,

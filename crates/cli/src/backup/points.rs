@@ -1,12 +1,12 @@
 //! `rempart points`, and finding the one that is meant.
 
-use super::access::{Access, describe};
+use super::access::{Access, chain, describe};
 use super::create::level_name;
 use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
 use rempart_repository::log::{Content, Log, Status};
-use rempart_repository::{Point, Repository};
+use rempart_repository::{BootResult, Point, Repository};
 use serde_json::json;
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
@@ -85,6 +85,12 @@ pub fn run(command: &Points, output: Output) -> Result<(), Error> {
     if let Some(vm) = &command.vm {
         points.retain(|(_, point)| point.vm == *vm);
     }
+    let booted = |root: u64| {
+        repository.boot(log.state(), root).unwrap_or_else(|error| {
+            output.tell(&chain(&error));
+            None
+        })
+    };
     if output.json {
         let points = points.iter().map(|(root, point)| {
             json!({
@@ -95,6 +101,7 @@ pub fn run(command: &Points, output: Output) -> Result<(), Error> {
                 })),
                 "definition": point.definition.as_ref().map(|definition| definition.kind.as_str()),
                 "nvram_bytes": point.nvram.as_ref().map(|(_, length)| length),
+                "boot": booted(*root),
             })
         });
         return output.print_json(&points.collect::<Vec<_>>());
@@ -108,9 +115,19 @@ pub fn run(command: &Points, output: Output) -> Result<(), Error> {
             point.disks.len().to_string(),
             bytes(size),
             level_name(point.consistency.level),
+            booted(*root).map_or_else(|| "never".to_owned(), |result| came_up(&result)),
         ]
     });
-    output.table(&["point", "taken", "disks", "size", "consistency"], rows.collect())
+    output.table(&["point", "taken", "disks", "size", "consistency", "booted"], rows.collect())
+}
+
+fn came_up(result: &BootResult) -> String {
+    let when = time(result.at);
+    match (result.passed, result.answered_ms) {
+        (true, Some(ms)) => format!("{when}, came up in {:.1} s", ms as f64 / 1000.0),
+        (true, None) => format!("{when}, came up"),
+        (false, _) => format!("{when}, did not come up"),
+    }
 }
 
 /// `rempart repo show`.

@@ -127,9 +127,16 @@ async fn show(name: &str, client: &Client, output: Output) -> Result<(), Error> 
     }
     let rows = schedule.machines.iter().map(|machine| {
         let last = machine.last_success_unix_ms.map_or_else(|| "never".to_owned(), at);
-        vec![machine.vm.clone(), last, machine.failures.to_string(), said(&machine.last)]
+        let booted = machine.last_boot.as_ref().map_or_else(
+            || "never".to_owned(),
+            |boot| {
+                let came = if boot.passed { "came up" } else { "DID NOT COME UP" };
+                format!("point {} {came} {}", boot.point, at(boot.at_unix_ms))
+            },
+        );
+        vec![machine.vm.clone(), last, machine.failures.to_string(), booted, said(&machine.last)]
     });
-    output.table(&["vm", "last success", "failures since", "last time"], rows.collect())?;
+    output.table(&["vm", "last success", "failures since", "booted", "last time"], rows.collect())?;
     warn(&schedule, output);
     Ok(())
 }

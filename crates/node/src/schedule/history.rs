@@ -110,14 +110,21 @@ impl History {
         running.machines.push(done.clone());
         if matches!(done.outcome, MachineOutcome::Success | MachineOutcome::Failed) {
             let known = self.state.machines.remove(&done.vm);
-            let (last_success, failures) =
-                known.map_or((None, 0), |known| (known.last_success_unix_ms, known.failures));
+            let (last_success, failures, last_boot) = known.map_or((None, 0, None), |known| {
+                (known.last_success_unix_ms, known.failures, known.last_boot)
+            });
             let (last_success_unix_ms, failures) = match done.outcome {
                 MachineOutcome::Success => (Some(done.ended_unix_ms), 0),
                 _ => (last_success, failures + 1),
             };
-            let machine =
-                ScheduledMachine { vm: done.vm.clone(), last_success_unix_ms, failures, last: done };
+            let last_boot = done.last_boot.clone().or(last_boot);
+            let machine = ScheduledMachine {
+                vm: done.vm.clone(),
+                last_success_unix_ms,
+                failures,
+                last_boot,
+                last: done,
+            };
             self.state.machines.insert(machine.vm.clone(), machine);
         }
         self.save();

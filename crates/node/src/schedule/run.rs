@@ -245,6 +245,7 @@ async fn try_once(node: &Arc<Node>, schedule: &Arc<Schedule>, done: &mut Machine
     done.new_bytes = number("new_bytes").unwrap_or_default();
     done.stored_bytes = number("stored_bytes").unwrap_or_default();
     done.consistency = made["consistency"]["level"].as_str().map(str::to_owned);
+    done.last_boot = serde_json::from_value(made["last_boot"].clone()).unwrap_or_default();
     if section.verify {
         let name = format!("{}@{point}", done.vm);
         run(section.arguments(&["verify", &name]), tell()).await.map_err(|error| {

@@ -5,7 +5,7 @@ use crate::rack::{Answer, noise};
 use crate::running::{Running, tool};
 use serde_json::{Value, json};
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const SERVED: &str = "is served at";
@@ -85,7 +85,16 @@ fn a_killed_reader_keeps_its_point_until_it_is_forced_or_silent_for_long() {
 }
 
 /// Unmounts it in the end.
-struct ReadOnly(PathBuf);
+pub struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    /// What is in `folder`, at `place`, where nobody can write.
+    pub fn of(folder: &Path, place: &Path) -> ReadOnly {
+        std::fs::create_dir(place).unwrap();
+        tool(&["mount", "--bind", "-o", "ro", folder.to_str().unwrap(), place.to_str().unwrap()]);
+        ReadOnly(place.to_owned())
+    }
+}
 
 impl Drop for ReadOnly {
     fn drop(&mut self) {
@@ -96,11 +105,9 @@ impl Drop for ReadOnly {
 #[test]
 fn a_point_that_cannot_be_told_to_be_in_use_is_read_all_the_same() {
     let lab = Lab::new();
-    let (repo, path) = (lab.vault.repo(), lab.vault.rack.path("read-only"));
-    std::fs::create_dir(&path).unwrap();
+    let path = lab.vault.rack.path("read-only");
+    let _mounted = ReadOnly::of(&lab.vault.repo(), &path);
     let place = path.to_str().unwrap().to_owned();
-    tool(&["mount", "--bind", "-o", "ro", repo.to_str().unwrap(), &place]);
-    let _mounted = ReadOnly(path);
     let socket = lab.vault.rack.path("nbd.sock");
     let arguments = ["serve", "shop", "--repo", &place, "--socket", socket.to_str().unwrap()];
     let serving = Running::start(&lab.vault, &arguments, SERVED);

@@ -109,6 +109,63 @@ fn success_and_failure_are_told_by_mail_and_webhook() {
     assert_eq!((&show(&node)["machines"][0]["failures"], &show(&node)["problem"]), (&0.into(), &Value::Null));
 }
 
+/// Whoever is told of a backup is told of what came of starting an earlier one, too.
+#[test]
+fn what_came_of_a_boot_is_in_the_history_and_the_metrics_of_later_runs() {
+    let (rack, vault) = (Rack::new(), Vault::new());
+    let mut node = rack.initialised("node-a");
+    schedule(&node, &vault, NEVER, "machines = 'all'\nretain = { keep_last = 1 }");
+    node.start();
+    node.import("shop", &[&rack.image("shop.raw", MIB, 0)]);
+    let run = || outcome(&node.json(&["schedule", "run", "nightly"]), "shop").clone();
+    assert_eq!(run()["last_boot"], Value::Null);
+    let metric = |name: &str| {
+        let metrics = scrape(UnixStream::connect(node.home.join("run/api.sock")).unwrap());
+        let start = format!("rempart_backup_boot_{name}{{schedule=\"nightly\",vm=\"shop\"}} ");
+        let value = metrics.iter().find_map(|sample| sample.strip_prefix(&start));
+        value.unwrap_or_else(|| panic!("{name}: {metrics:?}")).parse::<f64>().unwrap()
+    };
+    assert_eq!((metric("timestamp_seconds"), metric("passed")), (0.0, 0.0));
+
+    let boot = |arguments: &[&str]| {
+        let scratch = rack.path("scratch");
+        let start = ["verify", "--boot", "shop", "--json", "--scratch-dir", scratch.to_str().unwrap()];
+        let told: Value = serde_json::from_str(&vault.run(&[&start[..], arguments].concat()).out).unwrap();
+        told[0].clone()
+    };
+    // The firmware says on the console that it found nothing to start.
+    let ours = [
+        "--",
+        "-machine",
+        "q35,accel=tcg,graphics=off",
+        "-m",
+        "64M",
+        "-nodefaults",
+        "-serial",
+        "chardev:console",
+    ];
+    let came_up = boot(&[&["--timeout", "60s", "--check", "serial:SeaBIOS"], &ours[..]].concat());
+    assert_eq!(came_up["passed"], true, "{came_up}");
+    let known = run()["last_boot"].clone();
+    assert_eq!((&known["passed"], &known["point"]), (&true.into(), &came_up["point"]), "{known}");
+    assert_eq!(known["answered_ms"], came_up["answered_ms"]);
+    let at = known["at_unix_ms"].as_u64().unwrap();
+    assert_eq!((metric("timestamp_seconds"), metric("passed")), (at as f64 / 1000.0, 1.0));
+    assert_eq!(metric("recovery_seconds"), came_up["answered_ms"].as_u64().unwrap() as f64 / 1000.0);
+    let shown = node.ok(&["schedule", "show", "nightly"]);
+    assert!(shown.contains(&format!("point {} came up", came_up["point"])), "{shown}");
+
+    // Its point was forgotten by the rule: the node still knows, as do the runs that are over.
+    assert_eq!(run()["last_boot"], Value::Null);
+    assert_eq!((show(&node)["machines"][0]["last_boot"].clone(), metric("passed")), (known, 1.0));
+    boot(&["--timeout", "1s", "--check", "agent"]);
+    assert_eq!(
+        (&run()["last_boot"]["passed"], metric("passed"), metric("recovery_seconds")),
+        (&false.into(), 0.0, 0.0)
+    );
+    assert_eq!(outcome(&history(&node)[1], "shop")["last_boot"]["passed"], true);
+}
+
 #[test]
 fn it_runs_by_the_clock() {
     let (rack, vault) = (Rack::new(), Vault::new());

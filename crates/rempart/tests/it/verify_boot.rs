@@ -4,6 +4,7 @@
 use crate::backup::Vault;
 use crate::guest::Guest;
 use crate::rack::Server;
+use crate::readers::ReadOnly;
 use crate::running::{Running, tool};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -86,7 +87,11 @@ impl Lab {
 
     /// Backs up a machine that never ran.
     fn back_up(&self, vm: &str, disk: &Path) {
-        let import = ["vm", "import", vm, "--memory", "256M", "--cpu-model", "max", "--bridge", "br-none"];
+        self.back_up_with(vm, disk, "256M");
+    }
+
+    fn back_up_with(&self, vm: &str, disk: &Path, memory: &str) {
+        let import = ["vm", "import", vm, "--memory", memory, "--cpu-model", "max", "--bridge", "br-none"];
         self.node.ok(&[&import[..], &["--disk", disk.to_str().unwrap()]].concat());
         let config = self.node.config();
         self.vault.json(&["backup", vm, "--config", config.to_str().unwrap()]);
@@ -112,6 +117,40 @@ impl Lab {
         (told.remove(0), answer.code)
     }
 
+    /// `broken` did, and its one point says so as long as it is there; those after it were never started.
+    fn is_known_to_have_failed(&self) {
+        let first = self.vault.json(&["points", "broken"])[0].clone();
+        let boot = &first["boot"];
+        assert_eq!((&boot["passed"], &boot["answered_ms"]), (&json!(false), &Value::Null), "{first}");
+        assert_eq!(boot["why"], "not all checks held within 6 s");
+        assert!(boot["powered_on_ms"].as_u64() > Some(0), "{first}");
+        assert_eq!(boot_checks(&first).collect::<Vec<_>>(), ["agent", "tcp:25", "quiet"]);
+        let config = self.node.config();
+        let again = self.vault.json(&["backup", "broken", "--config", config.to_str().unwrap()]);
+        assert_eq!(
+            (&again["last_boot"]["point"], &again["last_boot"]["passed"]),
+            (&first["point"], &json!(false))
+        );
+        // A collection folds the log, and removes what it says.
+        self.vault.ok(&["gc"]);
+        let points = self.vault.json(&["points", "broken"]);
+        assert_eq!((&points[0]["boot"], &points[1]["boot"]), (boot, &Value::Null));
+        let table = self.vault.ok(&["points", "broken"]).out;
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[1].contains("did not come up") && lines[2].ends_with("never"), "{table}");
+        let (second, passphrase) = (self.vault.rack.path("second"), self.vault.rack.path("passphrase"));
+        let (second, passphrase) = (second.to_str().unwrap(), passphrase.to_str().unwrap());
+        self.vault.ok(&["repo", "create", second]);
+        self.vault.ok(&["copy", "--all", "--to", second, "--to-passphrase-file", passphrase]);
+        let copies = self.vault.json(&["points", "--repo", second]);
+        assert_eq!((&copies[0]["boot"], copies.as_array().unwrap().len()), (&Value::Null, 2), "{copies}");
+
+        self.vault.ok(&["forget", &format!("broken@{}", first["point"])]);
+        assert_eq!(self.vault.json(&["points", "broken"])[0]["boot"], Value::Null);
+        let again = self.vault.json(&["backup", "broken", "--config", config.to_str().unwrap()]);
+        assert_eq!(again["last_boot"], Value::Null, "{again}");
+    }
+
     fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let files = self.vault.files_below("");
         files.into_iter().map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect()
@@ -120,6 +159,11 @@ impl Lab {
     fn is_clean(&self) -> bool {
         std::fs::read_dir(self.scratch()).unwrap().next().is_none()
     }
+}
+
+/// The names of what was asked of a point's machine.
+fn boot_checks(point: &Value) -> impl Iterator<Item = &Value> {
+    point["boot"]["checks"].as_array().unwrap().iter().map(|check| &check["check"])
 }
 
 fn check<'a>(told: &'a Value, name: &str) -> &'a Value {
@@ -161,7 +205,17 @@ fn a_machine_that_comes_up_is_seen_to_and_reaches_nobody() {
     let picture = told["screenshot_file"].as_str().unwrap();
     assert!(std::fs::read(picture).unwrap().starts_with(PNG));
     assert_eq!(told["screen_is_blank"], false);
-    // That the point was in use, and nothing else.
+    // What came of it is said of its point, and of no other, nor of a copy.
+    let boot = |points: &Value| points[0]["boot"].clone();
+    let points = lab.vault.json(&["points", "shop"]);
+    let checks: Vec<&Value> = boot_checks(&points[0]).collect();
+    assert_eq!((&told["kept"], &boot(&points)["passed"]), (&json!(true), &json!(true)), "{points}");
+    assert_eq!(boot(&points)["answered_ms"], told["answered_ms"]);
+    let names = told["checks"].as_array().unwrap().iter().map(|check| &check["check"]);
+    assert_eq!(checks, names.collect::<Vec<_>>());
+    let table = lab.vault.ok(&["points"]).out;
+    assert!(table.contains(&format!(", came up in {:.1} s", first as f64 / 1000.0)), "{table}");
+    // That the point was in use, what came of it, and nothing else.
     let (log, mut after) = (lab.vault.repo().join("log"), lab.contents());
     after.retain(|path, _| !path.starts_with(&log) || before.contains_key(path));
     assert!(after == before, "nothing was written to the repository");
@@ -196,6 +250,7 @@ fn a_machine_that_does_not_boot_is_told_with_what_it_shows() {
     assert!(std::fs::read(picture).unwrap().starts_with(PNG));
     assert_eq!(told["screen_is_blank"], false, "its firmware says so");
     assert!(lab.is_clean());
+    lab.is_known_to_have_failed();
     // What a point cannot be run by is told of that point.
     let disk = lab.vault.rack.path("broken.raw");
     lab.vault.ok(&["backup", "disks", "--disk", disk.to_str().unwrap()]);
@@ -212,6 +267,65 @@ fn a_machine_that_does_not_boot_is_told_with_what_it_shows() {
         [&["--timeout", "1s", "--check", "serial:x", "--"], &ours[..], &["virtio-blk-pci,drive={disk0}"]];
     let (told, code) = lab.verify("disks", &by_arguments.concat());
     assert_eq!((code, &told["why"]), (1, &json!("not all checks held within 1 s")), "{told}");
+}
+
+/// Machines that come to nothing within 4 s each: from when to when they ran, by the host's clock.
+fn run_two(memory_mib: u64) -> Vec<(u64, u64)> {
+    let lab = Lab::new();
+    for vm in ["one", "two"] {
+        let disk = lab.vault.rack.image(&format!("{vm}.raw"), 1 << 20, 0);
+        lab.back_up_with(vm, &disk, &format!("{memory_mib}M"));
+    }
+    let scratch = lab.scratch();
+    let report = lab.vault.rack.path("report.html");
+    let arguments = ["verify", "--boot", "--parallel", "2", "--timeout", "4s", "--json", "--scratch-dir"];
+    let files = [scratch.to_str().unwrap(), "--report", report.to_str().unwrap()];
+    let answer = lab.vault.refused(&[&arguments[..], &files].concat());
+    let told: Vec<Value> = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!((told.len(), &told[0]["vm"], &told[1]["vm"]), (2, &json!("one"), &json!("two")), "in order");
+    assert!(answer.err.contains("2 of 2 machines did not come up"), "{}", answer.err);
+    let page = std::fs::read_to_string(report).unwrap();
+    assert!(page.contains("2 machines of") && page.contains("one@") && page.contains("two@"), "{page}");
+    assert!(lab.is_clean());
+    let points = lab.vault.json(&["points"]);
+    let mut spans: Vec<(u64, u64)> = told
+        .iter()
+        .map(|told| {
+            let point = points.as_array().unwrap().iter().find(|point| point["vm"] == told["vm"]).unwrap();
+            assert_eq!(told["why"], "not all checks held within 4 s", "{told}");
+            // The result is made a moment after the machine's end.
+            let end = point["boot"]["at_unix_ms"].as_u64().unwrap();
+            (end - told["ended_ms"].as_u64().unwrap() + told["powered_on_ms"].as_u64().unwrap(), end)
+        })
+        .collect();
+    spans.sort_unstable();
+    spans
+}
+
+#[test]
+fn machines_run_at_once_as_far_as_their_memory_fits_into_the_host() {
+    let spans = run_two(64);
+    assert!(spans[1].0 < spans[0].1, "they ran at the same time: {spans:?}");
+    // Each fits, and both do not.
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let available = meminfo.lines().find(|line| line.starts_with("MemAvailable:")).unwrap();
+    let kib: u64 = available.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let spans = run_two((kib >> 10) * 7 / 10);
+    assert!(spans[1].0 >= spans[0].1, "one ran after the other: {spans:?}");
+}
+
+#[test]
+fn what_a_repository_cannot_keep_is_told_and_the_machine_seen_to() {
+    let lab = Lab::new();
+    lab.back_up_broken();
+    let place = lab.vault.rack.path("read-only");
+    let _mounted = ReadOnly::of(&lab.vault.repo(), &place);
+    let (told, code) = lab.verify("broken", &["--timeout", "1s", "--repo", place.to_str().unwrap()]);
+    assert_eq!(
+        (code, &told["kept"], &told["why"]),
+        (1, &json!(false), &json!("not all checks held within 1 s"))
+    );
+    assert_eq!(lab.vault.json(&["points"])[0]["boot"], Value::Null);
 }
 
 #[test]

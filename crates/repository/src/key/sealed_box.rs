@@ -18,6 +18,7 @@ pub enum BoxPurpose {
     /// The name of whoever has a writer's key.
     WriterName,
     Reader,
+    Boot,
 }
 
 impl BoxPurpose {
@@ -27,6 +28,7 @@ impl BoxPurpose {
             BoxPurpose::Commit => b"rempart commit 1",
             BoxPurpose::WriterName => b"rempart writer name 1",
             BoxPurpose::Reader => b"rempart reader 1",
+            BoxPurpose::Boot => b"rempart boot 1",
         };
         [name, &repository.0].concat()
     }

@@ -11,6 +11,8 @@ pub const MAX_OBJECTS: usize = 16 * 1024;
 pub const MAX_ROOTS: usize = 16 * 1024;
 /// Bytes of what an entry carries sealed, at most.
 pub const MAX_PAYLOAD: usize = 1024 * 1024;
+/// Bytes of what came of a boot, at most: each checkpoint has those of all backups.
+pub const MAX_BOOT: usize = 16 * 1024;
 
 /// One change of the repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub enum Body {
     Damaged(Damaged),
     /// Backups are in use by this session, as long as it is open: nobody forgets them. The newest entry of a session counts.
     Read(Read),
+    /// What came of starting a backup's machine. The newest entry of a backup counts, as long as the backup is there.
+    Boot(Boot),
     /// A wrapped copy of the master key counts as removed: whoever would remove another one must find a third that stays.
     RemoveKey(WrappedKeyId),
     /// All of the above, folded. Entries before this one may be removed, but for those that are backups.
@@ -114,6 +118,14 @@ pub struct Read {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boot {
+    /// The entry of the backup.
+    pub root: u64,
+    /// What came of it: opaque here.
+    pub payload: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     /// How many there were before it.
     pub ordinal: u64,
@@ -139,11 +151,12 @@ mod kind {
     pub const CHECKPOINT: u16 = 14;
     pub const READ: u16 = 15;
     pub const REMOVE_KEY: u16 = 16;
+    pub const BOOT: u16 = 17;
 }
 
 /// Whether this version knows the kind.
 pub(super) fn is_known(kind: u16) -> bool {
-    (kind::CREATE..=kind::REMOVE_KEY).contains(&kind)
+    (kind::CREATE..=kind::BOOT).contains(&kind)
 }
 
 impl Body {
@@ -164,6 +177,7 @@ impl Body {
             Body::Damaged(_) => kind::DAMAGED,
             Body::Read(_) => kind::READ,
             Body::RemoveKey(_) => kind::REMOVE_KEY,
+            Body::Boot(_) => kind::BOOT,
             Body::Checkpoint(_) => kind::CHECKPOINT,
         }
     }
@@ -186,6 +200,7 @@ impl Body {
             Body::Damaged(_) => "damaged",
             Body::Read(_) => "read",
             Body::RemoveKey(_) => "remove-key",
+            Body::Boot(_) => "boot",
             Body::Checkpoint(_) => "checkpoint",
         }
     }
@@ -219,6 +234,10 @@ impl Body {
             }
             Body::Read(read) => read.encode(&mut writer),
             Body::RemoveKey(key) => writer.raw(&key.0),
+            Body::Boot(boot) => {
+                writer.short(boot.root);
+                writer.bytes(&boot.payload);
+            }
             Body::Checkpoint(checkpoint) => {
                 writer.short(checkpoint.ordinal);
                 writer.raw(&checkpoint.state);
@@ -260,6 +279,9 @@ impl Body {
             }
             kind::READ => Body::Read(Read::decode(reader)?),
             kind::REMOVE_KEY => Body::RemoveKey(WrappedKeyId(reader.array()?)),
+            kind::BOOT => {
+                Body::Boot(Boot { root: reader.short()?, payload: reader.bytes(MAX_BOOT)?.to_vec() })
+            }
             kind::CHECKPOINT => {
                 let ordinal = reader.short()?;
                 let state = reader.take(reader.0.len())?.to_vec();

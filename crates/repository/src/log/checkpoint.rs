@@ -1,6 +1,6 @@
 //! A state as bytes: the body of a checkpoint. One state has one encoding.
 
-use super::body::{Body, Key, MAX_PAYLOAD, Read};
+use super::body::{Body, Key, MAX_BOOT, MAX_PAYLOAD, Read};
 use super::codec::{Reader, Writer};
 use super::entry::{Meaning, Parsed};
 use super::numbers::Numbers;
@@ -91,9 +91,16 @@ impl State {
             read.encode(w);
         }
         // Nothing where there are none, as it was before there were any.
-        if !self.removed_keys.is_empty() {
+        if !self.removed_keys.is_empty() || !self.boots.is_empty() {
             w.short(self.removed_keys.len() as u64);
             self.removed_keys.iter().for_each(|key| w.raw(&key.0));
+        }
+        if !self.boots.is_empty() {
+            w.short(self.boots.len() as u64);
+            for (root, payload) in &self.boots {
+                w.short(*root);
+                w.bytes(payload);
+            }
         }
         writer.0
     }
@@ -128,15 +135,21 @@ impl State {
         let verified = Numbers::decode(r)?;
         let damaged = r.list(MANY, |r| Some((r.short()?, r.bytes(MAX_PAYLOAD)?.to_vec())))?;
         let reads = r.list(MANY, |r| Some((r.u32()?, Read::decode(r)?)))?;
-        let removed_keys = match r.at_end() {
-            Some(()) => BTreeSet::new(),
-            None => {
-                let keys = r.list(MANY, |r| r.array().map(WrappedKeyId))?;
-                let count = keys.len();
-                let keys: BTreeSet<WrappedKeyId> = keys.into_iter().collect();
-                (count > 0 && keys.len() == count).then_some(keys)?
+        let (mut removed_keys, mut boots) = (BTreeSet::new(), BTreeMap::new());
+        if r.at_end().is_none() {
+            let keys = r.list(MANY, |r| r.array().map(WrappedKeyId))?;
+            let count = keys.len();
+            removed_keys = keys.into_iter().collect();
+            if removed_keys.len() != count {
+                return None;
             }
-        };
+            if count == 0 || r.at_end().is_none() {
+                boots = distinct(r.list(MANY, |r| Some((r.short()?, r.bytes(MAX_BOOT)?.to_vec())))?)?;
+                if boots.is_empty() {
+                    return None;
+                }
+            }
+        }
         r.at_end()?;
         let by_id = sessions.iter().map(|(number, session)| (session.id, *number)).collect();
         Some(State {
@@ -156,6 +169,7 @@ impl State {
             verified,
             damaged: distinct(damaged)?,
             reads: distinct(reads)?,
+            boots,
             removed_keys,
             newer,
         })

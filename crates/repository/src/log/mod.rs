@@ -27,8 +27,8 @@ pub(crate) mod tests;
 
 pub use append::Appended;
 pub use body::{
-    Body, Checkpoint, Commit, Condemn, Create, Damaged, Key, MAX_OBJECTS, MAX_PAYLOAD, MAX_ROOTS, Read,
-    Segment,
+    Body, Boot, Checkpoint, Commit, Condemn, Create, Damaged, Key, MAX_BOOT, MAX_OBJECTS, MAX_PAYLOAD,
+    MAX_ROOTS, Read, Segment,
 };
 pub use entry::{Header, name, number_of};
 pub use error::LogError;

@@ -1,7 +1,7 @@
 //! A writer's stay: everything but the first entry is written within one.
 
 use super::append::Appended;
-use super::body::{Body, Checkpoint, Commit, Condemn, Damaged, Key, Read, Segment};
+use super::body::{Body, Boot, Checkpoint, Commit, Condemn, Damaged, Key, Read, Segment};
 use super::entry;
 use super::error::LogError;
 use super::numbers::Numbers;
@@ -121,6 +121,11 @@ impl Session {
     /// Has these backups in use from now on, and no others.
     pub fn read(&mut self, now: WallTime, read: Read) -> Result<Appended, LogError> {
         self.append(now, Body::Read(read))
+    }
+
+    /// Tells what came of starting a backup's machine.
+    pub fn boot(&mut self, now: WallTime, boot: Boot) -> Result<Appended, LogError> {
+        self.append(now, Body::Boot(boot))
     }
 
     /// Says that a wrapped key is removed, if `may` finds, behind the state that it is given, that it may be.

@@ -35,6 +35,8 @@ pub struct State {
     pub(super) damaged: BTreeMap<u64, Vec<u8>>,
     /// What open sessions have in use.
     pub(super) reads: BTreeMap<SessionNumber, Read>,
+    /// What came of starting backups, by their entries.
+    pub(super) boots: BTreeMap<u64, Vec<u8>>,
     /// Wrapped keys that are removed, or about to be.
     pub(super) removed_keys: BTreeSet<WrappedKeyId>,
     /// An entry of a kind that only a newer version knows was skipped: what may follow it is not known here.
@@ -203,6 +205,11 @@ impl State {
         &self.damaged
     }
 
+    /// What came of starting a backup's machine, the last time that somebody did.
+    pub fn boot(&self, root: u64) -> Option<&[u8]> {
+        self.boots.get(&root).map(Vec::as_slice)
+    }
+
     /// Whether the wrapped key is removed, or about to be.
     pub fn key_is_removed(&self, key: WrappedKeyId) -> bool {
         self.removed_keys.contains(&key)
@@ -258,6 +265,7 @@ impl State {
             verified: Numbers::new(),
             damaged: BTreeMap::new(),
             reads: BTreeMap::new(),
+            boots: BTreeMap::new(),
             removed_keys: BTreeSet::new(),
             newer: false,
         })
@@ -400,6 +408,8 @@ impl State {
             Body::Read(read) => self.check_read(read),
             Body::RemoveKey(key) if self.removed_keys.contains(key) => Err(Refusal::Nothing),
             Body::RemoveKey(_) => Ok(()),
+            Body::Boot(boot) if !self.roots.contains_key(&boot.root) => Err(Refusal::NoSuchRoot(boot.root)),
+            Body::Boot(_) => Ok(()),
             Body::Gone(objects) => self.all(objects, |object| object.status == Status::Condemned),
             Body::Verified(packs) => self.all(packs, |object| {
                 object.status == Status::Live && matches!(object.content, Content::Pack(_))
@@ -567,6 +577,7 @@ impl State {
             Body::Forget(roots) => {
                 for root in roots {
                     self.roots.remove(&root).expect("the entry was checked");
+                    self.boots.remove(&root);
                 }
             }
             Body::Gone(objects) => self.objects.set_status(&objects, Status::Gone),
@@ -585,6 +596,9 @@ impl State {
             }
             Body::RemoveKey(key) => {
                 self.removed_keys.insert(key);
+            }
+            Body::Boot(boot) => {
+                self.boots.insert(boot.root, boot.payload);
             }
             Body::Checkpoint(_) => {
                 self.checkpoints += 1;
@@ -687,6 +701,9 @@ impl State {
             if !is_ascending(&read.roots) || !read.roots.iter().all(|root| self.roots.contains_key(root)) {
                 return Some("a backup is in use that is not there");
             }
+        }
+        if !self.boots.keys().all(|root| self.roots.contains_key(root)) {
+            return Some("a backup was started that is not there");
         }
         for (number, session) in &self.sessions {
             if session.objects != objects.remove(number).unwrap_or(0) {

@@ -1,10 +1,13 @@
 //! The log on objects in memory, one story a test.
 
-use super::body::{Commit, Condemn, Read, Segment};
+use super::body::{Boot, Commit, Condemn, Read, Segment};
 use super::entry::{self, Header};
 use super::sign::Ed25519;
 use super::*;
-use crate::{ChainId, DomainId, EntryHash, PackId, RepositoryId, SIGNATURE, SegmentId, SessionId, Verifier};
+use crate::{
+    ChainId, DomainId, EntryHash, PackId, RepositoryId, SIGNATURE, SegmentId, SessionId, Verifier,
+    WrappedKeyId,
+};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use rempart_objects::{Created, Error, ErrorKind, Front, Memory, Name, Objects};
 use rempart_types::WallTime;
@@ -277,6 +280,7 @@ fn an_agent_writes_into_its_domain_and_maintains_nothing() {
         Body::Gone(numbers([1])),
         Body::Verified(numbers([1])),
         Body::Read(Read { roots: vec![root], payload: Vec::new() }),
+        Body::Boot(Boot { root, payload: vec![1] }),
         Body::Revoke(agent.verifier().id()),
         Body::Key(Key { public: key(5).verifier(), domain: OWNER }),
         Body::Damaged(Damaged { settles: Vec::new(), payload: vec![1] }),
@@ -341,6 +345,61 @@ fn a_backup_that_is_read_is_not_forgotten() {
     other.read(NOW, read(&[root])).unwrap();
     other.end(NOW).unwrap();
     writer.forget(NOW, vec![root]).expect("it ended");
+}
+
+#[test]
+fn what_came_of_a_boot_is_known_as_long_as_its_backup() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    let roots: Vec<u64> =
+        (0..2).map(|_| commit(&mut writer, &commit_of(Numbers::new())).unwrap().number).collect();
+    let boot = |root, result: u8| Boot { root, payload: vec![result] };
+    assert_eq!(refusal(writer.boot(NOW, boot(999, 1))), Refusal::NoSuchRoot(999));
+    for (root, result) in [(roots[0], 1), (roots[1], 2), (roots[0], 3)] {
+        writer.boot(NOW, boot(root, result)).unwrap();
+    }
+    for checkpoint in [false, true] {
+        if checkpoint {
+            writer.checkpoint(NOW).unwrap();
+            writer.truncate().unwrap();
+        }
+        let state = open(&objects).state().clone();
+        assert_eq!(
+            roots.iter().map(|root| state.boot(*root)).collect::<Vec<_>>(),
+            [Some(&[3][..]), Some(&[2])]
+        );
+        assert_eq!(state.contradiction(), None);
+    }
+    writer.forget(NOW, vec![roots[0]]).unwrap();
+    assert_eq!((writer.state().boot(roots[0]), writer.state().boot(roots[1])), (None, Some(&[2][..])));
+    assert_eq!(refusal(writer.boot(NOW, boot(roots[0], 4))), Refusal::NoSuchRoot(roots[0]));
+    writer.checkpoint(NOW).unwrap();
+    assert_eq!(open(&objects).state(), writer.state());
+}
+
+/// The lists at a state's end are not there where they are empty, and no state has two encodings.
+#[test]
+fn a_state_without_boots_or_removed_keys_is_as_it_was_before_there_were_any() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    let root = commit(&mut writer, &commit_of(Numbers::new())).unwrap().number;
+    let bare = writer.state().encode();
+    let decoded = |bytes: &[u8]| State::decode(bytes, REPOSITORY);
+    assert_eq!(decoded(&bare).as_ref(), Some(writer.state()));
+    for more in [&[0][..], &[0, 0]] {
+        assert_eq!(decoded(&[&bare, more].concat()), None, "{more:?}");
+    }
+    writer.boot(NOW, Boot { root, payload: vec![9] }).unwrap();
+    let booted = writer.state().clone();
+    assert_eq!(decoded(&booted.encode()), Some(booted));
+    writer.remove_key::<LogError>(NOW, WrappedKeyId([8; 16]), |_| Ok(())).unwrap();
+    let both = writer.state().clone();
+    assert_eq!(decoded(&both.encode()), Some(both.clone()));
+    assert_eq!(decoded(&[&both.encode()[..], &[0]].concat()), None);
+    writer.forget(NOW, vec![root]).unwrap();
+    let removed = writer.state().clone();
+    assert_eq!(decoded(&removed.encode()), Some(removed.clone()));
+    assert_eq!(decoded(&[&removed.encode()[..], &[0]].concat()), None);
 }
 
 #[test]
@@ -486,6 +545,7 @@ fn eventful() -> (Arc<dyn Objects>, Session) {
     other.verified(NOW, numbers([4])).unwrap();
     other.damaged(NOW, Damaged { settles: Vec::new(), payload: vec![1, 2, 3] }).unwrap();
     other.read(NOW, Read { roots: vec![root], payload: vec![4, 5] }).unwrap();
+    other.boot(NOW, Boot { root, payload: vec![6, 7] }).unwrap();
     (objects, other)
 }
 

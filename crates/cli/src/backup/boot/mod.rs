@@ -3,11 +3,13 @@
 mod check;
 mod guest;
 mod report;
+mod room;
 mod scratch;
 
-use super::access::{chain, describe};
-use super::hardware::Hardware;
+use super::access::{chain, describe, now};
+use super::hardware::{Hardware, parse_definition};
 use super::serve::{Memory, SocketFile, disk_reader, tell_unreadable};
+use crate::output::bytes;
 use crate::{Output, parse};
 use check::{Check, Probe, unchecked};
 use clap::Args;
@@ -18,10 +20,12 @@ use rempart_hypervisor::qmp::{Event, EventStream, Heard};
 use rempart_notify::{MailConfig, Mailer};
 use rempart_repository::{Point, Repository};
 use report::{Checked, Verified};
+use room::Room;
 use rustix::thread::UnshareFlags;
 use scratch::Scratch;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -45,6 +49,10 @@ pub struct Boot {
     /// in the backup, or else `quiet`.
     #[arg(long = "check", value_name = "CHECK", requires = "boot")]
     checks: Vec<Check>,
+    /// Start so many machines at once, as far as their memory fits into what this host has free; one at least. Without it: one for
+    /// every two processors.
+    #[arg(long, value_name = "MACHINES", requires = "boot", value_parser = clap::value_parser!(u16).range(1..))]
+    parallel: Option<u16>,
     /// How long a machine may take from its power-on until all checks hold.
     #[arg(long, requires = "boot", default_value = "5m", value_parser = parse::seconds)]
     timeout: u64,
@@ -94,7 +102,7 @@ pub fn those_that_run(command: &Boot, points: Vec<(u64, Point)>, output: Output)
     run
 }
 
-/// Starts one machine after the other. An error if any of them failed.
+/// Starts the machines, some of them at once. An error if any of them failed.
 pub fn run(
     command: &Boot,
     repository: &Arc<Repository>,
@@ -107,25 +115,27 @@ pub fn run(
         let made = std::fs::create_dir_all(folder);
         made.map_err(|e| Error::failed(format!("cannot make `{}`", folder.display())).cause(e))?;
     }
-    let mut verified = Vec::new();
-    for (root, point) in points {
-        let mut found = Verified::of(*root, point);
-        output.tell(&format!("{}@{root}: it is started", point.vm));
-        match machine(command, &cache, point, &mut found, output) {
-            Ok(()) => found.passed = found.why.is_none(),
-            Err(error) => found.why = Some(error.cause.unwrap_or(error.message)),
+    let (room, next) = (Room::available(), AtomicUsize::new(0));
+    let verified: Vec<Mutex<Option<Verified>>> = points.iter().map(|_| Mutex::new(None)).collect();
+    let work = || -> Result<(), Error> {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some((root, point)) = points.get(number) else { return Ok(()) };
+            let memory = command.memory_of(point);
+            let wait =
+                || output.tell(&format!("{}@{root}: it waits for {} of memory", point.vm, bytes(memory)));
+            let _place = room.take(memory, wait);
+            let found = one(command, repository, &cache, (*root, point), output)?;
+            *verified[number].lock().expect("no holder panics") = Some(found);
         }
-        if let Some(folder) = &command.screenshots
-            && !found.screenshot.is_empty()
-        {
-            let file = folder.join(format!("{}@{root}.png", point.vm.replace('/', "%2F")));
-            let written = std::fs::write(&file, &found.screenshot);
-            written.map_err(|e| Error::failed(format!("cannot write `{}`", file.display())).cause(e))?;
-            found.screenshot_file = Some(file);
-        }
-        found.tell(output);
-        verified.push(found);
-    }
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..command.at_once().min(points.len())).map(|_| scope.spawn(work)).collect();
+        let ended = work();
+        others.into_iter().fold(ended, |ended, other| ended.and(other.join().expect("it does not panic")))
+    })?;
+    let verified = verified.into_iter().filter_map(|found| found.into_inner().expect("no holder panics"));
+    let verified: Vec<Verified> = verified.collect();
     let page = report::page(repository.objects().url(), &verified);
     if let Some(file) = &command.report {
         let written = std::fs::write(file, &page);
@@ -142,6 +152,58 @@ pub fn run(
         0 => Ok(()),
         failed => Err(Error::failed(format!("{failed} of {} machines did not come up", verified.len()))),
     }
+}
+
+impl Boot {
+    fn at_once(&self) -> usize {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        self.parallel.map_or((processors / 2).max(1), usize::from)
+    }
+
+    /// Bytes that its machine will have; all there are where nobody can tell.
+    fn memory_of(&self, point: &Point) -> u64 {
+        if !self.arguments.is_empty() {
+            return room::of_arguments(&self.arguments).unwrap_or(u64::MAX);
+        }
+        let definition =
+            point.definition.as_ref().map(|definition| parse_definition(&definition.content, ""));
+        // Where it makes no sense, nothing is started.
+        let memory = definition.and_then(Result::ok).map_or(0, |definition| definition.memory_bytes);
+        self.vm_memory.map_or(memory, |most| memory.min(most))
+    }
+}
+
+/// One machine, and what there is to keep of it.
+fn one(
+    command: &Boot,
+    repository: &Repository,
+    cache: &Arc<ChunkCache>,
+    (root, point): (u64, &Point),
+    output: Output,
+) -> Result<Verified, Error> {
+    let mut found = Verified::of(root, point);
+    output.tell(&format!("{}@{root}: it is started", point.vm));
+    match machine(command, cache, point, &mut found, output) {
+        Ok(()) => found.passed = found.why.is_none(),
+        Err(error) => found.why = Some(error.cause.unwrap_or(error.message)),
+    }
+    match repository.keep_boot(root, &found.result(), now()) {
+        Ok(()) => found.kept = true,
+        Err(error) => {
+            let name = format!("{}@{root}", point.vm);
+            output.tell(&format!("{name}: the repository does not keep what came of it: {}", chain(&error)));
+        }
+    }
+    if let Some(folder) = &command.screenshots
+        && !found.screenshot.is_empty()
+    {
+        let file = folder.join(format!("{}@{root}.png", point.vm.replace('/', "%2F")));
+        let written = std::fs::write(&file, &found.screenshot);
+        written.map_err(|e| Error::failed(format!("cannot write `{}`", file.display())).cause(e))?;
+        found.screenshot_file = Some(file);
+    }
+    found.tell(output);
+    Ok(found)
 }
 
 fn mailer(file: &Path) -> Result<Mailer, Error> {

@@ -5,11 +5,13 @@
 use super::check::{Probe, plain};
 use super::milliseconds;
 use crate::Output;
+use crate::backup::access::now;
+use crate::backup::create::host_name;
 use crate::backup::points::time;
 use data_encoding::BASE64;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use rempart_notify::{Attachment, Message};
-use rempart_repository::Point;
+use rempart_repository::{BootCheck, BootResult, Point};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -48,6 +50,8 @@ pub struct Verified {
     pub console: String,
     pub screen_is_blank: Option<bool>,
     pub screenshot_file: Option<PathBuf>,
+    /// Whether the repository keeps what came of it.
+    pub kept: bool,
     /// PNG.
     #[serde(skip)]
     pub screenshot: Vec<u8>,
@@ -82,6 +86,24 @@ impl Verified {
             taken_unix_ms: point.taken.0,
             taken: time(point.taken),
             ..Verified::default()
+        }
+    }
+
+    /// What the repository keeps of it.
+    pub fn result(&self) -> BootResult {
+        let checks = self.checks.iter().map(|checked| BootCheck {
+            check: checked.check.clone(),
+            passed: checked.passed,
+            after_ms: checked.after_ms,
+        });
+        BootResult {
+            at: now(),
+            host: host_name(),
+            passed: self.passed,
+            why: self.why.as_ref().map(|why| plain(why.as_bytes(), 2000)),
+            powered_on_ms: self.powered_on_ms,
+            answered_ms: self.answered_ms,
+            checks: checks.collect(),
         }
     }
 
