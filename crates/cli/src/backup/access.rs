@@ -1,7 +1,8 @@
 //! Which repository, and what opens it.
 
 use crate::{Output, parse};
-use clap::Args;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, FromArgMatches};
 use rempart_api::Error;
 use rempart_objects::Objects;
 use rempart_repository::{
@@ -10,6 +11,7 @@ use rempart_repository::{
 use rempart_types::WallTime;
 use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,14 +23,14 @@ pub struct Access {
     #[arg(long = "repo", env = "REMPART_REPOSITORY")]
     repo: String,
     #[command(flatten)]
-    key: KeyArgs,
+    key: CommandLineFirst<KeyArgs>,
 }
 
 /// What opens a repository. Without either it is asked for on the terminal.
 #[derive(Debug, Clone, Args)]
 pub struct KeyArgs {
     /// A key file of the repository.
-    #[arg(long, env = "REMPART_KEY_FILE", conflicts_with = "passphrase_file")]
+    #[arg(long, env = "REMPART_KEY_FILE")]
     pub key_file: Option<PathBuf>,
     /// A file whose first line is the passphrase.
     #[arg(long, env = "REMPART_PASSPHRASE_FILE")]
@@ -41,6 +43,72 @@ pub struct KeyArgs {
     pub credentials: Option<PathBuf>,
 }
 
+impl KeyOptions for KeyArgs {
+    const NAMES: [&str; 2] = ["key_file", "passphrase_file"];
+
+    fn files(&mut self) -> [&mut Option<PathBuf>; 2] {
+        [&mut self.key_file, &mut self.passphrase_file]
+    }
+}
+
+/// Options for two files, of which one opens a repository.
+pub trait KeyOptions: Args {
+    /// Of the fields.
+    const NAMES: [&str; 2];
+
+    fn files(&mut self) -> [&mut Option<PathBuf>; 2];
+}
+
+/// Such options: where the command line names one of the files, what the environment says of the other counts for nothing.
+#[derive(Debug, Clone)]
+pub struct CommandLineFirst<T>(T);
+
+impl<T> Deref for CommandLineFirst<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: KeyOptions> Args for CommandLineFirst<T> {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        T::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        T::augment_args_for_update(command)
+    }
+}
+
+impl<T: KeyOptions> FromArgMatches for CommandLineFirst<T> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut options = T::from_arg_matches(matches)?;
+        let on_command_line =
+            T::NAMES.map(|name| matches.value_source(name) == Some(ValueSource::CommandLine));
+        let [key_file, passphrase_file] = options.files();
+        match on_command_line {
+            [true, false] => *passphrase_file = None,
+            [false, true] => *key_file = None,
+            _ if key_file.is_none() || passphrase_file.is_none() => {}
+            [is_given, _] => {
+                let place = if is_given { "on the command line" } else { "in the environment" };
+                let [key_file, passphrase_file] = T::NAMES.map(|name| name.replace('_', "-"));
+                let why = format!(
+                    "both --{key_file} and --{passphrase_file} are said {place}: one of them opens the repository\n"
+                );
+                return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, why));
+            }
+        }
+        Ok(CommandLineFirst(options))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
 /// Makes a repository in an empty directory, bucket or container, or under a prefix of one.
 ///
 /// A bucket is `s3://BUCKET/PREFIX`, a container of Azure `az://ACCOUNT/CONTAINER/PREFIX`; `?endpoint=https://HOST` and
@@ -50,7 +118,7 @@ pub struct Create {
     /// Where: a directory that does not exist yet, or is empty; or the URL of a bucket or container, which must exist.
     url: String,
     #[command(flatten)]
-    key: KeyArgs,
+    key: CommandLineFirst<KeyArgs>,
     /// Make a new key file there and let it open the repository, instead of a passphrase.
     // What the environment opens other repositories by is no contradiction.
     #[arg(long)]
@@ -201,7 +269,7 @@ fn place(url: &str, key: &KeyArgs, create: bool) -> Result<Arc<dyn Objects>, Err
 
 impl Access {
     pub fn of(repo: String, key: KeyArgs) -> Access {
-        Access { repo, key }
+        Access { repo, key: CommandLineFirst(key) }
     }
 
     pub fn key_args(&self) -> &KeyArgs {

@@ -1,6 +1,6 @@
 //! `rempart copy`.
 
-use super::access::{Access, KeyArgs, chain, describe, now};
+use super::access::{Access, CommandLineFirst, KeyArgs, KeyOptions, chain, describe, now};
 use super::create::shown;
 use super::in_use::InUse;
 use super::points::{all, find, open_log, time};
@@ -40,18 +40,32 @@ pub struct Copy {
     /// The second repository.
     #[arg(long, value_name = "REPO", env = "REMPART_COPY_REPOSITORY")]
     to: String,
-    /// A key file of the second repository.
-    #[arg(long, value_name = "FILE", env = "REMPART_COPY_KEY_FILE", conflicts_with = "to_passphrase_file")]
-    to_key_file: Option<PathBuf>,
-    /// A file whose first line is the second repository's passphrase.
-    #[arg(long, value_name = "FILE", env = "REMPART_COPY_PASSPHRASE_FILE")]
-    to_passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    key: CommandLineFirst<ToKey>,
     /// Credentials of the second repository's bucket, as `--credentials`.
     #[arg(long, value_name = "FILE", env = "REMPART_COPY_CREDENTIALS_FILE")]
     to_credentials: Option<PathBuf>,
     /// Send no more than so many bytes a second, such as `2M`.
     #[arg(long, value_name = "RATE", value_parser = parse::byte_count)]
     bandwidth: Option<u64>,
+}
+
+#[derive(Debug, Clone, Args)]
+struct ToKey {
+    /// A key file of the second repository.
+    #[arg(long, value_name = "FILE", env = "REMPART_COPY_KEY_FILE")]
+    to_key_file: Option<PathBuf>,
+    /// A file whose first line is the second repository's passphrase.
+    #[arg(long, value_name = "FILE", env = "REMPART_COPY_PASSPHRASE_FILE")]
+    to_passphrase_file: Option<PathBuf>,
+}
+
+impl KeyOptions for ToKey {
+    const NAMES: [&str; 2] = ["to_key_file", "to_passphrase_file"];
+
+    fn files(&mut self) -> [&mut Option<PathBuf>; 2] {
+        [&mut self.to_key_file, &mut self.to_passphrase_file]
+    }
 }
 
 /// Where a copy is from; in place of a disk's position.
@@ -80,8 +94,8 @@ pub struct Origins {
 pub fn run(command: &Copy, output: Output) -> Result<(), Error> {
     let from = Origins::open(&command.access)?;
     let key = KeyArgs {
-        key_file: command.to_key_file.clone(),
-        passphrase_file: command.to_passphrase_file.clone(),
+        key_file: command.key.to_key_file.clone(),
+        passphrase_file: command.key.to_passphrase_file.clone(),
         credentials: command.to_credentials.clone(),
         ..command.access.key_args().clone()
     };

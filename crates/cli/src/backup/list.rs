@@ -1,6 +1,6 @@
 //! `rempart repo list`.
 
-use super::access::{Access, KeyArgs, describe, open_place};
+use super::access::{Access, CommandLineFirst, KeyArgs, describe, open_place};
 use super::points::{open_log, time};
 use crate::{Output, output::bytes};
 use clap::Args;
@@ -30,7 +30,7 @@ pub struct List {
     #[arg(value_name = "URL")]
     places: Vec<String>,
     #[command(flatten)]
-    key: KeyArgs,
+    key: CommandLineFirst<KeyArgs>,
 }
 
 /// A repository, as somebody named it or as it was found.
