@@ -207,6 +207,18 @@ impl NodeSink for Remembering<'_, '_> {
     }
 }
 
+/// Some places of so many, or all if they are no more, in ascending order: each is as likely as any other.
+pub(crate) fn draw(places: u64, wanted: usize) -> Vec<u64> {
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).expect("the system has random numbers");
+    let mut random = SmallRng::seed_from_u64(u64::from_le_bytes(seed));
+    let places = usize::try_from(places).unwrap_or(usize::MAX);
+    let drawn = rand::seq::index::sample(&mut random, places, wanted.min(places));
+    let mut drawn: Vec<u64> = drawn.into_iter().map(|place| place as u64).collect();
+    drawn.sort_unstable();
+    drawn
+}
+
 /// Reads a few chunks that are said not to have changed, and counts those that have.
 struct Audit<'a> {
     writer: &'a BackupWriter,
@@ -224,13 +236,7 @@ impl Audit<'_> {
         if unchanged == 0 || chunks == 0 {
             return Ok(());
         }
-        let mut seed = [0; 8];
-        getrandom::fill(&mut seed).expect("the system has random numbers");
-        let mut random = SmallRng::seed_from_u64(u64::from_le_bytes(seed));
-        let unchanged = usize::try_from(unchanged).unwrap_or(usize::MAX);
-        let drawn = rand::seq::index::sample(&mut random, unchanged, chunks.min(unchanged));
-        let mut drawn: Vec<u64> = drawn.into_iter().map(|place| place as u64).collect();
-        drawn.sort_unstable();
+        let drawn = draw(unchanged, chunks);
         // Chunks before which all of `not_these` were counted.
         let (mut passed, mut next) = (0, 0);
         // The chunk that has so many unchanged ones before it.

@@ -6,10 +6,12 @@
 use super::entry::{Time, order};
 use super::failed;
 use crate::BackupError;
+use crate::disk::draw;
 use rempart_repository::{ChunkId, DomainId};
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -59,16 +61,28 @@ pub(super) struct Record {
     pub chunks: Vec<(u64, ChunkId)>,
 }
 
+impl Record {
+    /// Chunks, those of zeroes among them, if its identity would tell of a change.
+    fn settled_chunks(&self, chunk_size: u32) -> u64 {
+        if self.is_settled { self.size.div_ceil(chunk_size.into()) } else { 0 }
+    }
+}
+
 /// What is known of the backup before.
 #[derive(Debug)]
 pub struct Known {
     records: Records,
     next: Option<Record>,
+    chunk_size: u32,
+    /// Chunks of settled files before the next one.
+    passed: u64,
+    /// Chunks of settled files, counted through all of them, that are read all the same, in ascending order.
+    audit: VecDeque<u64>,
 }
 
 impl Known {
-    /// `None` if there is nothing, or nothing that can be believed.
-    pub(super) fn open(path: &Path, domain: DomainId, chunk_size: u32) -> Option<Known> {
+    /// `None` if there is nothing, or nothing that can be believed. So many chunks are drawn to be audited.
+    pub(super) fn open(path: &Path, domain: DomainId, chunk_size: u32, audit: usize) -> Option<Known> {
         let mut file = File::open(path).ok()?;
         let mut rest = file.metadata().ok()?.len().checked_sub(HASH as u64)?;
         let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; 1 << 20]);
@@ -83,22 +97,42 @@ impl Known {
         if hasher.finalize() != hash {
             return None;
         }
-        let mut known = Known { records: Records::open(file, domain, chunk_size).ok()??, next: None };
-        known.next = known.records.next().ok()?;
-        Some(known)
+        let mut records = Records::open(file.try_clone().ok()?, domain, chunk_size).ok()??;
+        let mut chunks = 0;
+        while let Some(record) = records.next().ok()? {
+            chunks += record.settled_chunks(chunk_size);
+        }
+        let mut records = Records::open(file, domain, chunk_size).ok()??;
+        let next = records.next().ok()?;
+        Some(Known { records, next, chunk_size, passed: 0, audit: draw(chunks, audit).into() })
     }
 
-    /// What is known of the file at `path`. Paths must rise.
-    pub(super) fn find(&mut self, path: &[u8]) -> Option<Record> {
+    /// What is known of the file at `path`, and which of its chunks are to be audited. Paths must rise.
+    pub(super) fn find(&mut self, path: &[u8]) -> Option<(Record, Vec<u64>)> {
         while let Some(record) = &self.next {
             match order(&record.path, path) {
                 Ordering::Greater => return None,
-                Ordering::Equal => return self.next.clone().filter(|record| record.is_settled),
-                // What cannot be read any more is not known.
-                Ordering::Less => self.next = self.records.next().unwrap_or_default(),
+                Ordering::Equal if !record.is_settled => return None,
+                Ordering::Equal => return Some((record.clone(), self.audit_of_next())),
+                Ordering::Less => {
+                    self.passed += record.settled_chunks(self.chunk_size);
+                    // What cannot be read any more is not known.
+                    self.next = self.records.next().unwrap_or_default();
+                }
             }
         }
         None
+    }
+
+    fn audit_of_next(&mut self) -> Vec<u64> {
+        let chunks = self.next.as_ref().map_or(0, |record| record.settled_chunks(self.chunk_size));
+        // Of files that are not there any more, nothing is audited.
+        while self.audit.pop_front_if(|place| *place < self.passed).is_some() {}
+        let mut own = Vec::new();
+        while let Some(place) = self.audit.pop_front_if(|place| *place < self.passed + chunks) {
+            own.push(place - self.passed);
+        }
+        own
     }
 }
 
@@ -233,14 +267,51 @@ mod tests {
     fn it_is_found_in_order_unless_it_may_have_changed() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("known");
-        assert!(Known::open(&path, DOMAIN, 4096).is_none());
+        assert!(Known::open(&path, DOMAIN, 4096, 0).is_none());
         write(&path);
-        let mut known = Known::open(&path, DOMAIN, 4096).expect("whole");
-        let found = ["a", "a/b", "a/bb", "a/c", "a b", "z"].map(|path| known.find(path.as_bytes()));
+        let mut known = Known::open(&path, DOMAIN, 4096, 0).expect("whole");
+        let found = ["a", "a/b", "a/bb", "a/c", "a b", "z"]
+            .map(|path| known.find(path.as_bytes()).map(|(record, _)| record));
         let expected = [None, Some(record("a/b", true)), None, None, Some(record("a b", true)), None];
         assert_eq!(found, expected);
-        assert!(Known::open(&path, DomainId([8; 16]), 4096).is_none(), "another key's");
-        assert!(Known::open(&path, DOMAIN, 8192).is_none(), "in other chunks");
+        assert!(Known::open(&path, DomainId([8; 16]), 4096, 0).is_none(), "another key's");
+        assert!(Known::open(&path, DOMAIN, 8192, 0).is_none(), "in other chunks");
+    }
+
+    /// Each chunk of a file whose identity would tell of a change is drawn as often as any other.
+    #[test]
+    fn as_many_chunks_are_audited_as_are_asked_for_of_files_that_are_known() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("known");
+        let mut new = NewKnown::create(&path, DOMAIN, 4096).expect("creates");
+        let sizes =
+            [("a", 1, true), ("b", 3 * 4096 + 1, true), ("c", 9 * 4096, false), ("d", 2 * 4096, true)];
+        for (name, size, is_settled) in sizes {
+            new.push(&Record { size, ..record(name, is_settled) }).expect("writes");
+        }
+        new.finish().expect("writes").1.keep().expect("kept");
+        let audited = |wanted: usize, names: &[&str]| {
+            let mut known = Known::open(&path, DOMAIN, 4096, wanted).expect("whole");
+            let found = names
+                .iter()
+                .map(|name| known.find(name.as_bytes()).map_or_else(Vec::new, |(_, audit)| audit));
+            found.collect::<Vec<_>>()
+        };
+        let whole = [vec![0], vec![0, 1, 2, 3], vec![], vec![0, 1]];
+        assert_eq!(audited(64, &["a", "b", "c", "d"]), whole);
+        assert_eq!(audited(7, &["b", "d"]), [vec![0, 1, 2, 3], vec![0, 1]], "one is not there any more");
+        let mut times = [0; 7];
+        for _ in 0..700 {
+            let drawn = audited(2, &["a", "b", "c", "d"]);
+            assert_eq!(drawn.iter().map(Vec::len).sum::<usize>(), 2);
+            let [a, b, c, d] = drawn.try_into().expect("four");
+            assert!(c.is_empty());
+            let places =
+                a.into_iter().chain(b.into_iter().map(|at| at + 1)).chain(d.into_iter().map(|at| at + 5));
+            places.for_each(|place| times[place as usize] += 1);
+        }
+        // 200 each; 100 less are ten standard deviations.
+        assert!(times.iter().all(|times| (100..300).contains(times)), "{times:?}");
     }
 
     #[test]
@@ -253,9 +324,9 @@ mod tests {
             let mut flipped = whole.clone();
             flipped[at] ^= 4;
             std::fs::write(&path, &flipped).expect("writes");
-            assert!(Known::open(&path, DOMAIN, 4096).is_none(), "{at}");
+            assert!(Known::open(&path, DOMAIN, 4096, 0).is_none(), "{at}");
             std::fs::write(&path, &whole[..at]).expect("writes");
-            assert!(Known::open(&path, DOMAIN, 4096).is_none(), "{at}");
+            assert!(Known::open(&path, DOMAIN, 4096, 0).is_none(), "{at}");
         }
     }
 

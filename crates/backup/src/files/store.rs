@@ -6,7 +6,8 @@ use super::scan::{Met, PassedOver, scan};
 use super::select::Selection;
 use crate::{BackupError, Pace, Progress};
 use rempart_repository::{
-    BackupWriter, BlobWriter, ChunkId, FileTree, HowRead, NodeSink, NodeSource, Tree, TreeUpdate, is_zero,
+    BackupWriter, BlobWriter, ChunkId, Domain, FileTree, HowRead, NodeSink, NodeSource, Tree, TreeUpdate,
+    is_zero,
 };
 use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom, fadvise, fstat, openat, seek};
 use rustix::io::Errno;
@@ -32,6 +33,8 @@ const ENTRIES: u64 = 1024;
 const LONG_PAGE: usize = 256 << 10;
 /// What could not be read is named, up to so many.
 const NAMED: usize = 100;
+/// Of files that changed and did not show it, in a note.
+const NAMED_OTHER: usize = 20;
 
 /// Files that are to be backed up.
 #[derive(Debug)]
@@ -53,7 +56,8 @@ pub struct StoredFiles {
     pub known: Kept,
 }
 
-/// Stores what is new of files.
+/// Stores what is new of files. Of those that did not change, by what is known, a few chunks are read all the same; if one of
+/// them is another than before, everything is read.
 pub fn back_up_files(
     writer: &BackupWriter,
     job: &FilesJob<'_>,
@@ -61,27 +65,34 @@ pub fn back_up_files(
     progress: &Progress,
 ) -> Result<StoredFiles, BackupError> {
     let new_before = writer.new_bytes();
-    let chunk_size = writer.chunk_size().bytes();
     let name = blake3::hash(&job.selection.identity()).to_hex();
     let path = job.cache.join(format!("files-{}", &name[..32]));
-    let domain = writer.domain().id();
-    let mut known = Known::open(&path, domain, chunk_size);
-    let full_because = known.is_none().then(|| "this machine remembers no backup of these before".to_owned());
-    let mut store = Store {
-        writer,
-        chunk_size,
-        progress,
-        sinks: (0..pace.threads.max(1)).map(|_| writer.blobs()).collect(),
-        batch: Vec::new(),
-        batch_bytes: 0,
-        pages: Pages::default(),
-        known: NewKnown::create(&path, domain, chunk_size)?,
-        names: HashMap::new(),
-        sums: Sums::default(),
+    let (chunk_size, domain) = (writer.chunk_size().bytes(), writer.domain().id());
+    let meet = |known: Option<&mut Known>| meet_all(writer, job, &path, pace, progress, known);
+    let (met, full_because, audits) = match Known::open(&path, domain, chunk_size, pace.audit) {
+        None => (
+            meet(None)?,
+            Some("this machine remembers no backup of these before".to_owned()),
+            Audits::default(),
+        ),
+        Some(mut known) => {
+            let mut met = meet(Some(&mut known))?;
+            let audits = std::mem::take(met.0.audits.get_mut().expect("no holder panics"));
+            match audits.missed {
+                0 => (met, None, audits),
+                missed => {
+                    // What it stored is not stored again.
+                    drop(met);
+                    let why = format!(
+                        "{missed} of {} chunks of files that had not changed, by their sizes and times, were other than before",
+                        audits.audited
+                    );
+                    (meet(None)?, Some(why), audits)
+                }
+            }
+        }
     };
-    let passed_over = scan(job.selection, &mut |met| store.take(met, known.as_mut()))?;
-    store.store_batch()?;
-    let Store { sinks, mut pages, known, sums, .. } = store;
+    let (Store { sinks, mut pages, known, sums, .. }, passed_over) = met;
     let mut sinks = sinks.into_iter();
     let mut blobs = sinks.next().expect("there is one at least");
     sinks.try_for_each(BlobWriter::finish)?;
@@ -108,7 +119,8 @@ pub fn back_up_files(
     let starts: Vec<u8> = pages.starts.iter().flat_map(|start| start.to_le_bytes()).collect();
     let starts = writer.keep(&starts)?;
     let new = writer.new_bytes() - new_before;
-    let how = HowRead { full_because, read: sums.read, new, audited: 0, missed: 0 };
+    let Audits { audited, missed, read, .. } = audits;
+    let how = HowRead { full_because, read: sums.read + read, new, audited, missed };
     Ok(StoredFiles {
         tree: FileTree {
             pages: tree,
@@ -121,14 +133,42 @@ pub fn back_up_files(
             position: None,
             how,
         },
-        notes: notes(&passed_over, &sums),
+        notes: notes(&passed_over, &sums, &audits.files),
         unread: sums.named,
         known: kept,
     })
 }
 
-/// What may be asked for why it is not there.
-fn notes(passed_over: &PassedOver, sums: &Sums) -> Vec<String> {
+/// Meets everything that is selected, and reads what is not known.
+fn meet_all<'a>(
+    writer: &'a BackupWriter,
+    job: &FilesJob<'_>,
+    path: &Path,
+    pace: Pace,
+    progress: &'a Progress,
+    mut known: Option<&mut Known>,
+) -> Result<(Store<'a>, PassedOver), BackupError> {
+    let chunk_size = writer.chunk_size().bytes();
+    let mut store = Store {
+        writer,
+        chunk_size,
+        progress,
+        sinks: (0..pace.threads.max(1)).map(|_| writer.blobs()).collect(),
+        batch: Vec::new(),
+        batch_bytes: 0,
+        pages: Pages::default(),
+        known: NewKnown::create(path, writer.domain().id(), chunk_size)?,
+        names: HashMap::new(),
+        sums: Sums::default(),
+        audits: Mutex::default(),
+    };
+    let passed_over = scan(job.selection, &mut |met| store.take(met, known.as_deref_mut()))?;
+    store.store_batch()?;
+    Ok((store, passed_over))
+}
+
+/// What may be asked for why it is not there, or not as it was.
+fn notes(passed_over: &PassedOver, sums: &Sums, other: &[Vec<u8>]) -> Vec<String> {
     let PassedOver { excluded, caches, vanished, mounts, more_mounts } = passed_over;
     let mut notes = Vec::new();
     let mut count = |count: u64, what: &str| {
@@ -141,13 +181,33 @@ fn notes(passed_over: &PassedOver, sums: &Sums) -> Vec<String> {
     count(*vanished + sums.vanished, "files were removed before they were read");
     count(*excluded, "files or folders were excluded");
     count(*caches, "caches were left empty");
+    let named = |paths: &[Vec<u8>], more: u64| {
+        let named = paths.iter().map(|path| format!("/{}", String::from_utf8_lossy(path).escape_debug()));
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        named.collect::<Vec<_>>().join(", ") + &more
+    };
     if !mounts.is_empty() {
-        let named = mounts.iter().map(|path| format!("/{}", String::from_utf8_lossy(path).escape_debug()));
-        let named = named.collect::<Vec<_>>().join(", ");
-        let more = if *more_mounts > 0 { format!(" and {more_mounts} more") } else { String::new() };
-        notes.push(format!("other file systems are mounted there, and were not read: {named}{more}"));
+        let named = named(mounts, *more_mounts);
+        notes.push(format!("other file systems are mounted there, and were not read: {named}"));
+    }
+    if !other.is_empty() {
+        let first = &other[..other.len().min(NAMED_OTHER)];
+        let named = named(first, (other.len() - first.len()) as u64);
+        notes.push(format!("files were other than before, and their sizes and times the same: {named}"));
     }
     notes
+}
+
+/// What was read of files that had not changed, by what is known.
+#[derive(Debug, Default)]
+struct Audits {
+    /// Chunks.
+    audited: u64,
+    missed: u64,
+    /// Bytes.
+    read: u64,
+    /// Those that were other than before.
+    files: Vec<Vec<u8>>,
 }
 
 #[derive(Debug, Default)]
@@ -174,6 +234,7 @@ struct Store<'a> {
     /// Files that have several names: the first.
     names: HashMap<(u64, u64), Vec<u8>>,
     sums: Sums,
+    audits: Mutex<Audits>,
 }
 
 /// An entry whose turn has not come.
@@ -184,7 +245,12 @@ struct Pending {
 
 enum Content {
     None,
-    Known(Record),
+    Known {
+        record: Record,
+        /// Numbers of its chunks that are read all the same.
+        audit: Vec<u64>,
+        at: (Arc<OwnedFd>, CString),
+    },
     /// To be read.
     At(Arc<OwnedFd>, CString),
 }
@@ -212,9 +278,11 @@ impl<'a> Store<'a> {
                 if let Some(file) = first {
                     self.names.insert(file, entry.path.clone());
                 }
-                let record = known.and_then(|known| known.find(&entry.path));
-                content = match record.filter(|record| record.identity == identity) {
-                    Some(record) if self.is_there(&record)? => Content::Known(record),
+                let found = known.and_then(|known| known.find(&entry.path));
+                content = match found.filter(|(record, _)| record.identity == identity) {
+                    Some((record, audit)) if self.is_there(&record)? => {
+                        Content::Known { record, audit, at: (folder, name) }
+                    }
                     _ => Content::At(folder, name),
                 };
                 self.batch_bytes += identity.size;
@@ -243,7 +311,7 @@ impl<'a> Store<'a> {
         let outcomes = self.read_batch(&batch)?;
         for (Pending { mut entry, content }, outcome) in batch.into_iter().zip(outcomes) {
             let record = match (content, outcome) {
-                (Content::Known(record), _) => Some(record),
+                (Content::Known { record, .. }, None) => Some(record),
                 (_, Some(Outcome::Read { record, read, changed })) => {
                     self.sums.read += read;
                     self.sums.changed += u64::from(changed);
@@ -282,7 +350,8 @@ impl<'a> Store<'a> {
     fn read_batch(&mut self, batch: &[Pending]) -> Result<Vec<Option<Outcome>>, BackupError> {
         let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
         let outcomes: Vec<Mutex<Option<Outcome>>> = batch.iter().map(|_| Mutex::new(None)).collect();
-        let (chunk_size, progress) = (self.chunk_size, self.progress);
+        let (chunk_size, progress, writer, audits) =
+            (self.chunk_size, self.progress, self.writer, &self.audits);
         std::thread::scope(|scope| {
             for blobs in &mut self.sinks {
                 scope.spawn(|| {
@@ -290,17 +359,28 @@ impl<'a> Store<'a> {
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
                         let Some(pending) = batch.get(number) else { return };
-                        let Content::At(folder, name) = &pending.content else { continue };
+                        let (folder, name, known) = match &pending.content {
+                            Content::At(folder, name) => (folder, name, None),
+                            Content::Known { record, audit, at: (folder, name) } if !audit.is_empty() => {
+                                (folder, name, Some((record, audit)))
+                            }
+                            Content::None | Content::Known { .. } => continue,
+                        };
                         if failed.lock().expect("no holder panics").is_some() {
                             return;
                         }
-                        let reading = Reading {
+                        let mut reading = Reading {
                             path: &pending.entry.path,
                             folder,
                             name,
                             buffer: &mut buffer,
                             progress,
                         };
+                        if let Some((record, audit)) = known
+                            && reading.is_as_before(record, audit, writer.domain(), audits)
+                        {
+                            continue;
+                        }
                         match reading.store(blobs) {
                             Ok(outcome) => {
                                 *outcomes[number].lock().expect("no holder panics") = Some(outcome);
@@ -352,6 +432,50 @@ impl From<rempart_repository::Error> for NotRead {
 }
 
 impl Reading<'_> {
+    /// Whether these chunks of a file that did not change, by its size and times, are as they were. What cannot be told is to
+    /// be found out by reading it.
+    fn is_as_before(
+        &mut self,
+        record: &Record,
+        audit: &[u64],
+        domain: &Domain,
+        audits: &Mutex<Audits>,
+    ) -> bool {
+        let (mut missed, mut read) = (0, 0);
+        let chunk_size = self.buffer.len() as u64;
+        let mut compare = || {
+            let file = self.open()?;
+            for number in audit {
+                let start = number * chunk_size;
+                let plain = &mut self.buffer[..(record.size - start).min(chunk_size) as usize];
+                if !read_at(&file, plain, start)? {
+                    return Err(Errno::NODATA);
+                }
+                read += plain.len() as u64;
+                let before = record.chunks.iter().find(|(chunk, _)| chunk == number).map(|(_, id)| *id);
+                let now = (!is_zero(plain)).then(|| domain.chunk_id(plain));
+                missed += u64::from(now != before);
+            }
+            let after = fstat(&file)?;
+            let _ = fadvise(&file, 0, None, Advice::DontNeed);
+            Ok(Identity::of(&after))
+        };
+        let after = compare();
+        self.progress.add(read);
+        let mut audits = audits.lock().expect("no holder panics");
+        audits.read += read;
+        if after != Ok(record.identity) {
+            // It changed just now, and shows it.
+            return false;
+        }
+        audits.audited += audit.len() as u64;
+        audits.missed += missed;
+        if missed > 0 {
+            audits.files.push(self.path.to_vec());
+        }
+        missed == 0
+    }
+
     fn store(mut self, blobs: &mut BlobWriter<'_>) -> Result<Outcome, BackupError> {
         for attempt in 1..=TRIES {
             let file = match self.open() {

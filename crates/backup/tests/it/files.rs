@@ -5,8 +5,8 @@ use globset::GlobSet;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rempart_backup::{
-    Entry, FileReader, FilesJob, Kind, Progress, Selection, Time, back_up_files, check_files, copy_files,
-    restore_files,
+    Entry, FileReader, FilesJob, Kind, Pace, Progress, Selection, Time, back_up_files, check_files,
+    copy_files, restore_files,
 };
 use rempart_objects::Memory;
 use rempart_repository::{
@@ -29,16 +29,28 @@ fn lab() -> Lab {
 
 /// A point of everything in a folder; what was noted, and how many bytes were read.
 fn back_up(lab: &Lab, repository: &Arc<Repository>, what: &[PathBuf]) -> (u64, Vec<String>, u64) {
+    // Nothing is audited, so that what is read is told by what changed.
+    let (root, notes, how) = back_up_audited(lab, repository, what, 0);
+    (root, notes, how.read)
+}
+
+fn back_up_audited(
+    lab: &Lab,
+    repository: &Arc<Repository>,
+    what: &[PathBuf],
+    audit: usize,
+) -> (u64, Vec<String>, HowRead) {
     let selection = Selection::new(what, GlobSet::empty(), true).expect("it is there");
     let writer = BackupWriter::open(repository.clone()).expect("opens");
     let cache = repository.cache_folder().expect("a folder");
     let job = FilesJob { selection: &selection, cache: &cache };
-    let stored = back_up_files(&writer, &job, PACE, &Progress::default()).expect("stored");
-    let read = stored.tree.how.read;
+    let pace = Pace { audit, ..PACE };
+    let stored = back_up_files(&writer, &job, pace, &Progress::default()).expect("stored");
+    let how = stored.tree.how.clone();
     let point = Point { files: Some(stored.tree), ..lab.point(Vec::new()) };
     let written = writer.commit(repository.chain("shop"), None, &point, None).expect("committed");
     stored.known.keep().expect("kept");
-    (written.root, stored.notes, read)
+    (written.root, stored.notes, how)
 }
 
 /// Does something with the files of a point.
@@ -274,6 +286,125 @@ fn what_did_not_change_is_not_read_once_it_is_old_enough() {
     assert_eq!(last, 3);
     let to = restored(&lab, root, b"", "to");
     assert_eq!(inventory(&to.join(tree.strip_prefix("/").expect("whole"))), inventory(&tree));
+}
+
+/// A file system of its own, mounted as long as this is there: beneath it, bytes can be changed that nobody wrote.
+struct FileSystem {
+    image: PathBuf,
+    folder: PathBuf,
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = std::process::Command::new(program).args(arguments).output().expect("it is installed");
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+impl FileSystem {
+    fn new(lab: &Lab) -> FileSystem {
+        let (image, folder) = (lab.folder.path().join("image"), lab.folder.path().join("mounted"));
+        File::create(&image).and_then(|file| file.set_len(32 << 20)).expect("made");
+        run("mkfs.ext4", &["-q", image.to_str().expect("text")]);
+        fs::create_dir(&folder).expect("made");
+        let system = FileSystem { image, folder };
+        system.mount();
+        system
+    }
+
+    fn mount(&self) {
+        run(
+            "mount",
+            &["-o", "loop", self.image.to_str().expect("text"), self.folder.to_str().expect("text")],
+        );
+    }
+
+    /// Does something to it while nobody has it mounted.
+    fn beneath(&self, work: impl FnOnce(&str)) {
+        run("umount", &[self.folder.to_str().expect("text")]);
+        work(self.image.to_str().expect("text"));
+        self.mount();
+    }
+}
+
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.folder).status();
+    }
+}
+
+#[test]
+fn a_file_that_changed_and_does_not_show_it_is_found_stored_and_told() {
+    let lab = lab();
+    let system = FileSystem::new(&lab);
+    let path = |name: &str| system.folder.join(name);
+    for (number, name) in ["one", "two", "three"].into_iter().enumerate() {
+        fs::write(path(name), noise(number as u64 + 1, 3 * CHUNK + 100)).expect("written");
+    }
+    File::create(path("hole")).and_then(|file| file.set_len(2 * CHUNK as u64)).expect("made");
+    // Long ago, so that their times tell of changes.
+    system.beneath(|image| {
+        for name in ["one", "two", "three", "hole"] {
+            for time in ["ctime", "mtime"] {
+                run(
+                    "debugfs",
+                    &["-w", "-R", &format!("set_inode_field /{name} {time} 20200101000000"), image],
+                );
+            }
+        }
+    });
+    let all = [system.folder.clone()];
+    let back_up = |audit| back_up_audited(&lab, &lab.repository, &all, audit);
+    let (_, _, first) = back_up(64);
+    assert_eq!((first.audited, first.full_because.is_some()), (0, true));
+    let sum = 3 * (3 * CHUNK + 100) + 2 * CHUNK;
+    let (second, notes, how) = back_up(64);
+    // All chunks, holes too, are no more than are drawn.
+    assert_eq!((how.audited, how.missed, how.read), (14, 0, sum as u64));
+    assert_eq!((how.full_because, notes), (None, vec![]));
+    assert_eq!(back_up(5).2.audited, 5);
+
+    let identity = || {
+        let stat = fs::metadata(path("two")).expect("there");
+        (stat.ino(), stat.size(), stat.mtime(), stat.mtime_nsec(), stat.ctime(), stat.ctime_nsec())
+    };
+    let before = identity();
+    system.beneath(|image| {
+        // Its third chunk, of 64 KiB, begins with its 33rd block of 4 KiB or its 129th of 1 KiB.
+        let block_size: u64 = run("debugfs", &["-R", "stats -h", image])
+            .lines()
+            .find_map(|line| line.strip_prefix("Block size:")?.trim().parse().ok())
+            .expect("it is told");
+        let logical = 2 * CHUNK as u64 / block_size;
+        let block: u64 =
+            run("debugfs", &["-R", &format!("bmap /two {logical}"), image]).trim().parse().expect("a block");
+        let image = File::options().read(true).write(true).open(image).expect("opens");
+        let mut byte = [0];
+        image.read_exact_at(&mut byte, block * block_size + 17).expect("reads");
+        image.write_all_at(&[byte[0] ^ 1], block * block_size + 17).expect("written");
+    });
+    assert_eq!(identity(), before, "it does not show");
+    let rotten = fs::read(path("two")).expect("reads");
+    assert!(rotten != noise(2, 3 * CHUNK + 100));
+
+    assert_eq!(back_up(0).2.missed, 0, "who does not look does not see");
+    let (found, notes, how) = back_up(64);
+    assert_eq!((how.audited, how.missed), (14, 1));
+    let why =
+        "1 of 14 chunks of files that had not changed, by their sizes and times, were other than before";
+    assert_eq!(how.full_because.as_deref(), Some(why));
+    assert!(how.read >= 2 * sum as u64 - 2 * CHUNK as u64, "all was read: {how:?}");
+    assert!(how.new >= CHUNK as u64, "{how:?}");
+    let told = format!(
+        "files were other than before, and their sizes and times the same: {}",
+        path("two").display()
+    );
+    assert_eq!(notes, [told]);
+    for (root, to, content) in [(second, "before", noise(2, 3 * CHUNK + 100)), (found, "after", rotten)] {
+        let to = restored(&lab, root, b"", to).join(system.folder.strip_prefix("/").expect("whole"));
+        assert!(fs::read(to.join("two")).expect("reads") == content);
+    }
+    let (_, notes, how) = back_up(64);
+    assert_eq!((how.audited, how.missed, how.full_because, notes), (14, 0, None, vec![]), "it is known now");
 }
 
 #[test]
