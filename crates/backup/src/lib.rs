@@ -23,8 +23,8 @@ pub use copy::PointSource;
 pub use disk::{Changes, DiskJob, Pace, back_up_disk};
 pub use error::BackupError;
 pub use files::{
-    CheckedFiles, DamagedFile, Entry, FileReader, FilesJob, InvalidPattern, Kind, RestoredFiles, Selection,
-    StoredFiles, Time, back_up_files, check_files, copy_files, restore_files,
+    CheckedFiles, DamagedFile, Entry, FileFinder, FileReader, FilesJob, Found, InvalidPattern, Kind,
+    RestoredFiles, Selection, StoredFiles, Time, back_up_files, check_files, copy_files, restore_files,
 };
 pub use guest_files::{
     FileContent, GuestDisks, GuestError, GuestReaders, GuestVolume, Looked, ReadLimits, list_guest_files,

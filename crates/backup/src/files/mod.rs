@@ -3,6 +3,7 @@
 //! - [`Entry`]: what stands in a tree, and its order; pages of entries.
 //! - [`Selection`], [`back_up_files`]: which files, and storing what is new of them. What this machine remembers of
 //!   the backup before, so that what did not change is not read.
+//! - [`FileFinder`]: single files of a point, without reading all that stands in it.
 //! - [`FileReader`]: what stands in a point. [`restore_files`], [`check_files`].
 //!
 //! Who wrote a point may be an enemy of who reads it: nothing in it leads out of the folder that it is restored to.
@@ -10,6 +11,7 @@
 mod check;
 mod copy;
 mod entry;
+mod find;
 mod known;
 mod place;
 mod read;
@@ -21,6 +23,7 @@ mod store;
 pub use check::{CheckedFiles, DamagedFile, check_files};
 pub use copy::copy_files;
 pub use entry::{Entry, Kind, Time};
+pub use find::{FileFinder, Found};
 pub use read::FileReader;
 pub(crate) use restore::{Contents, Restore, write_at};
 pub use restore::{RestoredFiles, restore_files};

@@ -30,15 +30,20 @@ pub(super) struct LostPage {
     pub why: Error,
 }
 
+/// Whether a tree's numbers fit each other.
+pub(super) fn is_possible(tree: &FileTree) -> bool {
+    let (chunks, len) = &tree.starts;
+    tree.pages.chunks <= MAX_PAGES
+        && *len == tree.pages.chunks * 8
+        && CHUNK_SIZES.contains(&tree.chunk_size)
+        && chunks.len() as u64 <= len.div_ceil(u64::from(*CHUNK_SIZES.start()))
+}
+
 impl<'r> FileReader<'r> {
     pub fn new(reader: &'r BlobReader, tree: &FileTree) -> Result<FileReader<'r>, Error> {
         let damaged = |why: &'static str| Error::new(ErrorKind::Damaged, "files", why);
         let (chunks, len) = &tree.starts;
-        let is_possible = tree.pages.chunks <= MAX_PAGES
-            && *len == tree.pages.chunks * 8
-            && CHUNK_SIZES.contains(&tree.chunk_size)
-            && chunks.len() as u64 <= len.div_ceil(u64::from(*CHUNK_SIZES.start()));
-        if !is_possible {
+        if !is_possible(tree) {
             return Err(damaged("they are no tree of files"));
         }
         let (mut bytes, mut plain, mut decompressor) = (Vec::new(), Vec::new(), Decompressor::new());

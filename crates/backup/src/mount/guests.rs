@@ -1,8 +1,9 @@
-//! The files inside the disks. Whoever asks for them is answered when their file system's reader has answered: nobody else
+//! The files inside the disks, and those that were read within machines. Whoever asks for those of disks is answered when their file system's reader has answered: nobody else
 //! waits for it.
 
 use super::{FOR_EVER, PointFiles, UNIX_EPOCH, file_name};
-use crate::{FileContent, GuestDisks, GuestError, GuestVolume, Looked};
+use crate::files::FileFinder;
+use crate::{DiskReader, FileContent, GuestDisks, GuestError, GuestVolume, Looked, ReadError};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData,
     ReplyDirectory, ReplyEntry, ReplyOpen,
@@ -17,7 +18,7 @@ use std::time::{Duration, SystemTime};
 /// Bits of an inode's number that are the number of the file in its file system. Before them is that of the file system, from
 /// 1 on.
 const FILE_BITS: u32 = 44;
-const ROOT: u64 = crate::guest_files::ROOT;
+pub(super) const ROOT: u64 = crate::guest_files::ROOT;
 /// What there is to say of the file systems of a disk.
 const ABOUT: &str = "about.txt";
 
@@ -38,12 +39,48 @@ impl Volumes {
 #[derive(Clone)]
 enum Shown {
     FileSystem(GuestVolume),
+    /// Files that were read within the machine.
+    Tree(Arc<FileFinder>),
     About(Arc<[u8]>),
 }
 
 enum Open {
     Folder(Vec<(INodeNo, FileType, Vec<u8>)>),
-    File(Arc<FileContent>),
+    File(OpenFile),
+}
+
+/// What a file holds.
+#[derive(Clone)]
+pub(super) enum OpenFile {
+    OfGuest(Arc<FileContent>),
+    OfTree(Arc<DiskReader>),
+}
+
+impl OpenFile {
+    pub fn size(&self) -> u64 {
+        match self {
+            OpenFile::OfGuest(content) => content.size(),
+            OpenFile::OfTree(content) => content.size(),
+        }
+    }
+
+    fn read(&self, offset: u64, len: u32) -> Result<Vec<u8>, ReadError> {
+        let len = self.size().saturating_sub(offset).min(len.into());
+        let mut bytes = vec![0; len as usize];
+        match self {
+            OpenFile::OfGuest(content) => content.read(offset, &mut bytes).map(drop)?,
+            OpenFile::OfTree(content) if len > 0 => content.read_into(offset, &mut bytes)?,
+            OpenFile::OfTree(_) => {}
+        }
+        Ok(bytes)
+    }
+
+    pub fn seek(&self, at: u64, to_data: bool) -> Result<u64, ReadError> {
+        match self {
+            OpenFile::OfGuest(content) => Ok(content.seek(at, to_data)),
+            OpenFile::OfTree(content) => content.seek(at, to_data),
+        }
+    }
 }
 
 /// All file systems that were looked at, and what is open in them.
@@ -53,11 +90,16 @@ pub(super) struct Guests {
     open: Mutex<(u64, HashMap<u64, Open>)>,
 }
 
+/// The number of another file, where that of one is known.
+pub(super) fn beside(at: INodeNo, file: u64) -> Result<INodeNo, Errno> {
+    ino(u64::from(at) >> FILE_BITS, file)
+}
+
 fn ino(number: u64, file: u64) -> Result<INodeNo, Errno> {
     if file >> FILE_BITS == 0 { Ok(INodeNo(number << FILE_BITS | file)) } else { Err(Errno::EOVERFLOW) }
 }
 
-fn file_type(kind: Kind) -> FileType {
+pub(super) fn file_type(kind: Kind) -> FileType {
     match kind {
         Kind::Folder => FileType::Directory,
         Kind::File => FileType::RegularFile,
@@ -70,6 +112,20 @@ fn file_type(kind: Kind) -> FileType {
 }
 
 impl Guests {
+    /// The number of the top of such files.
+    pub fn add(&self, files: FileFinder) -> INodeNo {
+        let number = self.show(Shown::Tree(Arc::new(files)));
+        ino(number, ROOT).expect("few bits are enough for the first file")
+    }
+
+    /// The number of a file in its tree, and that tree.
+    pub(super) fn tree(&self, ino: INodeNo) -> Option<(Arc<FileFinder>, u64)> {
+        match self.get(ino)? {
+            (Shown::Tree(files), file) => Some((files, file)),
+            _ => None,
+        }
+    }
+
     fn show(&self, shown: Shown) -> u64 {
         let mut all = self.shown.lock().expect("no holder panics");
         all.push(shown);
@@ -101,7 +157,7 @@ impl Guests {
         self.open.lock().expect("no holder panics").1.remove(&handle.0);
     }
 
-    pub fn content(&self, handle: FileHandle) -> Result<Arc<FileContent>, Errno> {
+    pub fn content(&self, handle: FileHandle) -> Result<OpenFile, Errno> {
         match self.open.lock().expect("no holder panics").1.get(&handle.0) {
             Some(Open::File(content)) => Ok(content.clone()),
             _ => Err(Errno::EINVAL),
@@ -202,13 +258,19 @@ impl PointFiles {
     fn top(&self, ino: INodeNo) -> Result<FileAttr, Errno> {
         let time = self.nodes[super::ROOT].time;
         let (kind, perm, size) = match self.guests.get(ino).ok_or(Errno::ENOENT)?.0 {
-            Shown::FileSystem(_) => (FileType::Directory, 0o500, 0),
+            Shown::FileSystem(_) | Shown::Tree(_) => (FileType::Directory, 0o500, 0),
             Shown::About(text) => (FileType::RegularFile, 0o400, text.len() as u64),
         };
         Ok(super::attributes(ino, kind, perm, size, time, self.owner))
     }
 
     pub(super) fn find_in_guest(&self, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if let Some((files, folder)) = self.guests.tree(parent) {
+            return match self.child(parent, &files, folder, name.as_bytes()) {
+                Ok(attributes) => reply.entry(&FOR_EVER, &attributes, Generation(0)),
+                Err(errno) => reply.error(errno),
+            };
+        }
         let (volume, folder) = match self.guests.file_system(parent) {
             Ok(found) => found,
             Err(errno) => return reply.error(errno),
@@ -228,6 +290,10 @@ impl PointFiles {
 
     pub(super) fn attributes_in_guest(&self, ino: INodeNo, reply: ReplyAttr) {
         match self.guests.get(ino) {
+            Some((Shown::Tree(files), file)) if file != ROOT => match self.attributes_of(ino, &files, file) {
+                Ok(attributes) => reply.attr(&FOR_EVER, &attributes),
+                Err(errno) => reply.error(errno),
+            },
             Some((Shown::FileSystem(volume), file)) if file != ROOT => {
                 volume.attributes(file, move |attributes| match attributes {
                     Ok(attributes) => reply.attr(&FOR_EVER, &shape(ino, &attributes)),
@@ -242,6 +308,12 @@ impl PointFiles {
     }
 
     pub(super) fn target_in_guest(&self, ino: INodeNo, reply: ReplyData) {
+        if let Some((files, file)) = self.guests.tree(ino) {
+            return match self.target(&files, file) {
+                Ok(target) => reply.data(&target),
+                Err(errno) => reply.error(errno),
+            };
+        }
         match self.guests.file_system(ino) {
             Ok((volume, file)) => volume.target(file, move |target| match target {
                 Ok(target) => reply.data(&target),
@@ -252,10 +324,19 @@ impl PointFiles {
     }
 
     pub(super) fn open_in_guest(self: &Arc<Self>, ino: INodeNo, reply: ReplyOpen) {
+        if let Some((files, file)) = self.guests.tree(ino) {
+            return match self.content(&files, file) {
+                Ok(content) => {
+                    let handle = self.guests.keep(Open::File(OpenFile::OfTree(Arc::new(content))));
+                    reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE);
+                }
+                Err(errno) => reply.error(errno),
+            };
+        }
         let this = self.clone();
         let opened = move |content| match content {
             Ok(content) => {
-                let handle = this.guests.keep(Open::File(Arc::new(content)));
+                let handle = this.guests.keep(Open::File(OpenFile::OfGuest(Arc::new(content))));
                 reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE);
             }
             Err(_) => reply.error(Errno::EIO),
@@ -263,11 +344,19 @@ impl PointFiles {
         match self.guests.get(ino) {
             Some((Shown::FileSystem(volume), file)) => volume.content(file, opened),
             Some((Shown::About(text), _)) => opened(Ok::<_, GuestError>(FileContent::of(text.to_vec()))),
-            None => opened(Err(GuestError::Refused("it is not there".to_owned()))),
+            Some((Shown::Tree(_), _)) | None => {
+                opened(Err(GuestError::Refused("it is not there".to_owned())));
+            }
         }
     }
 
     pub(super) fn list_in_guest(self: &Arc<Self>, at: INodeNo, reply: ReplyOpen) {
+        if let Some((files, folder)) = self.guests.tree(at) {
+            return match self.children_of(at, &files, folder) {
+                Ok(names) => reply.opened(self.guests.keep(Open::Folder(names)), FopenFlags::empty()),
+                Err(errno) => reply.error(errno),
+            };
+        }
         let (volume, folder) = match self.guests.file_system(at) {
             Ok(found) => found,
             Err(errno) => return reply.error(errno),
@@ -282,15 +371,11 @@ impl PointFiles {
     }
 
     pub(super) fn read_in_guest(&self, handle: FileHandle, offset: u64, len: u32) -> Result<Vec<u8>, Errno> {
-        let content = self.guests.content(handle)?;
-        let mut bytes = vec![0; len as usize];
-        let read = content.read(offset, &mut bytes).map_err(|error| self.unreadable(&error))?;
-        bytes.truncate(read);
-        Ok(bytes)
+        self.guests.content(handle)?.read(offset, len).map_err(|error| self.unreadable(&error))
     }
 }
 
-fn shape(ino: INodeNo, attributes: &Attributes) -> FileAttr {
+pub(super) fn shape(ino: INodeNo, attributes: &Attributes) -> FileAttr {
     let (seconds, nanoseconds) = attributes.modified;
     let second = Duration::from_secs(seconds.unsigned_abs());
     let time = if seconds < 0 { UNIX_EPOCH.checked_sub(second) } else { UNIX_EPOCH.checked_add(second) };

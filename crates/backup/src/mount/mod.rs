@@ -1,8 +1,10 @@
-//! Restore points as files, through FUSE: a folder for each machine, in it one for each point, in it the disks, and beside
-//! each a folder of its file systems.
+//! Restore points as files, through FUSE: a folder for each machine, in it one for each point, in it the disks, beside each a
+//! folder of its file systems, and `files` with what a program in the machine read.
 
 mod guests;
+mod trees;
 
+use crate::files::FileFinder;
 use crate::{ChunkCache, Content, DiskReader, GuestDisks, GuestReaders, ReadError};
 use fuser::{
     AccessFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
@@ -65,6 +67,8 @@ enum What {
     Disk(Arc<DiskReader>),
     /// What lies on a disk.
     Volumes(Volumes),
+    /// What a program in the machine read: the number of its root.
+    Tree(INodeNo),
     Bytes(Vec<u8>),
     /// In chunks, and how many bytes they are.
     Chunks(Vec<ChunkId>, u64),
@@ -99,6 +103,11 @@ impl PointFiles {
         for (number, disk) in point.disks.iter().enumerate() {
             let volumes = What::Volumes(Volumes::new(disks.clone(), number));
             self.insert(folder, &format!("{}.files", file_name(&disk.name)), time, volumes);
+        }
+        if let Some(tree) = &point.files {
+            let files = FileFinder::new(&self.cache, &format!("{}@{root}", point.vm), tree);
+            let top = What::Tree(self.guests.add(files));
+            self.insert(folder, "files", time, top);
         }
         if let Some(definition) = &point.definition {
             let ending = if definition.kind == "libvirt" { "xml" } else { "json" };
@@ -160,7 +169,7 @@ impl PointFiles {
     fn attributes(&self, number: usize) -> FileAttr {
         let node = &self.nodes[number];
         let (kind, perm, size) = match &node.what {
-            What::Folder(_) | What::Volumes(_) => (FileType::Directory, 0o500, 0),
+            What::Folder(_) | What::Volumes(_) | What::Tree(_) => (FileType::Directory, 0o500, 0),
             What::Disk(disk) => (FileType::RegularFile, 0o400, disk.size()),
             What::Bytes(bytes) => (FileType::RegularFile, 0o400, bytes.len() as u64),
             What::Chunks(_, len) => (FileType::RegularFile, 0o400, *len),
@@ -178,7 +187,7 @@ impl PointFiles {
             bytes[start..bytes.len().min(start + len as usize)].to_vec()
         };
         match &node.what {
-            What::Folder(_) | What::Volumes(_) => Err(Errno::EISDIR),
+            What::Folder(_) | What::Volumes(_) | What::Tree(_) => Err(Errno::EISDIR),
             What::Bytes(bytes) => Ok(part(bytes)),
             What::Chunks(chunks, whole) => {
                 self.cache.content(chunks, *whole).map(|content| part(&content)).map_err(|_| Errno::EIO)
@@ -207,7 +216,7 @@ impl PointFiles {
             Some(What::Disk(disk)) => disk.size(),
             Some(What::Bytes(bytes)) => bytes.len() as u64,
             Some(What::Chunks(_, len)) => *len,
-            Some(What::Folder(_) | What::Volumes(_)) => return Err(Errno::EINVAL),
+            Some(What::Folder(_) | What::Volumes(_) | What::Tree(_)) => return Err(Errno::EINVAL),
         };
         let at = u64::try_from(offset).ok().filter(|at| *at < size).ok_or(Errno::ENXIO)?;
         let to_data = match whence {
@@ -217,7 +226,7 @@ impl PointFiles {
         };
         let found = match (node.map(|node| &node.what), &open) {
             (Some(What::Disk(disk)), _) => disk.seek(at, to_data).map_err(|error| self.unreadable(&error))?,
-            (_, Some(open)) => open.seek(at, to_data),
+            (_, Some(open)) => open.seek(at, to_data).map_err(|error| self.unreadable(&error))?,
             _ if to_data => at,
             _ => size,
         };
@@ -250,6 +259,7 @@ impl Filesystem for Served {
         let child = match files.node(parent).map(|node| &node.what) {
             Some(What::Folder(children)) => name.to_str().and_then(|name| children.get(name)),
             Some(What::Volumes(_)) => return files.find_volume(parent, name, reply),
+            Some(What::Tree(top)) => return files.find_in_guest(*top, name, reply),
             Some(_) => None,
             None => return files.find_in_guest(parent, name, reply),
         };
@@ -299,6 +309,7 @@ impl Filesystem for Served {
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.files.node(ino).map(|node| &node.what) {
             Some(What::Volumes(_)) => self.files.list_volumes(ino, reply),
+            Some(What::Tree(top)) => self.files.list_in_guest(*top, reply),
             Some(_) => reply.opened(FileHandle(0), FopenFlags::empty()),
             None => self.files.list_in_guest(ino, reply),
         }

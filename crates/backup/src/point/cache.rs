@@ -122,6 +122,13 @@ impl ChunkCache {
         Ok(content)
     }
 
+    /// One chunk of a tree.
+    pub(crate) fn chunk_of(&self, tree: Tree, index: u64) -> Result<Bytes, Error> {
+        let (leaf, place) = (index / FAN_OUT as u64, (index % FAN_OUT as u64) as usize);
+        let id = self.leaf(tree, leaf)?[place];
+        if id.is_zero() { Ok(Bytes::new()) } else { self.shelf.chunk(&id) }
+    }
+
     /// Bytes of chunks that are in memory now.
     pub fn held(&self) -> u64 {
         self.shelf.chunks.weight()

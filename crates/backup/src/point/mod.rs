@@ -1,4 +1,4 @@
-//! Disks of restore points, read at any place, from any number of threads.
+//! Disks of restore points, and files that lie in their trees, read at any place, from any number of threads.
 
 mod cache;
 mod read_ahead;
@@ -9,7 +9,7 @@ pub use cache::ChunkCache;
 use crate::Content;
 use bytes::Bytes;
 use rempart_nbd::server::Piece;
-use rempart_repository::{ChunkId, Error, ErrorKind, FAN_OUT, Step, Walk};
+use rempart_repository::{ChunkId, ChunkSize, Error, ErrorKind, FAN_OUT, Step, Tree, Walk};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use streams::Streams;
@@ -20,23 +20,33 @@ const LOOKED_AT: u64 = 16 * 1024;
 /// A piece of a chunk that is smaller than this part of it is copied: else who keeps it keeps the whole chunk.
 const WORTH_KEEPING: usize = 2;
 
-/// One disk of a restore point.
+/// One disk of a restore point, or one of its files.
 #[derive(Debug)]
 pub struct DiskReader {
     cache: Arc<ChunkCache>,
     name: String,
+    /// For people.
+    what: String,
     content: Content,
+    /// Chunks of the tree that are before it.
+    first: u64,
     streams: Mutex<Streams>,
 }
 
-/// Why bytes of a disk cannot be read. Others can, most likely.
+/// Why bytes cannot be read. Others can, most likely.
 #[derive(Debug, Error)]
-#[error("bytes {start} to {end} of disk `{disk}` cannot be read")]
+#[error("{}{what} cannot be read", bytes_of(*start, *end))]
 pub struct ReadError {
-    pub disk: String,
+    /// Such as a disk.
+    pub what: String,
     pub start: u64,
+    /// Where it is the start, all that is meant is `what`.
     pub end: u64,
     pub source: Error,
+}
+
+fn bytes_of(start: u64, end: u64) -> String {
+    if start == end { String::new() } else { format!("bytes {start} to {end} of ") }
 }
 
 /// A run of bytes that hold something, or nothing but zeroes.
@@ -49,7 +59,21 @@ pub struct Run {
 impl DiskReader {
     pub fn new(cache: &Arc<ChunkCache>, name: &str, content: Content) -> DiskReader {
         let streams = Mutex::new(Streams::new(cache.read_ahead_chunks()));
-        DiskReader { cache: cache.clone(), name: name.to_owned(), content, streams }
+        let what = format!("disk `{name}`");
+        DiskReader { cache: cache.clone(), name: name.to_owned(), what, content, first: 0, streams }
+    }
+
+    /// `size` bytes in a tree, of which `first` is the first chunk. `what` is for people.
+    pub(crate) fn of_part(
+        cache: &Arc<ChunkCache>,
+        what: String,
+        tree: Tree,
+        chunk_size: ChunkSize,
+        first: u64,
+        size: u64,
+    ) -> DiskReader {
+        let content = Content { tree, chunk_size, size };
+        DiskReader { what, first, ..DiskReader::new(cache, "", content) }
     }
 
     pub fn name(&self) -> &str {
@@ -102,7 +126,7 @@ impl DiskReader {
         bytes: Range<u64>,
     ) -> Result<(), ReadError> {
         for ((chunk, id), content) in chunks.zip(ids).zip(contents) {
-            let start = chunk * u64::from(self.content.chunk_size.bytes());
+            let start = self.start_of(chunk);
             let expected = self.chunk_len(chunk);
             let wanted = bytes.start.max(start) - start..bytes.end.min(start + expected) - start;
             if id.is_zero() {
@@ -110,7 +134,7 @@ impl DiskReader {
                 continue;
             }
             if content.len() as u64 != expected {
-                let why = format!("it has {} bytes, and its place on the disk {expected}", content.len());
+                let why = format!("it has {} bytes, and its place {expected}", content.len());
                 return Err(self.unreadable(chunk..chunk + 1, Error::new(ErrorKind::Damaged, id, why)));
             }
             let part = content.slice(wanted.start as usize..wanted.end as usize);
@@ -178,7 +202,7 @@ impl DiskReader {
     fn read_ahead_of(&self, chunks: &Range<u64>) {
         let wanted = self.streams.lock().expect("no holder panics").read(chunks.clone());
         if let Some(mut wanted) = wanted {
-            wanted.end = wanted.end.min(self.content.tree.chunks);
+            wanted.end = wanted.end.min(self.first + self.content.chunk_size.count(self.size()));
             if !wanted.is_empty() {
                 self.cache.read_ahead(self.content.tree, wanted);
             }
@@ -190,7 +214,7 @@ impl DiskReader {
         let end = offset.checked_add(len).filter(|end| *end <= self.size());
         let end = end.expect("who reads stays within the disk");
         let chunk_len = u64::from(self.content.chunk_size.bytes());
-        offset / chunk_len..end.div_ceil(chunk_len)
+        self.first + offset / chunk_len..self.first + end.div_ceil(chunk_len)
     }
 
     /// Cut where one leaf of the tree ends and the next begins.
@@ -202,24 +226,26 @@ impl DiskReader {
         })
     }
 
-    /// Bytes of a chunk; the disk's last may be shorter than the others.
+    /// The byte that a chunk begins with.
+    fn start_of(&self, chunk: u64) -> u64 {
+        (chunk - self.first) * u64::from(self.content.chunk_size.bytes())
+    }
+
+    /// Bytes of a chunk; the last may be shorter than the others.
     fn chunk_len(&self, chunk: u64) -> u64 {
-        let chunk_len = u64::from(self.content.chunk_size.bytes());
-        chunk_len.min(self.size() - chunk * chunk_len)
+        u64::from(self.content.chunk_size.bytes()).min(self.size() - self.start_of(chunk))
     }
 
     /// How many bytes of these chunks are in the range.
     fn bytes_of(&self, chunks: Range<u64>, offset: u64, len: u64) -> u64 {
-        let chunk_len = u64::from(self.content.chunk_size.bytes());
-        let start = (chunks.start * chunk_len).clamp(offset, offset + len);
-        let end = (chunks.end * chunk_len).clamp(offset, offset + len);
+        let start = self.start_of(chunks.start).clamp(offset, offset + len);
+        let end = self.start_of(chunks.end).clamp(offset, offset + len);
         end - start
     }
 
     fn unreadable(&self, chunks: Range<u64>, source: Error) -> ReadError {
-        let chunk_len = u64::from(self.content.chunk_size.bytes());
-        let end = (chunks.end * chunk_len).min(self.size());
-        ReadError { disk: self.name.clone(), start: chunks.start * chunk_len, end, source }
+        let (start, end) = (self.start_of(chunks.start), self.start_of(chunks.end).min(self.size()));
+        ReadError { what: self.what.clone(), start, end, source }
     }
 }
 

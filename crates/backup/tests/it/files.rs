@@ -450,7 +450,7 @@ impl NodeSource for Nothing {
 }
 
 /// Files as somebody writes them who holds a key, and to no rule.
-fn forged(lab: &Lab, pages: &[Vec<Entry>], contents: &[&[u8]]) -> FileTree {
+pub fn forged(lab: &Lab, pages: &[Vec<Entry>], contents: &[&[u8]]) -> FileTree {
     let writer = BackupWriter::open(lab.repository.clone()).expect("opens");
     let mut blobs = writer.blobs();
     let mut tree = |chunks: Vec<Vec<u8>>| {
@@ -480,7 +480,7 @@ fn forged(lab: &Lab, pages: &[Vec<Entry>], contents: &[&[u8]]) -> FileTree {
     files
 }
 
-fn entry(path: &str, kind: Kind) -> Entry {
+pub fn entry(path: &str, kind: Kind) -> Entry {
     let modified = Time { seconds: 1, nanoseconds: 0 };
     let path = path.as_bytes().to_vec();
     let attributes = Vec::new();

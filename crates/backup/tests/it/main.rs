@@ -2,6 +2,7 @@
 
 mod collection;
 mod files;
+mod find_files;
 mod guest_files;
 mod interrupted;
 mod lab;

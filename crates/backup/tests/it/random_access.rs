@@ -18,7 +18,7 @@ const CACHE: u64 = 2 << 20;
 
 /// A place that counts what is read of it, and takes its time.
 #[derive(Debug)]
-struct Counting {
+pub struct Counting {
     inner: Directory,
     read: AtomicU64,
     takes: Duration,
@@ -37,17 +37,17 @@ impl Front for Counting {
 }
 
 impl Counting {
-    fn place(lab: &Lab, takes: Duration) -> Arc<Counting> {
+    pub fn place(lab: &Lab, takes: Duration) -> Arc<Counting> {
         let inner = Directory::open(&lab.folder.path().join("repository")).expect("opens");
         Arc::new(Counting { inner, read: AtomicU64::new(0), takes })
     }
 
-    fn cache(self: &Arc<Counting>, lab: &Lab, bytes: u64) -> Arc<ChunkCache> {
+    pub fn cache(self: &Arc<Counting>, lab: &Lab, bytes: u64) -> Arc<ChunkCache> {
         let opened = Repository::open(self.clone(), &lab.folder.path().join("cache"), PASSPHRASE);
         ChunkCache::new(Arc::new(opened.expect("opens")), bytes).expect("opens")
     }
 
-    fn taken(&self) -> u64 {
+    pub fn taken(&self) -> u64 {
         self.read.swap(0, Ordering::SeqCst)
     }
 }
@@ -210,7 +210,7 @@ fn damage_is_an_error_of_its_own_bytes_and_is_over_when_they_are_stored_anew() {
         match disk.read(chunk * CHUNK, CHUNK) {
             Ok(_) => assert!(read(&disk, chunk * CHUNK, CHUNK) == content[range]),
             Err(error) => {
-                assert_eq!((error.start as usize..error.end as usize, &*error.disk), (range, "vda"));
+                assert_eq!((error.start as usize..error.end as usize, &*error.what), (range, "disk `vda`"));
                 damaged.push(chunk);
             }
         }

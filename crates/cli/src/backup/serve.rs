@@ -67,7 +67,7 @@ pub fn tell_unreadable(output: Output) -> impl Fn(&ReadError) + Send + Sync {
     let told = Mutex::new(BTreeSet::new());
     move |error| {
         let mut told = told.lock().expect("no holder panics");
-        if told.len() < TOLD && told.insert((error.disk.clone(), error.start)) {
+        if told.len() < TOLD && told.insert((error.what.clone(), error.start)) {
             output.tell(&chain(error));
         }
     }

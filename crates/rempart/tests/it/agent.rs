@@ -1,11 +1,20 @@
 //! `rempart agent`: a machine backs itself up with a key that only adds, and its files come back.
 
 use crate::backup::Vault;
-use crate::rack::Answer;
+use crate::mount::Folder;
+use crate::rack::{Answer, noise};
+use crate::running::{Running, refused, tool};
 use serde_json::Value;
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+const MIB: usize = 1 << 20;
 
 /// A machine with a key of its own, and files.
 struct Machine {
@@ -119,6 +128,157 @@ fn files_are_backed_up_by_a_key_that_opens_nothing_and_come_back() {
     let again = vault.json(&[&["copy", &point], &to[..]].concat());
     assert_eq!(again[0]["was_there"], true);
     vault.ok(&["verify", "web", "--repo", second.to_str().unwrap()]);
+}
+
+/// What there is to be seen of a file without its extended attributes, but for what a folder is long.
+fn seen(path: &Path) -> (u32, u32, u32, u64, (i64, i64), u64, Option<PathBuf>) {
+    let stat = fs::symlink_metadata(path).unwrap();
+    let len = if stat.is_dir() { 0 } else { stat.len() };
+    let times = (stat.mtime(), stat.mtime_nsec());
+    (stat.mode(), stat.uid(), stat.gid(), len, times, stat.rdev(), fs::read_link(path).ok())
+}
+
+/// Everything below a folder, by its path there.
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap().map(|entry| entry.unwrap()) {
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            }
+            found.push(entry.path().strip_prefix(folder).unwrap().to_owned());
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Bytes that a process read, of whatever.
+fn read_by(pid: u32) -> u64 {
+    let told = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    told.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+#[test]
+fn files_of_a_machine_are_shown_beside_its_disks_as_they_were() {
+    let machine = Machine::new();
+    let vault = &machine.vault;
+    let path = |name: &str| machine.files.join(name);
+    // Several pages of entries, and much that nobody will ask for.
+    fs::create_dir(path("many")).unwrap();
+    for number in 0..5000 {
+        fs::write(path("many").join(format!("{number:04}")), number.to_string()).unwrap();
+    }
+    fs::write(path("large"), noise(3, 32 * MIB)).unwrap();
+    let sparse = File::create(path("sparse")).unwrap();
+    sparse.set_len(64 * MIB as u64).unwrap();
+    sparse.write_all_at(&noise(4, 300_000), 20 * MIB as u64 + 77).unwrap();
+    fs::write(path("empty"), "").unwrap();
+    let strange = path("").join(OsStr::from_bytes(b"\xff\n *'\"\x1b[2J"));
+    fs::write(&strange, "strange").unwrap();
+    fs::write(path(&"l".repeat(255)), "long").unwrap();
+    symlink("/etc/passwd", path("absolute")).unwrap();
+    symlink("../no/such/file", path("dangling")).unwrap();
+    fs::hard_link(path("log"), path("etc/again")).unwrap();
+    tool(&["mkfifo", path("pipe").to_str().unwrap()]);
+    tool(&["mknod", path("null").to_str().unwrap(), "c", "1", "3"]);
+    fs::write(path("tool"), "#!/bin/sh\n").unwrap();
+    chown(path("tool"), Some(1234), Some(4321)).unwrap();
+    fs::set_permissions(path("tool"), PermissionsExt::from_mode(0o4751)).unwrap();
+    tool(&["touch", "-h", "-d", "1968-07-01 12:00:00.123456789 UTC", path("absolute").to_str().unwrap()]);
+    tool(&["touch", "-d", "2001-02-03 04:05:06.987654321 UTC", path("tool").to_str().unwrap()]);
+    let device = vault.rack.path("device");
+    fs::write(&device, [9; 1 << 20]).unwrap();
+    let all = ["--path", machine.files.to_str().unwrap(), "--device", device.to_str().unwrap()];
+    let (answer, made) = machine.back_up(&all);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+
+    let folder = Folder::new(vault);
+    let (mounted, _) = Running::start_json(vault, &["mount", folder.text()]);
+    let point = folder.0.join("web").join(made["point"].to_string());
+    let beside = fs::read_dir(&point).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(beside.collect::<Vec<_>>(), ["device.files", "device.raw", "files"]);
+    assert_eq!(fs::read(point.join("device.raw")).unwrap(), [9; 1 << 20]);
+    let shown = point.join("files").join(machine.files.strip_prefix("/").unwrap());
+
+    // Of one file among many, no more is read than that file and the way to it.
+    let before = read_by(mounted.pid());
+    assert_eq!(fs::read(shown.join("many/4321")).unwrap(), b"4321");
+    let took = read_by(mounted.pid()) - before;
+    assert!(took < 2 * MIB as u64, "{took} bytes");
+    let names: Vec<PathBuf> = below(&machine.files);
+    assert_eq!(below(&shown), names);
+    assert!(names.len() > 5010);
+    for name in &names {
+        assert_eq!(seen(&shown.join(name)), seen(&machine.files.join(name)), "{name:?}");
+        if fs::symlink_metadata(machine.files.join(name)).unwrap().is_file() {
+            assert!(
+                fs::read(shown.join(name)).unwrap() == fs::read(machine.files.join(name)).unwrap(),
+                "{name:?}"
+            );
+        }
+    }
+    assert_eq!(seen(&shown), seen(&machine.files));
+    let inode = |name: &str| fs::metadata(shown.join(name)).unwrap().ino();
+    assert_eq!(inode("log"), inode("etc/again"), "one file");
+    assert_eq!(fs::metadata(shown.join("no")).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(fs::metadata(shown.join("log/no")).unwrap_err().raw_os_error(), Some(20), "ENOTDIR");
+    // Holes are holes.
+    let copy = vault.rack.path("copy");
+    tool(&["cp", "--sparse=auto", shown.join("sparse").to_str().unwrap(), copy.to_str().unwrap()]);
+    assert!(fs::read(&copy).unwrap() == fs::read(path("sparse")).unwrap());
+    let used = copy.metadata().unwrap().blocks() * 512;
+    assert!(used < MIB as u64, "{used} bytes are used");
+    let mut part = [0; 100];
+    File::open(shown.join("large")).unwrap().read_exact_at(&mut part, 17 * MIB as u64 - 50).unwrap();
+    assert!(part == noise(3, 32 * MIB)[17 * MIB - 50..17 * MIB + 50]);
+    refused(&["touch", shown.join("tool").to_str().unwrap()]);
+    mounted.terminate();
+    assert_eq!(mounted.ended(), 0);
+}
+
+#[test]
+fn what_could_not_be_read_of_a_machine_is_an_error_where_it_is_shown_and_so_is_what_was_lost() {
+    let machine = Machine::new();
+    let vault = &machine.vault;
+    for name in ["secret", "closed"] {
+        fs::create_dir_all(machine.files.join(name)).unwrap();
+    }
+    fs::write(machine.files.join("secret/file"), "root's").unwrap();
+    fs::write(machine.files.join("closed/file"), "root's").unwrap();
+    // Somebody who is not root runs it.
+    fs::create_dir(vault.rack.path("agent-cache")).unwrap();
+    assert!(
+        Command::new("chown")
+            .args(["-R", "65534:65534"])
+            .arg(vault.rack.path(""))
+            .status()
+            .unwrap()
+            .success()
+    );
+    for (name, mode) in [("secret/file", 0o600), ("closed", 0o700)] {
+        chown(machine.files.join(name), Some(0), Some(0)).unwrap();
+        fs::set_permissions(machine.files.join(name), PermissionsExt::from_mode(mode)).unwrap();
+    }
+    let mut command = machine.command(&["--path", machine.files.to_str().unwrap(), "--json"]);
+    let answer = Answer::of(command.uid(65534).gid(65534).output().unwrap());
+    let made: Value = serde_json::from_str(&answer.out).unwrap_or_else(|_| panic!("{}", answer.err));
+    assert_eq!(made["files"]["unread"], 2, "{made}");
+
+    let folder = Folder::new(vault);
+    let mut mounted = Running::start(vault, &["mount", folder.text()], "restore points are in");
+    let point = folder.0.join("web").join(made["point"].to_string());
+    let shown = point.join("files").join(machine.files.strip_prefix("/").unwrap());
+    let error = |path: &str| fs::read(shown.join(path)).unwrap_err().raw_os_error();
+    assert_eq!(error("secret/file"), Some(5), "EIO: what it holds is not known");
+    assert_eq!(fs::read_dir(shown.join("closed")).unwrap_err().raw_os_error(), Some(5), "EIO");
+    assert_eq!(fs::read(shown.join("etc/fstab")).unwrap(), b"/dev/vda / ext4\n");
+    fs::rename(vault.repo().join("packs"), vault.rack.path("away")).unwrap();
+    assert_eq!(error("log"), Some(5), "EIO");
+    mounted.until("it is told", |mounted| mounted.log().contains("/log` of `web@"));
+    mounted.terminate();
+    assert_eq!(mounted.ended(), 0);
 }
 
 fn fs_entries(folder: &Path) -> usize {
