@@ -94,7 +94,7 @@ impl Actor {
             let required: Vec<Number> = record.required.iter().collect();
             for number in required {
                 let object = log.state().object(number).expect("what is required is known");
-                let name = object.content.object(log.state().owner(object).id);
+                let name = object.content.object(log.state().owner(&object).id);
                 match self.place.get(&name, 1000) {
                     Ok(bytes) => found |= chunks_in(&bytes[SALT..]),
                     Err(error) if error.kind == ErrorKind::Missing => {}

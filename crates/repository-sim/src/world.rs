@@ -235,7 +235,7 @@ impl World {
     fn check_gone(&mut self) -> Result<(), String> {
         let (state, store) = (self.log.state(), self.place.store());
         let condemned = state.objects().filter(|object| object.status == Status::Condemned);
-        let condemned = condemned.map(|object| object.content.object(state.owner(object).id)).collect();
+        let condemned = condemned.map(|object| object.content.object(state.owner(&object).id)).collect();
         let mut gone = self.condemned.difference(&condemned);
         match gone.find(|name| !store.removed.contains(name)) {
             Some(name) => Err(format!("{name} is told to be gone, and never was")),
@@ -284,7 +284,8 @@ impl World {
             for pack in root.required.iter() {
                 // What another domain's writer put may not be what it says.
                 if let Some(object) = state.object(pack)
-                    && (state.owner(object).domain == root.domain || state.verified().contains(object.number))
+                    && (state.owner(&object).domain == root.domain
+                        || state.verified().contains(object.number))
                     && let Content::Pack(pack) = object.content
                     && store.packs.contains(&pack)
                 {

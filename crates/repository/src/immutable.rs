@@ -76,7 +76,7 @@ impl<'r> Keeper<'r> {
     pub fn keep(&mut self, state: &State, required: &Numbers, own: &[PackName]) -> Result<(), Error> {
         for object in required.iter().filter_map(|number| state.object(number)) {
             if object.retain_until < self.until {
-                self.keep_object(object.content.object(state.owner(object).id))?;
+                self.keep_object(object.content.object(state.owner(&object).id))?;
             }
         }
         own.iter().try_for_each(|pack| self.keep_object(pack.object()))?;
@@ -104,7 +104,7 @@ impl<'r> Keeper<'r> {
         let segments = state
             .objects()
             .filter(|object| object.status == Status::Live && matches!(object.content, Content::Index(_)));
-        segments.map(|object| object.content.object(state.owner(object).id)).try_for_each(|name| {
+        segments.map(|object| object.content.object(state.owner(&object).id)).try_for_each(|name| {
             match self.keep_object(name) {
                 // It can be made again.
                 Err(error) if error.is_loss() => Ok(()),

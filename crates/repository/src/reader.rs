@@ -3,11 +3,11 @@
 use crate::blob::{BlobKind, Decompressor};
 use crate::error::{Error, ErrorKind};
 use crate::index::{LocalIndex, Located};
-use crate::log::{Content, Log, Number, Object, State, Status};
+use crate::log::{LivePacks, Log, Number, State};
 use crate::pack::{Blob, PackOpener};
 use crate::repository::Keys;
 use crate::tree::NodeSource;
-use crate::{ChunkId, DomainId, PackId, PackName, Repository, SessionId};
+use crate::{ChunkId, DomainId, Repository};
 use rempart_objects::Objects;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
@@ -67,7 +67,7 @@ impl BlobReader {
             objects: repository.objects().clone(),
             keys: repository.keys().clone(),
             index: RwLock::new(index),
-            packs: RwLock::new(LivePacks::of(state)),
+            packs: RwLock::new(state.live_packs()),
             opened: Mutex::default(),
             follows: None,
         }
@@ -272,7 +272,7 @@ impl BlobReader {
 
     /// From here on with what is live in `state`, too. Returns the index that it had.
     pub(crate) fn replace(&self, state: &State, index: LocalIndex) -> LocalIndex {
-        *self.packs.write().expect("no holder panics") = LivePacks::of(state);
+        *self.packs.write().expect("no holder panics") = state.live_packs();
         std::mem::replace(&mut self.index.write().expect("no holder panics"), index)
     }
 
@@ -288,41 +288,6 @@ impl BlobReader {
 
 fn missing(id: &ChunkId) -> Error {
     Error::new(ErrorKind::Missing, id, "no pack has this chunk")
-}
-
-/// Packs that are live: 40 bytes each, of which there are 680,000 in 10 TiB.
-#[derive(Debug)]
-struct LivePacks {
-    /// In order of their numbers, with the place of their session.
-    packs: Vec<(Number, u32, PackId)>,
-    /// With the domain whose keys made the ids.
-    sessions: Vec<(SessionId, DomainId)>,
-}
-
-impl LivePacks {
-    fn of(state: &State) -> LivePacks {
-        let live =
-            |object: &&Object| object.status == Status::Live && matches!(object.content, Content::Pack(_));
-        let mut packs = Vec::with_capacity(state.objects().filter(live).count());
-        let (mut sessions, mut places) = (Vec::new(), BTreeMap::new());
-        for object in state.objects().filter(live) {
-            let owner = state.owner(object);
-            let place = *places.entry(owner.id).or_insert_with(|| {
-                sessions.push((owner.id, owner.domain));
-                sessions.len() as u32 - 1
-            });
-            packs.push((object.number, place, PackId(*object.content.hash())));
-        }
-        LivePacks { packs, sessions }
-    }
-
-    /// A pack's name and domain, if it is live.
-    fn get(&self, number: Number) -> Option<(PackName, DomainId)> {
-        let place = self.packs.binary_search_by_key(&number, |(number, ..)| *number).ok()?;
-        let (_, session, pack) = self.packs[place];
-        let (session, domain) = self.sessions[session as usize];
-        Some((PackName { session, pack }, domain))
-    }
 }
 
 impl NodeSource for BlobReader {

@@ -407,8 +407,8 @@ impl Repository {
     /// Adds the live segments from number `from` on.
     fn add_segments(&self, mut update: IndexUpdate, state: &State, from: u64) -> Result<IndexUpdate, Error> {
         for object in self.segments(state).filter(|object| u64::from(object.number) >= from) {
-            let segment = self.segment(state, object)?;
-            update.add(&segment, &pack_numbers(state, object, &segment))?;
+            let segment = self.segment(state, &object)?;
+            update.add(&segment, &pack_numbers(state, &object, &segment))?;
         }
         Ok(update)
     }
@@ -424,7 +424,7 @@ impl Repository {
     }
 
     /// Live index segments that its keys open.
-    fn segments<'a>(&self, state: &'a State) -> impl Iterator<Item = &'a Object> + use<'a> {
+    fn segments<'a>(&self, state: &'a State) -> impl Iterator<Item = Object> + use<'a> {
         let only = match &self.keys {
             Keys::Owner(_) => None,
             Keys::Writer(writer) => Some(writer.domain().id()),
@@ -441,9 +441,9 @@ impl Repository {
         let mut update = LocalIndex::create(path, self.id());
         let mut covered = Numbers::new();
         for object in self.segments(state) {
-            match self.segment(state, object) {
+            match self.segment(state, &object) {
                 Ok(segment) => {
-                    let numbers = pack_numbers(state, object, &segment);
+                    let numbers = pack_numbers(state, &object, &segment);
                     covered = covered.union(&numbers.iter().copied().flatten().collect());
                     update.add(&segment, &numbers)?;
                 }
@@ -458,7 +458,7 @@ impl Repository {
             if covered.contains(object.number) {
                 continue;
             }
-            let name = PackName { session: state.owner(object).id, pack };
+            let name = PackName { session: state.owner(&object).id, pack };
             let blobs = PackOpener::fetch(&*self.objects, opener, name)
                 .and_then(|opener| opener.fetch_blobs(&*self.objects));
             let blobs = match blobs {

@@ -124,7 +124,7 @@ pub fn packs(access: &Access, output: Output) -> Result<(), Error> {
     let (mut sound, mut read, mut damaged, mut names) = (0u64, 0u64, 0u64, Vec::new());
     for object in state.objects().filter(|object| object.status == Status::Live) {
         let LogContent::Pack(pack) = object.content else { continue };
-        let name = PackName { session: state.owner(object).id, pack };
+        let name = PackName { session: state.owner(&object).id, pack };
         match verify_pack(&**repository.objects(), &name) {
             Ok(len) => (sound, read) = (sound + 1, read + len),
             Err(error) => {

@@ -151,6 +151,6 @@ fn bytes_of(repository: &Repository, state: &State, objects: &Numbers) -> u64 {
     let live = objects.iter().filter_map(|number| state.object(number));
     let live =
         live.filter(|object| object.status == Status::Live && matches!(object.content, Content::Pack(_)));
-    let len = live.map(|object| repository.objects().len(&object.content.object(state.owner(object).id)));
+    let len = live.map(|object| repository.objects().len(&object.content.object(state.owner(&object).id)));
     len.map(|len| len.unwrap_or(0)).sum()
 }

@@ -2,7 +2,7 @@
 
 use super::Kept;
 use crate::bug::{Bug, planted};
-use crate::log::{Condemn, Content, LogError, Numbers, Object, Refusal, Session, State, Status};
+use crate::log::{Condemn, Content, LogError, Numbers, Refusal, Session, State, Status};
 use crate::{PACKS, SEGMENTS};
 use rempart_objects::{ErrorKind, Listed, Name, Objects};
 use rempart_types::WallTime;
@@ -178,7 +178,7 @@ impl<'s> Collector<'s> {
             for number in batch {
                 let state = self.session.state();
                 let Some(object) = state.object(*number) else { continue };
-                let name = object.content.object(state.owner(object).id);
+                let name = object.content.object(state.owner(&object).id);
                 if remove(&**self.session.log().objects(), &name, &mut removed)? {
                     gone.push(*number);
                 }
@@ -251,10 +251,12 @@ pub(super) fn plan(state: &State, kept: &Kept, expired_by: Option<WallTime>) -> 
             && (state.owner(object).is_over || planted(Bug::NameUsedAgain))
             && !kept.contains(object.number)
     });
-    let is_retained = |object: &&Object| expired_by.is_some_and(|now| object.retain_until > now);
-    let (retained, objects): (Vec<_>, Vec<_>) = candidates.partition(is_retained);
-    let numbers = |objects: Vec<&Object>| objects.iter().map(|object| object.number).collect();
-    Plan { objects: numbers(objects), retained: numbers(retained) }
+    let (mut retained, mut objects) = (Vec::new(), Vec::new());
+    for object in candidates {
+        let is_retained = expired_by.is_some_and(|now| object.retain_until > now);
+        if is_retained { retained.push(object.number) } else { objects.push(object.number) }
+    }
+    Plan { objects: objects.into_iter().collect(), retained: retained.into_iter().collect() }
 }
 
 fn is_orphan(state: &State, listed: &Listed) -> bool {

@@ -29,7 +29,7 @@ pub(super) fn merge(
     let (mut old, mut small, mut worth_it) = (Vec::new(), Vec::new(), Vec::new());
     for object in state.objects().filter(|object| object.status == Status::Live) {
         let Content::Index(segment) = object.content else { continue };
-        let owner = state.owner(object);
+        let owner = state.owner(&object);
         let name = SegmentName { session: owner.id, segment };
         let Some(len) = lens.get(&name).filter(|_| owner.is_over) else { continue };
         let opener = repository.opener()?;

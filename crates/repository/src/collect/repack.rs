@@ -37,7 +37,7 @@ pub(super) fn sparse(reach: &Reach<'_>, state: &State, percent: u8, now: WallTim
     let full = abilities.pack_len.min(MAX_PACK_LEN);
     let (mut wasteful, mut small, mut together) = (Vec::new(), Vec::new(), 0);
     for object in state.objects() {
-        let owner = state.owner(object);
+        let owner = state.owner(&object);
         let is_retained = abilities.retention && object.retain_until > now;
         let is_pack = object.status == Status::Live && matches!(object.content, Content::Pack(_));
         // Where nothing is of use there is nothing to write.
@@ -166,7 +166,7 @@ impl<'a> Anew<'a> {
         let state = self.session.state();
         let object = state.object(number)?;
         match object.content {
-            Content::Pack(pack) => Some(PackName { session: state.owner(object).id, pack }),
+            Content::Pack(pack) => Some(PackName { session: state.owner(&object).id, pack }),
             Content::Index(_) => None,
         }
     }

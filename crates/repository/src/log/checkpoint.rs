@@ -16,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// More than fit into a checkpoint.
 const MANY: usize = 1 << 24;
+/// Bytes that are encoded at once, about.
+const PIECE: usize = 64 << 10;
 
 impl State {
     /// The state that a checkpoint's bytes stand for, behind it.
@@ -33,6 +35,8 @@ impl State {
             return Err("it is of another repository");
         }
         let mut state = State::decode(&checkpoint.state, repository).ok_or("its state makes no sense")?;
+        // Of a large repository it is as long as the state.
+        drop(checkpoint);
         if maintenance != state.maintenance {
             return Err("it is signed by another key than this repository's");
         }
@@ -49,6 +53,20 @@ impl State {
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.encode_pieces(&mut |piece| bytes.extend_from_slice(piece));
+        bytes
+    }
+
+    /// Whether that is its encoding.
+    pub(super) fn is_encoded_as(&self, bytes: &[u8]) -> bool {
+        let mut rest = Some(bytes);
+        self.encode_pieces(&mut |piece| rest = rest.and_then(|rest| rest.strip_prefix(piece)));
+        rest.is_some_and(<[u8]>::is_empty)
+    }
+
+    /// Gives its encoding one piece after the other.
+    fn encode_pieces(&self, each: &mut dyn FnMut(&[u8])) {
         let mut writer = Writer::default();
         let w = &mut writer;
         w.u64(self.next);
@@ -76,8 +94,14 @@ impl State {
             encode_root(w, root);
         }
         w.short(self.objects.next());
-        w.short(self.objects.iter().count() as u64);
-        self.objects.iter().for_each(|object| encode_object(w, object));
+        w.short(self.objects.len() as u64);
+        for object in self.objects.iter() {
+            encode_object(w, &object);
+            if w.0.len() >= PIECE {
+                each(&w.0);
+                w.0.clear();
+            }
+        }
         self.verified.encode(w);
         w.short(self.damaged.len() as u64);
         for (number, payload) in &self.damaged {
@@ -102,7 +126,7 @@ impl State {
                 w.bytes(payload);
             }
         }
-        writer.0
+        each(&w.0);
     }
 
     pub(super) fn decode(bytes: &[u8], repository: RepositoryId) -> Option<State> {
@@ -128,9 +152,8 @@ impl State {
         let roots = r.list(MANY, |r| Some((r.short()?, decode_root(r)?)))?;
         let next_object = r.short()?;
         let mut objects = Table::default();
-        for object in r.list(MANY, decode_object)? {
-            objects.restore(object)?;
-        }
+        // One after the other: all of them twice is more than there is room for.
+        r.list(MANY, |r| objects.restore(decode_object(r)?))?;
         objects.restore_next(next_object)?;
         let verified = Numbers::decode(r)?;
         let damaged = r.list(MANY, |r| Some((r.short()?, r.bytes(MAX_PAYLOAD)?.to_vec())))?;

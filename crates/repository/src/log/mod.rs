@@ -37,6 +37,7 @@ pub use read::{Log, payload};
 pub use refusal::{Refusal, Remark};
 pub use session::Session;
 pub use sign::{Ed25519, Sign, Verify};
+pub(crate) use state::LivePacks;
 #[cfg(feature = "planted-bugs")]
 pub use state::forge;
 pub use state::{Root, SessionRecord, State, Valid};

@@ -5,9 +5,11 @@ use super::entry::{self, Header, MAX_CHECKPOINT, Meaning, Parsed};
 use super::numbers::{Number, Numbers};
 use super::refusal::{Refusal, Remark};
 use super::sign::{Sign, Verify};
-use super::table::{Content, Object, SessionNumber, Status, Table};
+use super::table::{Content, Object, Pages, SessionNumber, Status, Table};
 use crate::bug::{Bug, planted};
-use crate::{ChainId, DomainId, EntryHash, KeyId, PackId, RepositoryId, SessionId, Verifier, WrappedKeyId};
+use crate::{
+    ChainId, DomainId, EntryHash, KeyId, PackId, PackName, RepositoryId, SessionId, Verifier, WrappedKeyId,
+};
 use rempart_types::WallTime;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -74,6 +76,14 @@ pub struct Root {
     pub hash: EntryHash,
     /// The packs that hold what it reaches. All are live.
     pub required: Numbers,
+}
+
+/// Live packs of a state, by their numbers.
+#[derive(Debug)]
+pub(crate) struct LivePacks {
+    objects: Pages,
+    /// With the domain whose keys made the ids.
+    sessions: BTreeMap<SessionNumber, (SessionId, DomainId)>,
 }
 
 /// A body that may be appended right behind a certain state, of which it holds on to: once another entry is there, there
@@ -144,12 +154,19 @@ impl State {
         self.roots.iter().rev().find(|(_, root)| root.chain == chain).map(|(number, root)| (*number, root))
     }
 
-    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+    pub fn objects(&self) -> impl Iterator<Item = Object> {
         self.objects.iter()
     }
 
-    pub fn object(&self, number: Number) -> Option<&Object> {
+    pub fn object(&self, number: Number) -> Option<Object> {
         self.objects.get(number)
+    }
+
+    /// Live packs as they are now, for readers.
+    pub(crate) fn live_packs(&self) -> LivePacks {
+        let named = |session: &SessionRecord| (session.id, session.domain);
+        let sessions = self.sessions.iter().map(|(number, session)| (*number, named(session)));
+        LivePacks { objects: self.objects.snapshot(), sessions: sessions.collect() }
     }
 
     /// The number of a live pack of that name. Of several, which only a hostile writer brings about, those a writer of
@@ -469,7 +486,7 @@ impl State {
         let Some(object) = self.objects.get(number) else { return planted(Bug::NotCondemnedIsEnough) };
         (object.status == Status::Live || planted(Bug::CondemnedIsRequired))
             && matches!(object.content, Content::Pack(_))
-            && (self.owner(object).domain == domain
+            && (self.owner(&object).domain == domain
                 || self.verified.contains(object.number)
                 || planted(Bug::OtherDomainsRequired))
     }
@@ -510,7 +527,7 @@ impl State {
     }
 
     fn check_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), Refusal> {
-        if checkpoint.ordinal != self.checkpoints || checkpoint.state != self.encode() {
+        if checkpoint.ordinal != self.checkpoints || !self.is_encoded_as(&checkpoint.state) {
             return Err(Refusal::OtherState);
         }
         if checkpoint.state.len() as u64 > MAX_CHECKPOINT / 2 {
@@ -522,7 +539,7 @@ impl State {
     /// Whether all are known, and as they should be.
     fn all(&self, numbers: &Numbers, fits: impl Fn(&Object) -> bool) -> Result<(), Refusal> {
         for number in numbers.iter() {
-            if !self.objects.get(number).is_some_and(&fits) {
+            if !self.objects.get(number).is_some_and(|object| fits(&object)) {
                 return Err(Refusal::NotFit(number));
             }
         }
@@ -720,6 +737,16 @@ impl State {
             return Some("the session of an object is not known");
         }
         None
+    }
+}
+
+impl LivePacks {
+    /// A pack's name and domain, if it is live.
+    pub fn get(&self, number: Number) -> Option<(PackName, DomainId)> {
+        let object = self.objects.get(number).filter(|object| object.status == Status::Live)?;
+        let Content::Pack(pack) = object.content else { return None };
+        let (session, domain) = self.sessions[&object.session];
+        Some((PackName { session, pack }, domain))
     }
 }
 

@@ -763,7 +763,7 @@ mod any_bytes {
                 && state.contradiction().is_none()
             {
                 state.required();
-                state.objects().for_each(|object| drop(state.owner(object).clone()));
+                state.objects().for_each(|object| drop(state.owner(&object).clone()));
             }
         }
     }
