@@ -86,7 +86,9 @@ fn steps(
     };
     if let (Some(reach), Some(percent)) = (&mut reach, how.repack) {
         follow_all(reach, session.state())?;
-        let packs = sparse(reach, session.state(), percent, now)?;
+        let usage = reach.usage(session.state())?;
+        let packs = sparse(reach, session.state(), &usage, percent, now);
+        drop(usage);
         if !packs.is_empty() {
             done.rewritten = rewrite(reach, session, now, &packs)?;
         }
@@ -115,15 +117,15 @@ pub fn look(repository: &Repository, how: &Collection) -> Result<Outlook, Collec
     if how.follow {
         follow_all(&mut reach, state)?;
         reach.finish(state, &mut kept)?;
-        if let Some(percent) = how.repack {
-            packs = sparse(&reach, state, percent, how.now)?;
-        }
     } else {
         state.required().iter().for_each(|pack| kept.keep(pack, false));
     }
     let retention = repository.objects().abilities().retention;
     let plan = plan(state, &kept, retention.then_some(how.now));
     let usage = reach.usage(state)?;
+    if let Some(percent) = how.repack.filter(|_| how.follow) {
+        packs = sparse(&reach, state, &usage, percent, how.now);
+    }
     let whole = |packs: &Numbers| packs.iter().filter_map(|pack| usage.get(pack)).map(|of| of.whole).sum();
     let wasted =
         |packs: &Numbers| packs.iter().filter_map(|pack| usage.get(pack)).map(|of| of.whole - of.used).sum();

@@ -46,15 +46,12 @@ impl Bits {
         self.0.get(word).is_some_and(|bits| bits & bit != 0)
     }
 
-    /// Whether it is new.
-    pub fn insert(&mut self, number: u64) -> bool {
+    pub fn insert(&mut self, number: u64) {
         let (word, bit) = Bits::place(number);
         if self.0.len() <= word {
             self.0.resize(word + 1, 0);
         }
-        let is_new = self.0[word] & bit == 0;
         self.0[word] |= bit;
-        is_new
     }
 
     fn numbers(&self) -> Numbers {
@@ -66,9 +63,48 @@ impl Bits {
     }
 }
 
+/// A set of numbers that knows of each how many are before it.
+#[derive(Debug)]
+pub(super) struct Ranks {
+    bits: Bits,
+    /// Before each word.
+    before: Vec<u32>,
+}
+
+impl Ranks {
+    pub fn of(numbers: &Numbers) -> Ranks {
+        let mut bits = Bits::default();
+        numbers.iter().for_each(|number| bits.insert(number.into()));
+        let mut count = 0;
+        let before = bits.0.iter().map(|word| {
+            count += word.count_ones();
+            count - word.count_ones()
+        });
+        Ranks { before: before.collect(), bits }
+    }
+
+    /// How many are before it, if it is one of them.
+    pub fn get(&self, number: Number) -> Option<usize> {
+        let (word, bit) = Bits::place(number.into());
+        let bits = *self.bits.0.get(word)?;
+        (bits & bit != 0).then(|| (self.before[word] + (bits & (bit - 1)).count_ones()) as usize)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranks_are_places_in_a_list() {
+        let numbers: Vec<Number> =
+            (0..1000).filter(|number| number % 7 < 2 || (64..130).contains(number)).collect();
+        let ranks = Ranks::of(&numbers.iter().copied().collect());
+        for number in 0..1100 {
+            assert_eq!(ranks.get(number), numbers.binary_search(&number).ok(), "{number}");
+        }
+        assert_eq!(Ranks::of(&Numbers::new()).get(0), None);
+    }
 
     #[test]
     fn keeps_what_it_is_told() {

@@ -1,21 +1,20 @@
 //! What is marked as reached: a bit for each entry of the local index.
 
 use super::kept::Bits;
+use super::pending::Pending;
 use crate::ChunkId;
 use crate::error::{Error, ErrorKind};
-use crate::index::{EntrySort, IndexEntry, LocalIndex};
+use crate::index::LocalIndex;
 
-/// Chunks that are looked for together, in the order of the index, which is read once for them: 1.5 GiB in files beside it.
-const TOGETHER: u64 = 48 << 20;
-/// Of those in memory: 16 MiB.
-const BATCH: usize = 1 << 19;
+/// Chunks that are looked for together, in the order of the index, which is read once for them: 1.5 GiB in a file beside it.
+const TOGETHER: u64 = 96 << 20;
 
 /// Marks of the entries of one index. A blob's is that of the first entry of its id.
 #[derive(Debug)]
 pub(super) struct Marks {
     places: Bits,
     /// Chunks that are reached, and not looked for yet.
-    pending: EntrySort,
+    pending: Pending,
     together: u64,
     /// Chunks that were pending are lost.
     failed: bool,
@@ -23,8 +22,7 @@ pub(super) struct Marks {
 
 impl Marks {
     pub fn new(index: &LocalIndex) -> Marks {
-        let pending = index.sort_beside(BATCH);
-        Marks { places: Bits::default(), pending, together: TOGETHER, failed: false }
+        Marks { places: Bits::default(), pending: Pending::new(index), together: TOGETHER, failed: false }
     }
 
     /// Whether a node is marked. Nodes are marked at once, chunks a batch at a time.
@@ -42,7 +40,7 @@ impl Marks {
 
     /// Marks a chunk, at the latest when all are [settled](Self::settle).
     pub fn add_chunk(&mut self, index: &LocalIndex, id: &ChunkId) -> Result<(), Error> {
-        self.pending.push(IndexEntry::of_id(id))?;
+        self.pending.push(id)?;
         if self.pending.len() >= self.together { self.settle(index) } else { Ok(()) }
     }
 
@@ -51,15 +49,9 @@ impl Marks {
     /// # Errors
     /// Never a loss: what is pending may be of any backup that was followed, so that no collection can go on without it.
     pub fn settle(&mut self, index: &LocalIndex) -> Result<(), Error> {
-        let pending = std::mem::replace(&mut self.pending, index.sort_beside(BATCH));
-        let (mut cursor, places) = (index.cursor(), &mut self.places);
-        let mut mark = |entry: IndexEntry| {
-            if let Some(place) = cursor.place_of(&entry.id())? {
-                places.insert(place);
-            }
-            Ok(())
-        };
-        let settled = pending.merged_with(None, &mut mark);
+        let pending = std::mem::replace(&mut self.pending, Pending::new(index));
+        let places = &mut self.places;
+        let settled = pending.find(index, |place| places.insert(place));
         self.failed |= settled.is_err();
         settled.map_err(|error| {
             if !error.is_loss() {
@@ -107,9 +99,9 @@ mod tests {
     const COUNT: u64 = 2000;
 
     /// Marks that settle now and then, of chunks in no order, many of them twice and some of them nowhere.
-    fn marked(index: &LocalIndex, together: u64, batch: usize) -> Result<Marks, Error> {
+    fn marked(index: &LocalIndex, together: u64, piece: usize) -> Result<Marks, Error> {
         let mut marks = Marks::new(index);
-        (marks.together, marks.pending) = (together, index.sort_beside(batch));
+        (marks.together, marks.pending) = (together, Pending::new(index).with_pieces_of(piece));
         for number in (0..3 * COUNT).map(|number| number * 7919 % COUNT * 2 % 4999) {
             marks.add_chunk(index, &id(number))?;
         }
@@ -122,8 +114,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let index = local(&folder.path().join("index"), COUNT);
         let reached: Vec<u64> = (0..COUNT).map(|number| number * 2 % 4999).collect();
-        for (together, batch) in [(u64::MAX, 1 << 20), (u64::MAX, 100), (500, 64), (1, 1)] {
-            let marks = marked(&index, together, batch).expect("marks");
+        for (together, piece) in [(u64::MAX, 1 << 20), (u64::MAX, 5), (500, 3), (u64::MAX, 1), (1, 1)] {
+            let marks = marked(&index, together, piece).expect("marks");
             for number in 0..COUNT {
                 let is_reached = index.place_of(&id(number)).expect("whole").map(|place| marks.hold(place));
                 let expected = is_reached.map(|_| reached.contains(&number));

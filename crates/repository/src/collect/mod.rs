@@ -19,6 +19,7 @@ mod collector;
 mod kept;
 mod marks;
 mod merge;
+mod pending;
 mod reach;
 mod repack;
 

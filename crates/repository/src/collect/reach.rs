@@ -5,13 +5,13 @@
 //! same bit tells that what is below a node was followed: what many backups share is read once. Chunks are looked for in the
 //! index many together, in its order.
 
-use super::kept::Bits;
+use super::kept::{Bits, Ranks};
 use super::marks::Marks;
 use super::{CollectError, Follow, Kept};
 use crate::blob::{BlobKind, Decompressor};
 use crate::error::{Error, ErrorKind};
 use crate::index::IndexEntry;
-use crate::log::{Number, Numbers, State, Status};
+use crate::log::{Number, Numbers, State};
 use crate::tree::{FAN_OUT, Node, Tree};
 use crate::{BlobReader, ChunkId, Repository};
 use std::collections::{BTreeMap, BTreeSet};
@@ -177,29 +177,25 @@ impl<'r> Reach<'r> {
     }
 }
 
-/// Of all live packs, in order of their numbers: 24 bytes each.
+/// Of all live packs: 16 bytes each.
 #[derive(Debug)]
-pub(super) struct Usages(Vec<(Number, Usage)>);
+pub(super) struct Usages {
+    live: Ranks,
+    usages: Vec<Usage>,
+}
 
 impl Usages {
     fn of(state: &State) -> Usages {
         let live = state.live();
-        let mut usages = Vec::with_capacity(live.len() as usize);
-        usages.extend(live.iter().map(|pack| (pack, Usage::default())));
-        Usages(usages)
-    }
-
-    fn place(&self, pack: Number) -> Option<usize> {
-        self.0.binary_search_by_key(&pack, |(number, _)| *number).ok()
+        Usages { live: Ranks::of(&live), usages: vec![Usage::default(); live.len() as usize] }
     }
 
     pub fn get(&self, pack: Number) -> Option<Usage> {
-        Some(self.0[self.place(pack)?].1)
+        Some(self.usages[self.live.get(pack)?])
     }
 
     fn get_mut(&mut self, pack: Number) -> Option<&mut Usage> {
-        let place = self.place(pack)?;
-        Some(&mut self.0[place].1)
+        Some(&mut self.usages[self.live.get(pack)?])
     }
 }
 
@@ -226,7 +222,8 @@ impl Follow for Reach<'_> {
     fn finish(&mut self, state: &State, kept: &mut Kept) -> Result<(), CollectError> {
         self.cover(state)?;
         self.settle()?;
-        let is_live = |pack: Number| state.object(pack).is_some_and(|object| object.status == Status::Live);
+        let live = Ranks::of(&state.live());
+        let is_live = |pack: Number| live.get(pack).is_some();
         let mut listed = Bits::default();
         self.each_id(|same, reached| {
             let is_anew = same.iter().any(|entry| self.new.contains(entry.pack()));

@@ -1,5 +1,6 @@
 //! Writing packs anew that are mostly waste, or many and small.
 
+use super::reach::Usages;
 use super::{CollectError, Reach};
 use crate::blob::{BlobKind, Compressor, Decompressor};
 use crate::error::Error;
@@ -30,8 +31,13 @@ pub struct Rewritten {
 
 /// Packs of which less than `percent` is of use, and small ones if together they make a full one. Of the owner's domain: a
 /// pack of another holds ids that only that domain's keys make.
-pub(super) fn sparse(reach: &Reach<'_>, state: &State, percent: u8, now: WallTime) -> Result<Numbers, Error> {
-    let usage = reach.usage(state)?;
+pub(super) fn sparse(
+    reach: &Reach<'_>,
+    state: &State,
+    usage: &Usages,
+    percent: u8,
+    now: WallTime,
+) -> Numbers {
     let own = reach.repository.writer().domain().id();
     let abilities = reach.repository.objects().abilities();
     let full = abilities.pack_len.min(MAX_PACK_LEN);
@@ -56,7 +62,7 @@ pub(super) fn sparse(reach: &Reach<'_>, state: &State, percent: u8, now: WallTim
     if together >= full {
         wasteful.extend(small);
     }
-    Ok(wasteful.into_iter().collect())
+    wasteful.into_iter().collect()
 }
 
 /// Puts anew what is reached in packs, and makes it live. From then on `reach` does without the old packs, as far as all of

@@ -2,7 +2,7 @@
 
 use crate::ChunkId;
 use crate::blob::{BlobKind, Codec};
-use crate::pack::{Blob, PACK_HEADER};
+use crate::pack::Blob;
 
 /// Bytes of an entry.
 pub(super) const ENTRY: usize = 32;
@@ -50,13 +50,6 @@ impl IndexEntry {
         bytes[16..20].copy_from_slice(&pack.to_le_bytes());
         bytes[20..].copy_from_slice(&packed.to_le_bytes()[..12]);
         IndexEntry(bytes)
-    }
-
-    /// One that says nothing but an id, for sorting ids as entries are.
-    pub(crate) fn of_id(id: &ChunkId) -> IndexEntry {
-        let (kind, codec, offset) = (BlobKind::Data, Codec::Plain, PACK_HEADER as u32);
-        let stored_len = 1 + crate::key::TAG as u32;
-        IndexEntry::new(0, &Blob { id: *id, kind, codec, ordinal: 0, offset, stored_len, plain_len: 1 })
     }
 
     /// `None` if no writer made it.

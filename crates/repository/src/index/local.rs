@@ -12,7 +12,6 @@
 
 use super::entry::{ENTRY, IndexEntry, Located};
 use super::filter::{Filter, LINE};
-use super::sort::EntrySort;
 use crate::error::{Error, ErrorKind, Fault};
 use crate::wire::{Reader, Writer};
 use crate::{ChunkId, RepositoryId};
@@ -209,9 +208,9 @@ impl LocalIndex {
         let _ = std::fs::remove_file(&self.path);
     }
 
-    /// Sorts entries, `batch` of them in memory, in files beside this one.
-    pub(crate) fn sort_beside(&self, batch: usize) -> EntrySort {
-        EntrySort::new(&self.path, self.repository).with_batches_of(batch)
+    /// Where it lies.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Looks for many ids, in their order.

@@ -21,5 +21,5 @@ pub use local::{Covers, LocalIndex};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use segment::SegmentHeader;
 pub use segment::{MAX_SEGMENT_ENTRIES, SealedSegment, Segment, SegmentBuilder};
-pub(crate) use sort::EntrySort;
 pub use update::IndexUpdate;
+pub(crate) use writer::unnamed_file;

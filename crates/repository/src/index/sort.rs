@@ -32,6 +32,7 @@ impl EntrySort {
         EntrySort { path, repository, batch: Vec::new(), batch_entries: BATCH, parts: Vec::new() }
     }
 
+    #[cfg(test)]
     pub fn with_batches_of(mut self, entries: usize) -> EntrySort {
         self.batch_entries = entries;
         self

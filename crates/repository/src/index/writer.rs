@@ -42,23 +42,24 @@ impl LocalWriter {
 
     /// A file without a name and without a filter: part of a larger one, gone when it is closed.
     pub fn part(path: &Path, repository: RepositoryId) -> Result<LocalWriter, Error> {
-        let mut writer = Self::create(path, repository, Filter::new(0))?;
-        let unfinished = writer.unfinished.take().expect("it was just made");
-        fs::remove_file(&unfinished).map_err(|source| Error::local(&unfinished, "remove name of", source))?;
-        Ok(writer)
+        Ok(Self::begin(unnamed_file(path)?, None, path, repository, Filter::new(0)))
     }
 
     fn create(path: &Path, repository: RepositoryId, filter: Filter) -> Result<LocalWriter, Error> {
-        let mut unfinished = path.as_os_str().to_owned();
-        unfinished.push(UNFINISHED);
-        unfinished.push(format!("{:016x}", u64::from_le_bytes(crate::key::random())));
-        let unfinished = PathBuf::from(unfinished);
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).mode(0o600).open(&unfinished);
-        let file = file.map_err(|source| Error::local(&unfinished, "create index", source))?;
+        let (file, unfinished) = new_file(path)?;
+        Ok(Self::begin(file, Some(unfinished), path, repository, filter))
+    }
+
+    fn begin(
+        file: File,
+        unfinished: Option<PathBuf>,
+        path: &Path,
+        repository: RepositoryId,
+        filter: Filter,
+    ) -> LocalWriter {
         let mut writer = LocalWriter {
             file,
-            unfinished: Some(unfinished),
+            unfinished,
             path: path.to_owned(),
             repository,
             entries: 0,
@@ -70,7 +71,7 @@ impl LocalWriter {
         };
         // The header's place. It is known last.
         writer.buffer.resize(BLOCK, 0);
-        Ok(writer)
+        writer
     }
 
     /// Adds an entry. They come in order; one that is the same as the one before is left out.
@@ -158,6 +159,25 @@ impl Drop for LocalWriter {
             let _ = fs::remove_file(unfinished);
         }
     }
+}
+
+/// A new file beside `path`, and where it is.
+fn new_file(path: &Path) -> Result<(File, PathBuf), Error> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(UNFINISHED);
+    unfinished.push(format!("{:016x}", u64::from_le_bytes(crate::key::random())));
+    let unfinished = PathBuf::from(unfinished);
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&unfinished);
+    let file = file.map_err(|source| Error::local(&unfinished, "create index", source))?;
+    Ok((file, unfinished))
+}
+
+/// A file beside `path` that has no name: it is gone when it is closed.
+pub(crate) fn unnamed_file(path: &Path) -> Result<File, Error> {
+    let (file, unfinished) = new_file(path)?;
+    fs::remove_file(&unfinished).map_err(|source| Error::local(&unfinished, "remove name of", source))?;
+    Ok(file)
 }
 
 /// Removes what a process that was killed left unfinished. Failing to is no reason to stop.
