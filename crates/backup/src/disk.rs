@@ -148,6 +148,8 @@ fn store_disk(
         }
     }
     progress.skip(size.saturating_sub(wanted.bytes()));
+    // Of a large disk each of these takes as much memory as a pack.
+    drop((data, left_out));
     let mut update = TreeUpdate::new(writer.domain(), &resized_nodes, tree)?;
     let mut next_zeroed = 0;
     let mut zero_until = |update: &mut TreeUpdate<'_>, nodes: &mut BlobWriter<'_>, end: u64| {
@@ -157,7 +159,7 @@ fn store_disk(
         }
         Ok::<_, Error>(())
     };
-    let mut sinks: Vec<BlobWriter<'_>> = (0..pace.threads.max(1)).map(|_| writer.blobs()).collect();
+    let mut sinks: Vec<BlobWriter<'_>> = (0..writer.threads(pace.threads)).map(|_| writer.blobs()).collect();
     let stored = store_chunks(job.source, chunk_size, &wanted, &mut sinks, progress, |chunk, id| {
         zero_until(&mut update, &mut nodes, chunk)?;
         update.set(chunk, id, &mut nodes)

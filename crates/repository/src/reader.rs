@@ -57,6 +57,7 @@ impl BlobReader {
     /// and backups store anew, what is lost.
     pub fn following(repository: &Arc<Repository>, state: &State) -> Result<BlobReader, Error> {
         let reader = BlobReader::new(repository, state, repository.index(state)?);
+        reader.forget_filter();
         let looked = Mutex::new(Looked { log: None, covers: state.next(), in_vain: None });
         Ok(BlobReader { follows: Some(Follows { repository: repository.clone(), looked }), ..reader })
     }
@@ -143,6 +144,7 @@ impl BlobReader {
         let is_more = state.next() > looked.covers;
         if is_more {
             drop(self.replace(state, repository.index(state)?));
+            self.forget_filter();
             looked.covers = state.next();
         }
         Ok(is_more)
@@ -276,7 +278,7 @@ impl BlobReader {
         std::mem::replace(&mut self.index.write().expect("no holder panics"), index)
     }
 
-    /// Gives up what the index keeps in memory for searches: it finds nothing until it is [replaced](Self::replace).
+    /// Gives up the index's filter, until it is [replaced](Self::replace): for who looks for what is there.
     pub(crate) fn forget_filter(&self) {
         self.index.write().expect("no holder panics").forget_filter();
     }

@@ -25,8 +25,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const UPLOADS: usize = 2;
 /// Bytes of a pack, at most: one for each thread is in memory, and those on their way.
 pub(crate) const MAX_PACK_LEN: u64 = 16 << 20;
-/// Chunks of this backup that are remembered in memory; with so many, the index learns of them.
-const MAX_OWN: usize = 1 << 20;
+/// Chunks of this backup that are remembered in memory, in 9 MiB; with so many, the index learns of them.
+const MAX_OWN: usize = 400_000;
+/// Bytes that the log, the index and packs may take. What else a backup needs fits beside them into 256 MiB: an index that is
+/// made anew, what is read ahead.
+const MEMORY: u64 = 180 << 20;
+/// Threads that there is always room for.
+const FEWEST: usize = 2;
 /// What is stored is made live this often: who is interrupted need not store it again.
 const LIVE_EVERY: Duration = Duration::from_secs(60);
 /// Attempts to put an object, and the pause before the second, which doubles each time.
@@ -46,6 +51,8 @@ pub struct BackupWriter {
     /// When what is stored was made live, and how often that is done.
     made_live: Mutex<Instant>,
     live_every: Duration,
+    /// Chunks that are remembered.
+    most_own: usize,
     stored: Arc<Stored>,
     uploads: Mutex<Uploads>,
     /// [`BlobWriter`]s that did not finish.
@@ -136,6 +143,7 @@ impl BackupWriter {
             session: Mutex::new(session),
             made_live: Mutex::new(Instant::now()),
             live_every: LIVE_EVERY,
+            most_own: MAX_OWN,
             stored,
             uploads: Mutex::new(uploads),
             open: AtomicUsize::new(0),
@@ -150,6 +158,11 @@ impl BackupWriter {
     /// Makes what is stored live so often, instead of once a minute.
     pub fn make_live_every(&mut self, period: Duration) {
         self.live_every = period;
+    }
+
+    /// Remembers so many chunks of its own, instead of 400,000, before the index has to know them.
+    pub fn remember(&mut self, chunks: usize) {
+        self.most_own = chunks;
     }
 
     /// What earlier backups stored, and this one as far as it is in the index.
@@ -197,6 +210,12 @@ impl BackupWriter {
         self.stored.new_bytes.load(Ordering::Relaxed)
     }
 
+    /// Of so many threads as many as there is memory for: each has a pack in its hands, and the larger the repository, the
+    /// more its log and its index take.
+    pub fn threads(&self, wanted: usize) -> usize {
+        with_room(wanted, self.reader.index().memory() + self.session().state().memory())
+    }
+
     /// Puts blobs, on one thread.
     pub fn blobs(&self) -> BlobWriter<'_> {
         self.open.fetch_add(1, Ordering::Relaxed);
@@ -241,6 +260,8 @@ impl BackupWriter {
         let segments = std::mem::take(&mut self.stored.acknowledged().segments);
         make_live(&self.repository, &mut session, &self.stored, now, segments)?;
         let state = session.state();
+        // Two filters at once are what memory has no room for: meanwhile what is new is looked for on the disk.
+        self.reader.forget_filter();
         drop(self.reader.replace(state, self.repository.index(state)?));
         self.stored.own().retain(|id| {
             let mut whole = ChunkId::ZERO;
@@ -374,6 +395,14 @@ impl BackupWriter {
         session.end(now)?;
         Ok(())
     }
+}
+
+/// Of so many threads those that can have a pack each where so many bytes of memory are taken.
+fn with_room(wanted: usize, taken: u64) -> usize {
+    let packs = MEMORY.saturating_sub(taken) / MAX_PACK_LEN;
+    // Those on their way, and the one that nodes go into.
+    let room = (packs as usize).saturating_sub(UPLOADS + 1);
+    wanted.min(room.max(FEWEST)).max(1)
 }
 
 fn wall_time() -> WallTime {
@@ -546,7 +575,7 @@ impl BlobWriter<'_> {
             if !own.insert(half) {
                 return Ok(());
             }
-            own.len() > MAX_OWN
+            own.len() > writer.most_own
         };
         if writer.damaged.contains(&id) {
             writer.stored.mended.lock().expect("no holder panics").insert(id);
@@ -618,4 +647,17 @@ pub(crate) fn put(objects: &dyn Objects, name: &Name, content: &[u8]) -> Result<
         }
     }
     unreachable!("the last attempt returns")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_repository_leaves_room_for_fewer_threads() {
+        let (small, five_tib, ten_tib) = (1 << 20, 73 << 20, 98 << 20);
+        let threads = [small, five_tib, ten_tib, u64::MAX].map(|taken| with_room(8, taken));
+        assert_eq!(threads, [8, 3, 2, 2]);
+        assert_eq!((with_room(1, 1 << 20), with_room(0, 1 << 20), with_room(2, u64::MAX)), (1, 1, 2));
+    }
 }

@@ -153,7 +153,7 @@ fn meet_all<'a>(
         writer,
         chunk_size,
         progress,
-        sinks: (0..pace.threads.max(1)).map(|_| writer.blobs()).collect(),
+        sinks: (0..writer.threads(pace.threads)).map(|_| writer.blobs()).collect(),
         batch: Vec::new(),
         batch_bytes: 0,
         pages: Pages::default(),

@@ -43,7 +43,9 @@ pub(super) struct Usage {
 
 impl<'r> Reach<'r> {
     pub fn new(repository: &'r Repository, state: &State) -> Result<Reach<'r>, Error> {
-        let index = repository.index(state)?;
+        let mut index = repository.index(state)?;
+        // Nearly all that is looked for is there.
+        index.forget_filter();
         Ok(Reach {
             repository,
             marks: Marks::new(&index),
@@ -78,9 +80,8 @@ impl<'r> Reach<'r> {
             return Ok(());
         }
         self.settle()?;
-        // Two filters at once are what memory has no room for. Nothing is searched until the new index is there.
-        self.reader.forget_filter();
         let old = self.reader.replace(state, self.repository.index(state)?);
+        self.reader.forget_filter();
         self.covers = state.next();
         self.marks = self.marks.moved(&old, &self.reader.index())?;
         Ok(())

@@ -29,8 +29,8 @@ pub(super) const BLOCK_ENTRIES: usize = BLOCK / ENTRY;
 const HEADER: usize = 8 + 2 + 6 + 16 + 8 + 8 + 32 + 8 + 8 + 32 + 32;
 /// Bytes of a block's hash; it is to find accidents, nobody else writes the file.
 const HASH: usize = 8;
-/// Bytes that are read at once when all entries are.
-const PIECE_BLOCKS: usize = 16;
+/// Blocks that are read at once when all entries are.
+const PIECE_BLOCKS: usize = 8;
 
 /// How far the log was read into an index: the number of the last entry, and its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -113,7 +113,8 @@ pub struct LocalIndex {
     pub(super) hashes: Vec<[u8; HASH]>,
     /// What the first id of each block begins with.
     pub(super) firsts: Vec<u64>,
-    pub(super) filter: Filter,
+    /// None if it was given up.
+    pub(super) filter: Option<Filter>,
 }
 
 impl LocalIndex {
@@ -156,13 +157,14 @@ impl LocalIndex {
             covers: header.covers,
             hashes: hashes.to_vec(),
             firsts: firsts.iter().map(|first| u64::from_be_bytes(*first)).collect(),
-            filter,
+            filter: Some(filter),
         })
     }
 
-    /// Gives up its filter. It is read from then on, and not searched: nothing would be found.
+    /// Gives up its filter: from then on what is not there is looked for on the disk, as what is there always is. For who
+    /// looks for little else, and while another filter is being made.
     pub(crate) fn forget_filter(&mut self) {
-        self.filter = Filter::new(0);
+        self.filter = None;
     }
 
     /// How far the log is in it.
@@ -180,9 +182,19 @@ impl LocalIndex {
     }
 
     /// Whether the chunk may be in it: asked of memory only, and wrong for one new chunk in eighty, in very large
-    /// repositories more.
+    /// repositories more, and for all of them without a filter.
     pub fn may_hold(&self, id: &ChunkId) -> bool {
-        self.filter.may_hold(&half(id))
+        self.may_hold_half(&half(id))
+    }
+
+    fn may_hold_half(&self, id: &[u8; 16]) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.may_hold(id))
+    }
+
+    /// Bytes of memory that it takes.
+    pub(crate) fn memory(&self) -> u64 {
+        let filter = self.filter.as_ref().map_or(0, |filter| filter.bytes().len());
+        (filter + 2 * HASH * self.hashes.len()) as u64
     }
 
     /// Every place where the blob may be: all but one in 2¹²⁸ are it, which shows when it is opened. Reads one block of the
@@ -200,7 +212,7 @@ impl LocalIndex {
     /// How many entries stand before the first of those that [`find`](Self::find) would give.
     pub fn place_of(&self, id: &ChunkId) -> Result<Option<u64>, Error> {
         let wanted = half(id);
-        if self.filter.may_hold(&wanted) { self.cursor().place_of(&wanted) } else { Ok(None) }
+        if self.may_hold_half(&wanted) { self.cursor().place_of(&wanted) } else { Ok(None) }
     }
 
     /// Takes the file away: the next who wants an index makes it anew. If that fails, so will whoever reads it.
@@ -225,7 +237,7 @@ impl LocalIndex {
         mut each: impl FnMut(&[u8; ENTRY]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let wanted = half(id);
-        if !self.filter.may_hold(&wanted) {
+        if !self.may_hold_half(&wanted) {
             return Ok(());
         }
         let start = first(&wanted);

@@ -9,10 +9,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::path::{Path, PathBuf};
 
-/// Entries that are sorted in memory: 32 MiB.
-const BATCH: usize = 1 << 20;
-/// Files that are merged at once.
-const MAX_PARTS: usize = 128;
+/// Entries that are sorted in memory: 8 MiB.
+const BATCH: usize = 1 << 18;
+/// Files that are merged at once, with 32 KiB of each in memory: for 128 million entries.
+const MAX_PARTS: usize = 512;
 
 /// Entries in any order. Batches that had no room in memory lie sorted in files without names, checked by hashes as a local
 /// index is.

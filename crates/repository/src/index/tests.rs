@@ -229,6 +229,24 @@ pub(crate) fn local(path: &Path, count: u64) -> LocalIndex {
     update.finish(|_| true, Covers { entry: 3, hash: [4; 32] }).expect("made")
 }
 
+/// Who reads looks for what is there; who has another made meanwhile must not store everything anew.
+#[test]
+fn an_index_without_its_filter_finds_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut index = local(&folder.path().join("index"), 1000);
+    let found = |index: &LocalIndex| -> Vec<_> {
+        let one =
+            |number| (index.find(&id(number)).expect("whole"), index.place_of(&id(number)).expect("whole"));
+        (0..1500).map(one).collect()
+    };
+    let (before, memory) = (found(&index), index.memory());
+    assert!(before.iter().filter(|(located, _)| !located.is_empty()).count() > 900);
+    index.forget_filter();
+    assert!(index.memory() < memory);
+    assert_eq!(found(&index), before);
+    assert!((0..1500).all(|number| index.may_hold(&id(number))));
+}
+
 #[test]
 fn every_damaged_byte_of_a_local_index_is_seen() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -147,7 +147,7 @@ impl LocalWriter {
             covers,
             hashes: std::mem::take(&mut self.hashes),
             firsts: std::mem::take(&mut self.firsts),
-            filter: std::mem::replace(&mut self.filter, Filter::new(0)),
+            filter: Some(std::mem::replace(&mut self.filter, Filter::new(0))),
         })
     }
 }

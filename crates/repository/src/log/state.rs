@@ -162,6 +162,11 @@ impl State {
         self.objects.get(number)
     }
 
+    /// Bytes of memory that its objects take, about.
+    pub(crate) fn memory(&self) -> u64 {
+        60 * self.objects.len() as u64
+    }
+
     /// Live packs as they are now, for readers.
     pub(crate) fn live_packs(&self) -> LivePacks {
         let named = |session: &SessionRecord| (session.id, session.domain);
