@@ -20,6 +20,7 @@ use anyhow::Result;
 use super::report::{Against, Report, median};
 use crate::lab::Lab;
 use crate::setup::{self, Kernel};
+use crate::workspace::output;
 
 use bucket::Bucket;
 use image::{Change, Image};
@@ -188,6 +189,7 @@ pub fn run(options: &Options) -> Result<()> {
             }
             for (tool, column) in order {
                 let before = tool.stored()?;
+                settle()?;
                 let taken = match step {
                     Step::Full | Step::Again(_) => tool.back_up(&image)?,
                     Step::Restore | Step::Synced => {
@@ -203,6 +205,7 @@ pub fn run(options: &Options) -> Result<()> {
                 && matches!(step, Step::Full | Step::Again(_))
             {
                 let before = repository.stored()?;
+                settle()?;
                 let taken = machine.back_up(&repository)?;
                 tracked.add(step, taken, repository.stored()?.saturating_sub(before));
             }
@@ -213,6 +216,11 @@ pub fn run(options: &Options) -> Result<()> {
     tell(options, &image, &columns, &tracked, &limits);
     tell_served(options, &served);
     bucket(options, &program, &folder)
+}
+
+/// Has all that was written before on the disk: nobody waits for what others left in memory.
+fn settle() -> Result<()> {
+    output(&mut Command::new("sync")).map(drop)
 }
 
 fn tell_served(options: &Options, served: &[Served]) {
