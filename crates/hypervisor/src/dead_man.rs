@@ -83,6 +83,10 @@ unsafe fn child_main(wait: RawFd, connection: RawFd, message: &[u8], limit_ms: i
                 sent += count as usize;
                 continue;
             }
+            // Nobody is there any more.
+            if *libc::__errno_location() != libc::EAGAIN {
+                libc::_exit(1);
+            }
             // It is non-blocking, and its buffer may be full.
             let mut poll = libc::pollfd { fd: connection, events: libc::POLLOUT, revents: 0 };
             if libc::poll(&mut poll, 1, LINGER_MS) != 1 || poll.revents & libc::POLLOUT == 0 {
@@ -139,5 +143,18 @@ mod tests {
         let mut heard = Vec::new();
         far.read_to_end(&mut heard).unwrap();
         assert_eq!(heard, b"");
+    }
+
+    #[test]
+    fn it_ends_where_nobody_hears_it() {
+        let (near, far) = pair();
+        far.shutdown(std::net::Shutdown::Read).unwrap();
+        let dead_man = DeadMan::arm(near.as_fd(), b"thaw\n", FAR).unwrap();
+        drop((dead_man, near));
+        // The last copy of the other end is the child's.
+        let mut poll = libc::pollfd { fd: far.as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: one entry, which is there.
+        unsafe { libc::poll(&mut poll, 1, 20_000) };
+        assert_ne!(poll.revents & libc::POLLHUP, 0);
     }
 }
