@@ -159,7 +159,7 @@ fn store_disk(
         }
         Ok::<_, Error>(())
     };
-    let mut sinks: Vec<BlobWriter<'_>> = (0..writer.threads(pace.threads)).map(|_| writer.blobs()).collect();
+    let mut sinks = writer.sinks(pace.threads);
     let stored = store_chunks(job.source, chunk_size, &wanted, &mut sinks, progress, |chunk, id| {
         zero_until(&mut update, &mut nodes, chunk)?;
         update.set(chunk, id, &mut nodes)

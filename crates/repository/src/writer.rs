@@ -210,10 +210,11 @@ impl BackupWriter {
         self.stored.new_bytes.load(Ordering::Relaxed)
     }
 
-    /// Of so many threads as many as there is memory for: each has a pack in its hands, and the larger the repository, the
-    /// more its log and its index take.
-    pub fn threads(&self, wanted: usize) -> usize {
-        with_room(wanted, self.reader.index().memory() + self.session().state().memory())
+    /// For so many threads, or as many as there is memory for: each has a pack in its hands, and the larger the repository,
+    /// the more its log and its index take. One at least.
+    pub fn sinks(&self, threads: usize) -> Vec<BlobWriter<'_>> {
+        let taken = self.reader.index().memory() + self.session().state().memory();
+        (0..with_room(threads, taken)).map(|_| self.blobs()).collect()
     }
 
     /// Puts blobs, on one thread.

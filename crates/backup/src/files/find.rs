@@ -151,7 +151,7 @@ impl FileFinder {
         }
         let end = first.checked_add(entry.chunks(self.tree.chunk_size));
         end.filter(|end| *end <= self.tree.contents.chunks).ok_or_else(too_many)?;
-        let what = format!("`/{}` of `{}`", String::from_utf8_lossy(&entry.path).escape_debug(), self.name);
+        let what = format!("`{}` of `{}`", super::shown(&entry.path), self.name);
         Ok(Some(DiskReader::of_part(&self.cache, what, self.tree.contents, chunk_size, first, *size)))
     }
 

@@ -35,6 +35,11 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// An entry's path, for people.
+pub(crate) fn shown(path: &[u8]) -> String {
+    format!("/{}", String::from_utf8_lossy(path).escape_debug())
+}
+
 fn failed(action: &'static str, path: &[u8], source: impl Into<std::io::Error>) -> BackupError {
     let path = Path::new(OsStr::from_bytes(path)).to_owned();
     BackupError::File { action, path, source: source.into() }

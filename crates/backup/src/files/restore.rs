@@ -95,8 +95,7 @@ pub fn restore_files(
     })?;
     if !found {
         let _ = rustix::fs::rmdir(to);
-        let shown = String::from_utf8_lossy(wanted).escape_debug().to_string();
-        return Err(Error::new(ErrorKind::Missing, format!("/{shown}"), "the point has no such file").into());
+        return Err(Error::new(ErrorKind::Missing, super::shown(wanted), "the point has no such file").into());
     }
     restore.end(to)
 }

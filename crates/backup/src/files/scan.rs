@@ -58,9 +58,9 @@ pub(super) fn scan(selection: &Selection, each: Each<'_>) -> Result<PassedOver, 
         }
         if below_root(root).is_empty() {
             let fail = |errno: Errno| super::failed("open", b"/", errno);
-            let folder = openat(CWD, selection.place(root), FOLDER, Mode::empty()).map_err(fail)?;
-            scan.device = fstat(&folder).map_err(fail)?.st_dev;
-            scan.snapshot = selection.snapshot_of(root);
+            let (place, snapshot) = selection.place(root);
+            let folder = openat(CWD, place, FOLDER, Mode::empty()).map_err(fail)?;
+            (scan.device, scan.snapshot) = (fstat(&folder).map_err(fail)?.st_dev, snapshot);
             scan.below(Arc::new(folder), b"")?;
         }
     }
@@ -82,14 +82,13 @@ impl Scan<'_> {
     /// One of the roots, or a folder on the way to one.
     fn root(&mut self, path: &Path, with_content: bool) -> Result<(), BackupError> {
         let fail = |errno: Errno| super::failed("open", path.as_os_str().as_bytes(), errno);
-        let place = self.selection.place(path);
+        let (place, snapshot) = self.selection.place(path);
         let parent = place.parent().expect("it is not the root folder");
         let folder = Arc::new(openat(CWD, parent, FOLDER, Mode::empty()).map_err(fail)?);
         let name = place.file_name().expect("it is not the root folder");
         let name = CString::new(name.as_bytes()).expect("no name has a zero");
         let stat = statat(&folder, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
-        self.device = stat.st_dev;
-        self.snapshot = self.selection.snapshot_of(path);
+        (self.device, self.snapshot) = (stat.st_dev, snapshot);
         let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let entry = entry_of(folder.as_fd(), &name, below_root(path).to_vec(), &stat);
         match (is_folder, with_content) {

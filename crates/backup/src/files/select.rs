@@ -58,14 +58,14 @@ impl Selection {
         Ok(Selection { roots: whole, excluded, no_caches, snapshots: Vec::new() })
     }
 
-    /// Has all that can be read from snapshots, which live as long as this. Returns why that is not all.
-    pub fn take_snapshots(&mut self) -> Vec<BackupError> {
-        let mut failed = Vec::new();
+    /// Has all that can be read from snapshots, which live as long as this. Tells why one could not be taken, if that is so.
+    pub fn take_snapshots(&mut self) -> Option<BackupError> {
+        let mut failed = None;
         for root in &self.roots {
-            if self.snapshot_of(root).is_none() {
+            if self.place(root).1.is_none() {
                 match SubvolumeSnapshot::of(root) {
                     Ok(made) => self.snapshots.extend(made),
-                    Err(error) => failed.push(error),
+                    Err(error) => failed = failed.or(Some(error)),
                 }
             }
         }
@@ -74,18 +74,17 @@ impl Selection {
 
     /// How many snapshots all is read from; `None` if not all is.
     pub fn snapshots(&self) -> Option<usize> {
-        let is_all = self.roots.iter().all(|root| self.snapshot_of(root).is_some());
+        let is_all = self.roots.iter().all(|root| self.place(root).1.is_some());
         is_all.then_some(self.snapshots.len())
     }
 
-    /// What a path without links is read from.
-    pub(super) fn snapshot_of(&self, path: &Path) -> Option<&SubvolumeSnapshot> {
-        self.snapshots.iter().find(|snapshot| snapshot.place(path).is_some() && !snapshot.lacks(path))
-    }
-
-    /// Where a path without links is read.
-    pub(super) fn place(&self, path: &Path) -> PathBuf {
-        self.snapshot_of(path).and_then(|snapshot| snapshot.place(path)).unwrap_or_else(|| path.to_owned())
+    /// Where a path without links is read, and in which snapshot that is.
+    pub(super) fn place(&self, path: &Path) -> (PathBuf, Option<&SubvolumeSnapshot>) {
+        let in_snapshot = self.snapshots.iter().find_map(|snapshot| {
+            let place = snapshot.place(path).filter(|_| !snapshot.lacks(path))?;
+            Some((place, Some(snapshot)))
+        });
+        in_snapshot.unwrap_or_else(|| (path.to_owned(), None))
     }
 
     /// A text that stands for it: what is remembered of one selection is not that of another.

@@ -153,7 +153,7 @@ fn meet_all<'a>(
         writer,
         chunk_size,
         progress,
-        sinks: (0..writer.threads(pace.threads)).map(|_| writer.blobs()).collect(),
+        sinks: writer.sinks(pace.threads),
         batch: Vec::new(),
         batch_bytes: 0,
         pages: Pages::default(),
@@ -182,7 +182,7 @@ fn notes(passed_over: &PassedOver, sums: &Sums, other: &[Vec<u8>]) -> Vec<String
     count(*excluded, "files or folders were excluded");
     count(*caches, "caches were left empty");
     let named = |paths: &[Vec<u8>], more: u64| {
-        let named = paths.iter().map(|path| format!("/{}", String::from_utf8_lossy(path).escape_debug()));
+        let named = paths.iter().map(|path| super::shown(path));
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         named.collect::<Vec<_>>().join(", ") + &more
     };

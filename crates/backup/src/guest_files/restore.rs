@@ -45,10 +45,12 @@ pub fn restore_guest_files(
 ) -> Result<RestoredFiles, BackupError> {
     let mut walk = Walk::new(volume);
     let Some(at) = walk.reach(wanted)? else {
-        let shown = String::from_utf8_lossy(wanted).escape_debug().to_string();
-        return Err(
-            Error::new(ErrorKind::Missing, format!("/{shown}"), "the file system has no such file").into()
-        );
+        return Err(Error::new(
+            ErrorKind::Missing,
+            crate::files::shown(wanted),
+            "the file system has no such file",
+        )
+        .into());
     };
     let contents = GuestContents(volume);
     let mut restore = Restore::new(&contents, to, threads, progress)?;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The folder of snapshots, in the root of their subvolume. Closed to others: what is in it was theirs to remove.
-pub(crate) const FOLDER: &str = ".rempart-snapshots";
+const FOLDER: &str = ".rempart-snapshots";
 /// What statfs(2) says of btrfs.
 const MAGIC: u64 = 0x9123_683e;
 /// The inode of every subvolume's root: `BTRFS_FIRST_FREE_OBJECTID`.
@@ -38,9 +38,10 @@ impl SubvolumeSnapshot {
     pub fn of(path: &Path) -> Result<Option<SubvolumeSnapshot>, BackupError> {
         let fail = |errno: Errno| failed(path, errno);
         let stat = |path: &Path| statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW);
-        let device = stat(path).map_err(fail)?.st_dev;
+        let found = stat(path).map_err(fail)?;
+        let device = found.st_dev;
         // Of a pipe or a device as of everything else: it is not opened.
-        let folder = match FileType::from_raw_mode(stat(path).map_err(fail)?.st_mode) {
+        let folder = match FileType::from_raw_mode(found.st_mode) {
             FileType::Directory => path,
             _ => path.parent().expect("only folders have none"),
         };
@@ -105,7 +106,7 @@ impl SubvolumeSnapshot {
 
     /// Whether that is where the subvolume's snapshots are.
     pub(crate) fn is_folder_of_snapshots(&self, path: &Path) -> bool {
-        path == self.root.join(FOLDER)
+        path.file_name().is_some_and(|name| name == FOLDER) && path.parent() == Some(&self.root)
     }
 }
 

@@ -96,11 +96,8 @@ pub fn run(command: AgentCommand, output: Output) -> Result<(), Error> {
     let what = format!("cannot back up `{name}`");
     let devices = devices(&command, &what)?;
     let mut selection = selection(&command)?;
-    let failed = match &mut selection {
-        Some(selection) if !command.no_snapshot => selection.take_snapshots(),
-        _ => Vec::new(),
-    };
-    let no_snapshot = failed.first().map(|error| chain(error));
+    let failed = selection.as_mut().filter(|_| !command.no_snapshot).and_then(Selection::take_snapshots);
+    let no_snapshot = failed.map(|error| chain(&error));
     let job = Job { selection, devices, no_snapshot, bandwidth: command.bandwidth, name };
     let mut attempt = 1;
     let made = loop {

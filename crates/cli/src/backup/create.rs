@@ -7,7 +7,7 @@ use super::machine::{self, Machine};
 use super::qemu::{Qemu, QemuArgs};
 use crate::{Output, output::bytes, parse};
 use clap::Args;
-use rempart_api::{Client, Error, Progress as Shown};
+use rempart_api::{Client, Error, LastBoot, Progress as Shown};
 use rempart_backup::{
     BackupError, Changes, DiskJob, FileSource, Pace, Progress, QemuImage, Source, back_up_disk,
 };
@@ -399,10 +399,13 @@ fn shape(repository: &Repository, written: &Written, point: &Point) -> serde_jso
         "seconds": point.ended.0.saturating_sub(point.taken.0) as f64 / 1000.0,
         "consistency": point.consistency,
         "notes": point.notes,
-        "last_boot": written.last_boot.as_ref().map(|(root, result)| json!({
-            "point": root, "at_unix_ms": result.at.0, "passed": result.passed, "answered_ms": result.answered_ms,
-            "why": result.why,
-        })),
+        "last_boot": written.last_boot.as_ref().map(|(point, result)| LastBoot {
+            point: *point,
+            at_unix_ms: result.at.0,
+            passed: result.passed,
+            answered_ms: result.answered_ms,
+            why: result.why.clone(),
+        }),
         "disks": point.disks.iter().map(|disk| json!({
             "disk": disk.name, "size_bytes": disk.size, "read_bytes": disk.how.read,
             "new_bytes": disk.how.new, "full_because": disk.how.full_because,

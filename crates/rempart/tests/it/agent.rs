@@ -3,7 +3,7 @@
 use crate::backup::Vault;
 use crate::mount::Folder;
 use crate::rack::{Answer, noise};
-use crate::running::{Running, refused, tool};
+use crate::running::{Mounted, Running, refused, tool, until};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -397,11 +397,7 @@ fn a_logical_volume_is_read_from_a_snapshot_that_is_removed_also_after_a_kill() 
     };
     let snapshots = || fs::read_dir(&volumes).unwrap().count() - 1;
     let mut killed = with_lvm(&["--bandwidth", "1K"]).stderr(std::process::Stdio::null()).spawn().unwrap();
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while snapshots() == 0 {
-        assert!(std::time::Instant::now() < deadline, "no snapshot was made");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    until("a snapshot is made", || snapshots() > 0);
     killed.kill().unwrap();
     killed.wait().unwrap();
     assert_eq!(snapshots(), 1);
@@ -424,20 +420,6 @@ fn a_logical_volume_is_read_from_a_snapshot_that_is_removed_also_after_a_kill() 
     assert_eq!(told["consistency"]["level"], "live");
 }
 
-/// A file system in a file, mounted until this is dropped.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--recursive").arg(&self.0).status();
-    }
-}
-
-fn succeed(program: &str, arguments: &[&str]) {
-    let answer = Command::new(program).args(arguments).output().unwrap();
-    assert!(answer.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&answer.stderr));
-}
-
 #[test]
 fn a_subvolume_is_read_from_a_snapshot_that_is_removed_also_after_a_kill() {
     if !fs::read_to_string("/proc/filesystems").unwrap().contains("btrfs") {
@@ -445,21 +427,17 @@ fn a_subvolume_is_read_from_a_snapshot_that_is_removed_also_after_a_kill() {
         return;
     }
     let machine = Machine::new();
-    let (image, data) = (machine.vault.rack.path("btrfs"), machine.vault.rack.path("data"));
-    fs::File::create(&image).unwrap().set_len(512 << 20).unwrap();
-    fs::create_dir(&data).unwrap();
-    succeed("mkfs.btrfs", &["-q", image.to_str().unwrap()]);
-    succeed("mount", &["-o", "loop", image.to_str().unwrap(), data.to_str().unwrap()]);
-    let mounted = Mounted(data.clone());
+    let data = machine.vault.rack.path("data");
+    let _mounted = Mounted::image(&data, 512 << 20, &["mkfs.btrfs", "-q"]);
     let path = |name: &str| data.join(name).to_str().unwrap().to_owned();
     // More than the packs that may be on their way: what comes behind is read when some of it was sent.
     let noise = crate::rack::noise(8, 80 << 20);
     fs::write(path("a"), &noise).unwrap();
     fs::write(path("b"), &noise[..8 << 20]).unwrap();
     fs::write(path("z"), "before").unwrap();
-    succeed("btrfs", &["subvolume", "create", &path("inner")]);
+    tool(&["btrfs", "subvolume", "create", &path("inner")]);
     fs::create_dir(path("other")).unwrap();
-    succeed("mount", &["-t", "tmpfs", "none", &path("other")]);
+    tool(&["mount", "-t", "tmpfs", "none", &path("other")]);
     fs::write(path("inner/x"), "of another subvolume").unwrap();
 
     let snapshots = || -> Vec<PathBuf> {
@@ -467,11 +445,7 @@ fn a_subvolume_is_read_from_a_snapshot_that_is_removed_also_after_a_kill() {
         entries.map(|entry| entry.unwrap().path()).collect()
     };
     let until_there_is_one_but = |left: &[PathBuf]| {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while !snapshots().iter().any(|snapshot| !left.contains(snapshot)) {
-            assert!(std::time::Instant::now() < deadline, "no snapshot was made");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        until("a snapshot is made", || snapshots().iter().any(|snapshot| !left.contains(snapshot)));
     };
     let command = |arguments: &[&str]| {
         machine.command(&[&["--path", data.to_str().unwrap(), "--json"], arguments].concat())
@@ -523,21 +497,15 @@ fn a_subvolume_is_read_from_a_snapshot_that_is_removed_also_after_a_kill() {
     assert_eq!(level(&mut command(&["--no-snapshot"])).0, "live");
     let (without, why) = level(command(&[]).env("PATH", "/nowhere"));
     assert!(without == "live" && why.contains("btrfs-progs"), "{why}");
-    drop(mounted);
 }
 
 /// A file system writes past the cache of its device, which still holds what somebody read before.
 #[test]
 fn a_device_in_use_is_read_as_it_is_and_not_as_it_was_cached() {
     let machine = Machine::new();
-    let (image, data) = (machine.vault.rack.path("ext4"), machine.vault.rack.path("data"));
-    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-    fs::create_dir(&data).unwrap();
-    succeed("mkfs.ext4", &["-q", "-b", "4096", image.to_str().unwrap()]);
-    succeed("mount", &["-o", "loop", image.to_str().unwrap(), data.to_str().unwrap()]);
-    let _mounted = Mounted(data.clone());
-    let found = Command::new("findmnt").args(["-n", "-o", "SOURCE"]).arg(&data).output().unwrap();
-    let device = String::from_utf8(found.stdout).unwrap().trim().to_owned();
+    let data = machine.vault.rack.path("data");
+    let _mounted = Mounted::image(&data, 64 << 20, &["mkfs.ext4", "-q", "-b", "4096"]);
+    let device = tool(&["findmnt", "-n", "-o", "SOURCE", data.to_str().unwrap()]).trim().to_owned();
     let write = |byte: u8| {
         let file =
             fs::File::options().create(true).write(true).truncate(false).open(data.join("file")).unwrap();

@@ -2,7 +2,7 @@
 
 use crate::backup::Vault;
 use crate::rack::noise;
-use crate::running::tool;
+use crate::running::{Mounted, tool};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -49,23 +49,12 @@ fn every_format_holds_the_disk() {
     tool(&["qemu-img", "check", "-q", file.to_str().unwrap()]);
 }
 
-/// Unmounts it in the end.
-struct Small(PathBuf);
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_and_a_damaged_chunk_leave_no_image() {
     let vault = Vault::new();
     disk_with_holes(&vault);
-    let small = Small(vault.rack.path("small"));
-    std::fs::create_dir(&small.0).unwrap();
+    let small = Mounted::at(&vault.rack.path("small"), &["-t", "tmpfs", "-o", "size=1M", "none"]);
     let folder = small.0.to_str().unwrap();
-    tool(&["mount", "-t", "tmpfs", "-o", "size=1M", "none", folder]);
     let left = || std::fs::read_dir(&small.0).unwrap().count();
     for format in ["raw", "qcow2"] {
         let full = vault.refused(&["restore", "shop", "--to", folder, "--format", format]);

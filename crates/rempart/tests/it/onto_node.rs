@@ -3,13 +3,13 @@
 use crate::backup::Vault;
 use crate::golden::Transcript;
 use crate::rack::{Answer, Server, noise};
-use crate::running::{Running, tool};
+use crate::running::{Mounted, Running, tool};
 use rempart_api::{Client, OpenRestore, RestoreDisk, RestoreOnto, RestoreRequest, ViewRequest};
 use serde_json::Value;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 const MIB: usize = 1 << 20;
 /// A repository's chunk.
@@ -406,15 +406,6 @@ fn a_name_is_one_restores_at_a_time() {
     a.until("it may be deleted", || a.run(&["vm", "delete", "shop", "--yes"]).code == 0);
 }
 
-/// A file system of little memory, for as long as this is there.
-struct Small(PathBuf);
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_node_without_room_takes_no_machine() {
     let vault = Vault::new();
@@ -428,7 +419,7 @@ fn a_node_without_room_takes_no_machine() {
     let kept = vault.rack.path("kept");
     tool(&["cp", "-a", data.to_str().unwrap(), kept.to_str().unwrap()]);
     tool(&["mount", "-t", "tmpfs", "-o", "size=16M", "none", data.to_str().unwrap()]);
-    let small = Small(data.clone());
+    let small = Mounted(data.clone());
     tool(&["cp", "-a", &format!("{}/.", kept.display()), data.to_str().unwrap()]);
     b.start();
     refused(

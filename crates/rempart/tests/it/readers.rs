@@ -2,11 +2,10 @@
 
 use crate::backup::Vault;
 use crate::rack::{Answer, noise};
-use crate::running::{Running, tool};
+use crate::running::{Mounted, Running, tool};
 use serde_json::{Value, json};
 use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 const SERVED: &str = "is served at";
 
@@ -84,29 +83,16 @@ fn a_killed_reader_keeps_its_point_until_it_is_forced_or_silent_for_long() {
     assert_eq!(points, json!([]));
 }
 
-/// Unmounts it in the end.
-pub struct ReadOnly(PathBuf);
-
-impl ReadOnly {
-    /// What is in `folder`, at `place`, where nobody can write.
-    pub fn of(folder: &Path, place: &Path) -> ReadOnly {
-        std::fs::create_dir(place).unwrap();
-        tool(&["mount", "--bind", "-o", "ro", folder.to_str().unwrap(), place.to_str().unwrap()]);
-        ReadOnly(place.to_owned())
-    }
-}
-
-impl Drop for ReadOnly {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
+/// What is in `folder`, at `place`, where nobody can write.
+pub fn read_only(folder: &Path, place: &Path) -> Mounted {
+    Mounted::at(place, &["--bind", "-o", "ro", folder.to_str().unwrap()])
 }
 
 #[test]
 fn a_point_that_cannot_be_told_to_be_in_use_is_read_all_the_same() {
     let lab = Lab::new();
     let path = lab.vault.rack.path("read-only");
-    let _mounted = ReadOnly::of(&lab.vault.repo(), &path);
+    let _mounted = read_only(&lab.vault.repo(), &path);
     let place = path.to_str().unwrap().to_owned();
     let socket = lab.vault.rack.path("nbd.sock");
     let arguments = ["serve", "shop", "--repo", &place, "--socket", socket.to_str().unwrap()];

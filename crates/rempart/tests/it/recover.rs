@@ -3,7 +3,7 @@
 use crate::backup::Vault;
 use crate::onto_node;
 use crate::rack::noise;
-use crate::running::{Running, tool};
+use crate::running::{Mounted, Running, tool};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -17,7 +17,7 @@ const BLOCK: u64 = 64 << 10;
 
 struct Lab {
     // Dropped after what runs in it, and before the folder that it is mounted in.
-    small: Option<Small>,
+    small: Option<Mounted>,
     vault: Vault,
     /// What the disk should be.
     expected: Vec<u8>,
@@ -246,28 +246,16 @@ fn a_move_that_failed_goes_on_when_the_repository_is_there_again() {
     lab.check_image();
 }
 
-/// Unmounts it in the end.
-struct Small(PathBuf);
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_is_waited_for() {
     let mut lab = Lab::new();
     let small = lab.vault.rack.path("small");
-    std::fs::create_dir(&small).unwrap();
-    let folder = small.to_str().unwrap();
-    tool(&["mount", "-t", "tmpfs", "-o", "size=2M", "none", folder]);
+    lab.small = Some(Mounted::at(&small, &["-t", "tmpfs", "-o", "size=2M", "none"]));
     lab.folder = small.join("vm");
-    lab.small = Some(Small(small.clone()));
     let mut recovering = lab.recover(RUNS);
     recovering.until("the move fails", |running| running.log().contains("No space left on device"));
     assert_eq!(lab.status()["state"], "running");
-    tool(&["mount", "-o", "remount,size=32M", folder]);
+    tool(&["mount", "-o", "remount,size=32M", small.to_str().unwrap()]);
     assert_eq!(recovering.ended(), 0);
     lab.command("quit", json!({}));
     lab.check_image();

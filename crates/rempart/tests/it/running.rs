@@ -4,7 +4,7 @@ use crate::backup::Vault;
 use serde_json::Value;
 use std::fs::File;
 use std::io::{PipeReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -98,6 +98,44 @@ impl Drop for Running {
 fn output(command: &[&str]) -> Output {
     let output = Command::new(command[0]).args(&command[1..]).stdin(Stdio::null()).output();
     output.unwrap_or_else(|error| panic!("cannot run `{}`: {error}", command[0]))
+}
+
+/// What is mounted at a place, until this is dropped.
+pub struct Mounted(pub PathBuf);
+
+impl Mounted {
+    /// `mount` is told these, and the place, which is made.
+    #[track_caller]
+    pub fn at(place: &Path, arguments: &[&str]) -> Mounted {
+        std::fs::create_dir(place).unwrap();
+        tool(&[&["mount"], arguments, &[place.to_str().unwrap()]].concat());
+        Mounted(place.to_owned())
+    }
+
+    /// A new file system in a new file of `bytes` beside the place.
+    #[track_caller]
+    pub fn image(place: &Path, bytes: u64, mkfs: &[&str]) -> Mounted {
+        let image = place.with_extension("img");
+        File::create(&image).unwrap().set_len(bytes).unwrap();
+        tool(&[mkfs, &[image.to_str().unwrap()]].concat());
+        Mounted::at(place, &["-o", "loop", image.to_str().unwrap()])
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["--lazy", "--recursive"]).arg(&self.0).status();
+    }
+}
+
+/// Waits until it is so; for a minute at most.
+#[track_caller]
+pub fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// What a program printed, which has to succeed.

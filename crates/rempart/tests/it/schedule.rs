@@ -3,12 +3,11 @@
 use crate::backup::Vault;
 use crate::rack::{Rack, Server, noise};
 use crate::receiver::Receiver;
-use crate::running::tool;
+use crate::running::{Mounted, tool};
 use crate::service::scrape;
 use serde_json::Value;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 const MIB: usize = 1 << 20;
@@ -321,33 +320,25 @@ fn each_machine_is_backed_up_by_the_node_that_leads_it() {
 }
 
 /// A file system that hangs whoever writes to it, while it is frozen.
-struct Place {
-    mount: PathBuf,
-}
+struct Place(Mounted);
 
 impl Place {
     fn new(rack: &Rack) -> Place {
-        let (image, mount) = (rack.path("place.img"), rack.path("place"));
-        std::fs::File::create(&image).unwrap().set_len(64 * MIB as u64).unwrap();
-        std::fs::create_dir(&mount).unwrap();
-        tool(&["mkfs.ext4", "-q", image.to_str().unwrap()]);
-        tool(&["mount", "-o", "loop", image.to_str().unwrap(), mount.to_str().unwrap()]);
-        Place { mount }
+        Place(Mounted::image(&rack.path("place"), 64 * MIB as u64, &["mkfs.ext4", "-q"]))
     }
 
     fn freeze(&self) {
-        tool(&["fsfreeze", "--freeze", self.mount.to_str().unwrap()]);
+        tool(&["fsfreeze", "--freeze", self.0.0.to_str().unwrap()]);
     }
 
     fn thaw(&self) {
-        tool(&["fsfreeze", "--unfreeze", self.mount.to_str().unwrap()]);
+        tool(&["fsfreeze", "--unfreeze", self.0.0.to_str().unwrap()]);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.mount).stderr(Stdio::null()).status();
-        let _ = Command::new("umount").arg("-l").arg(&self.mount).status();
+        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.0.0).stderr(Stdio::null()).status();
     }
 }
 
@@ -355,7 +346,7 @@ impl Drop for Place {
 fn a_backup_whose_repository_hangs_is_ended_by_its_time_limit_and_holds_up_no_other() {
     let (rack, vault) = (Rack::new(), Vault::new());
     let place = Place::new(&rack);
-    let repo = place.mount.join("repo");
+    let repo = place.0.0.join("repo");
     vault.ok(&["repo", "create", repo.to_str().unwrap()]);
     let mails = Receiver::start("smtp_server.py", &["plain"]);
     let calls = Receiver::start("http_receiver.py", &["200"]);

@@ -4,7 +4,7 @@
 use crate::backup::Vault;
 use crate::guest::Guest;
 use crate::rack::Server;
-use crate::readers::ReadOnly;
+use crate::readers::read_only;
 use crate::running::{Running, tool};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -319,7 +319,7 @@ fn what_a_repository_cannot_keep_is_told_and_the_machine_seen_to() {
     let lab = Lab::new();
     lab.back_up_broken();
     let place = lab.vault.rack.path("read-only");
-    let _mounted = ReadOnly::of(&lab.vault.repo(), &place);
+    let _mounted = read_only(&lab.vault.repo(), &place);
     let (told, code) = lab.verify("broken", &["--timeout", "1s", "--repo", place.to_str().unwrap()]);
     assert_eq!(
         (code, &told["kept"], &told["why"]),

@@ -15,6 +15,7 @@ mod checkpoint;
 mod codec;
 mod entry;
 mod error;
+mod live_packs;
 mod numbers;
 mod read;
 mod refusal;
@@ -32,12 +33,12 @@ pub use body::{
 };
 pub use entry::{Header, name, number_of};
 pub use error::LogError;
+pub(crate) use live_packs::LivePacks;
 pub use numbers::{Number, Numbers};
 pub use read::{Log, payload};
 pub use refusal::{Refusal, Remark};
 pub use session::Session;
 pub use sign::{Ed25519, Sign, Verify};
-pub(crate) use state::LivePacks;
 #[cfg(feature = "planted-bugs")]
 pub use state::forge;
 pub use state::{Root, SessionRecord, State, Valid};

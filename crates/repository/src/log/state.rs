@@ -2,14 +2,13 @@
 
 use super::body::{Body, Checkpoint, Commit, Condemn, Damaged, Key, MAX_OBJECTS, MAX_ROOTS, Read, Segment};
 use super::entry::{self, Header, MAX_CHECKPOINT, Meaning, Parsed};
+use super::live_packs::LivePacks;
 use super::numbers::{Number, Numbers};
 use super::refusal::{Refusal, Remark};
 use super::sign::{Sign, Verify};
-use super::table::{Content, Object, Pages, SessionNumber, Status, Table};
+use super::table::{Content, Object, SessionNumber, Status, Table};
 use crate::bug::{Bug, planted};
-use crate::{
-    ChainId, DomainId, EntryHash, KeyId, PackId, PackName, RepositoryId, SessionId, Verifier, WrappedKeyId,
-};
+use crate::{ChainId, DomainId, EntryHash, KeyId, PackId, RepositoryId, SessionId, Verifier, WrappedKeyId};
 use rempart_types::WallTime;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,14 +75,6 @@ pub struct Root {
     pub hash: EntryHash,
     /// The packs that hold what it reaches. All are live.
     pub required: Numbers,
-}
-
-/// Live packs of a state, by their numbers.
-#[derive(Debug)]
-pub(crate) struct LivePacks {
-    objects: Pages,
-    /// With the domain whose keys made the ids.
-    sessions: BTreeMap<SessionNumber, (SessionId, DomainId)>,
 }
 
 /// A body that may be appended right behind a certain state, of which it holds on to: once another entry is there, there
@@ -171,7 +162,7 @@ impl State {
     pub(crate) fn live_packs(&self) -> LivePacks {
         let named = |session: &SessionRecord| (session.id, session.domain);
         let sessions = self.sessions.iter().map(|(number, session)| (*number, named(session)));
-        LivePacks { objects: self.objects.snapshot(), sessions: sessions.collect() }
+        LivePacks::new(self.objects.snapshot(), sessions.collect())
     }
 
     /// The number of a live pack of that name. Of several, which only a hostile writer brings about, those a writer of
@@ -742,16 +733,6 @@ impl State {
             return Some("the session of an object is not known");
         }
         None
-    }
-}
-
-impl LivePacks {
-    /// A pack's name and domain, if it is live.
-    pub fn get(&self, number: Number) -> Option<(PackName, DomainId)> {
-        let object = self.objects.get(number).filter(|object| object.status == Status::Live)?;
-        let Content::Pack(pack) = object.content else { return None };
-        let (session, domain) = self.sessions[&object.session];
-        Some((PackName { session, pack }, domain))
     }
 }
 

@@ -307,12 +307,16 @@ fn an_agent_writes_into_its_domain_and_maintains_nothing() {
     assert_eq!(open(&objects).remarks().last().unwrap().0, by_revoked);
 }
 
+/// Their entries.
+fn empty_backups(writer: &mut Session, count: usize) -> Vec<u64> {
+    (0..count).map(|_| commit(writer, &commit_of(Numbers::new())).unwrap().number).collect()
+}
+
 #[test]
 fn a_backup_that_is_read_is_not_forgotten() {
     let objects = memory();
     let mut writer = session(&objects, 1);
-    let roots: Vec<u64> =
-        (0..3).map(|_| commit(&mut writer, &commit_of(Numbers::new())).unwrap().number).collect();
+    let roots = empty_backups(&mut writer, 3);
     let read = |roots: &[u64]| Read { roots: roots.to_vec(), payload: b"who".to_vec() };
     let mut reader = session(&objects, 2);
     for wrong in [vec![], vec![roots[1], roots[0]], vec![roots[0], roots[0]]] {
@@ -351,8 +355,7 @@ fn a_backup_that_is_read_is_not_forgotten() {
 fn what_came_of_a_boot_is_known_as_long_as_its_backup() {
     let objects = memory();
     let mut writer = session(&objects, 1);
-    let roots: Vec<u64> =
-        (0..2).map(|_| commit(&mut writer, &commit_of(Numbers::new())).unwrap().number).collect();
+    let roots = empty_backups(&mut writer, 2);
     let boot = |root, result: u8| Boot { root, payload: vec![result] };
     assert_eq!(refusal(writer.boot(NOW, boot(999, 1))), Refusal::NoSuchRoot(999));
     for (root, result) in [(roots[0], 1), (roots[1], 2), (roots[0], 3)] {

@@ -150,10 +150,7 @@ fn a_frozen_machine_may_learn_of_the_past_but_not_change_the_present() {
 #[test]
 fn power_loss_on_every_copy_undoes_only_what_no_flush_covers() {
     let story = |wiped: &[usize], flushed: bool| {
-        let mut tale = Tale::new();
-        let old = tale.written();
-        tale.flush();
-        let new = tale.written();
+        let (mut tale, old, new) = flushed_and_written();
         if flushed {
             tale.flush();
         }
@@ -174,6 +171,15 @@ fn power_loss_on_every_copy_undoes_only_what_no_flush_covers() {
     assert!(tale.reads(old).is_err(), "found once, kept");
     assert!({ story(&[0, 1], true) }.0.reads(Tag(1)).is_err(), "a flush covered it");
     assert!({ story(&[0], false) }.0.reads(Tag(1)).is_err(), "the other copy has it");
+}
+
+/// A flushed value, and a newer one that is acknowledged.
+fn flushed_and_written() -> (Tale, Tag, Tag) {
+    let mut tale = Tale::new();
+    let old = tale.written();
+    tale.flush();
+    let new = tale.written();
+    (tale, old, new)
 }
 
 /// A flushed value, and a newer one that is under way while the only node loses its memory.
@@ -209,10 +215,7 @@ fn what_was_under_way_when_memory_was_lost_may_land_later() {
 #[test]
 fn what_a_failed_sync_dropped_may_be_read_until_the_machine_is_gone() {
     let story = |dies: bool| {
-        let mut tale = Tale::new();
-        let old = tale.written();
-        tale.flush();
-        let new = tale.written();
+        let (mut tale, old, new) = flushed_and_written();
         let at = tale.tick();
         tale.history.sync_failed(0, 0b1, at);
         tale.reads(new).unwrap();
@@ -236,10 +239,7 @@ fn what_a_failed_sync_dropped_may_be_read_until_the_machine_is_gone() {
 #[test]
 fn a_member_that_lost_its_memory_may_lead_without_what_no_flush_covers() {
     let story = |holds: bool| {
-        let mut tale = Tale::new();
-        let old = tale.written();
-        tale.flush();
-        let new = tale.written();
+        let (mut tale, old, new) = flushed_and_written();
         let at = tale.tick();
         tale.history.memory_wiped(1, 0b11, at);
         assert!(tale.reads(old).is_err(), "the other copy has it");
