@@ -2,9 +2,9 @@
 
 use rempart_store::file::{Executor, FileDisk};
 use rempart_store::{
-    BatchBuilder, DiskEntry, FileId, FormatParams, Health, IoClass, IoCommand, IoError, IoErrorKind, IoId,
-    IoOp, IoOutput, Limits, OpenError, OpenOptions, Output, PayloadBuffer, ReadPiece, Recovered, Refused,
-    Slice, Store, StoreEvent, Token,
+    BatchBuilder, DiskEntry, FileId, FormatParams, Health, IoClass, IoCommand, IoCompletion, IoError,
+    IoErrorKind, IoId, IoOp, IoOutput, Limits, OpenError, OpenOptions, Output, PayloadBuffer, ReadPiece,
+    Recovered, Refused, Slice, Store, StoreEvent, Token,
 };
 use rempart_types::{DiskIndex, GroupId, Lsn, MonotonicTime, Term, WallTime};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -317,43 +317,81 @@ fn writes_past_and_through_the_page_cache_agree() {
     disk.perform(&IoOp::Sync { file }).expect("syncs");
 }
 
-/// Workers take small writes to images together; each is completed, once.
+/// Submits `ops` as background work, all at once. What came of each, in their order.
+fn execute_in_background(executor: &mut Executor, ops: Vec<IoOp>) -> Vec<IoCompletion> {
+    let mut waiting: BTreeSet<IoId> = (0..ops.len() as u64).map(IoId).collect();
+    for (id, op) in waiting.iter().zip(ops) {
+        executor.submit(IoCommand { id: *id, class: IoClass::Background, op });
+    }
+    executor.after_replies();
+    let mut all = Vec::new();
+    while !waiting.is_empty() {
+        let fd = executor.wake_fd();
+        poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).expect("polls");
+        executor.reset_wake();
+        let before = all.len();
+        executor.completions(&mut all);
+        for completion in &all[before..] {
+            assert!(waiting.remove(&completion.id), "completed twice, or never submitted");
+        }
+    }
+    assert_eq!(executor.in_flight(), 0);
+    all.sort_by_key(|completion| completion.id);
+    all
+}
+
+/// Workers take small writes to images together, and reads of them; each is completed, once.
 #[test]
-fn each_of_many_image_writes_is_completed() {
+fn each_of_many_image_writes_and_reads_is_completed() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let disk = open_files(directory.path()).expect("the directory is free");
     let mut executor = Executor::new(disk.clone(), 3).expect("threads start");
     let (first, second) = (FileId::Image(DiskIndex(0)), FileId::Image(DiskIndex(1)));
     for file in [first, second] {
-        disk.perform(&IoOp::SetLen { file, len: 2000 * 4096 }).expect("creates");
+        disk.perform(&IoOp::SetLen { file, len: 2000 * 4096 + 1024 }).expect("creates");
     }
     let place = |number: u64| if number % 700 < 350 { first } else { second };
-    let mut waiting = BTreeSet::new();
-    for number in 0..2000u64 {
-        let op = match number % 50 {
-            49 => IoOp::Sync { file: first },
-            _ => IoOp::Write { file: place(number), offset: number * 4096, data: vec![filled(number, 4096)] },
-        };
-        executor.submit(IoCommand { id: IoId(number), class: IoClass::Background, op });
-        waiting.insert(IoId(number));
+    let write = |number: u64| match number % 50 {
+        49 => IoOp::Sync { file: first },
+        _ => IoOp::Write { file: place(number), offset: number * 4096, data: vec![filled(number, 4096)] },
+    };
+    for completion in execute_in_background(&mut executor, (0..2000).map(write).collect()) {
+        completion.result.expect("writes and syncs");
     }
-    executor.after_replies();
-    while !waiting.is_empty() {
-        let fd = executor.wake_fd();
-        poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).expect("polls");
-        executor.reset_wake();
-        let mut done = Vec::new();
-        executor.completions(&mut done);
-        for completion in done {
-            completion.result.expect("writes and syncs");
-            assert!(waiting.remove(&completion.id), "completed twice, or never submitted");
+    // Writes between reads, some of them crooked, and two of each 200 beyond the end, in part or whole.
+    let offset = |number: u64| match number % 200 {
+        7 => 2000 * 4096,
+        8 => 3000 * 4096,
+        30 => number * 4096 + 512,
+        _ => number * 4096,
+    };
+    let read = |number: u64| match number % 50 {
+        49 => write(number - 1),
+        _ => IoOp::Read { file: place(number), offset: offset(number), len: 4096 },
+    };
+    for completion in execute_in_background(&mut executor, (0..2000).map(read).collect()) {
+        let number = completion.id.0;
+        match completion.result.expect("reads and writes") {
+            IoOutput::Data(data) => {
+                let IoOutput::Data(alone) = disk.perform(&read(number)).expect("reads") else {
+                    panic!("a read is answered with data")
+                };
+                assert!(*data == *alone, "read {number}");
+                assert!(offset(number) != number * 4096 || *data == *filled(number, 4096), "read {number}");
+            }
+            _ => assert_eq!(number % 50, 49, "a read is answered with data"),
         }
     }
-    assert_eq!(executor.in_flight(), 0);
-    for number in (0..2000).filter(|number| number % 50 != 49) {
-        let read = IoOp::Read { file: place(number), offset: number * 4096, len: 4096 };
-        let IoOutput::Data(read) = disk.perform(&read).expect("reads") else { panic!("without data") };
-        assert!(*read == *filled(number, 4096), "write {number}");
+    // A file that cannot be read is told for each of them.
+    let image = disk.path(first);
+    drop((executor, disk));
+    std::fs::remove_file(image).expect("removes");
+    let disk = open_files(directory.path()).expect("the directory is free");
+    let mut executor = Executor::new(disk, 3).expect("threads start");
+    let reads = (0..100).map(|number| IoOp::Read { file: first, offset: number * 4096, len: 4096 });
+    for completion in execute_in_background(&mut executor, reads.collect()) {
+        let error = completion.result.expect_err("the file is gone");
+        assert_eq!(error.kind, IoErrorKind::Missing);
     }
 }
 
@@ -382,18 +420,8 @@ fn a_device_that_refuses_writes_to_an_image_is_noticed_at_once() {
         let mut executor = Executor::new(disk.clone(), 3).expect("threads start");
         // Twice the room there is, some of it crooked.
         let place = |number: u64| number * 8192 + if number % 16 == 5 { 512 } else { 0 };
-        for number in 0..2048 {
-            let op = IoOp::Write { file, offset: place(number), data: vec![filled(number, 4096)] };
-            executor.submit(IoCommand { id: IoId(number), class: IoClass::Background, op });
-        }
-        executor.after_replies();
-        let mut done = Vec::new();
-        while executor.in_flight() > 0 {
-            let fd = executor.wake_fd();
-            poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).expect("polls");
-            executor.reset_wake();
-            executor.completions(&mut done);
-        }
+        let write = |number| IoOp::Write { file, offset: place(number), data: vec![filled(number, 4096)] };
+        let done = execute_in_background(&mut executor, (0..2048).map(write).collect());
         let (good, bad): (Vec<_>, Vec<_>) = done.iter().partition(|completion| completion.result.is_ok());
         for completion in &good {
             let number = completion.id.0;

@@ -1,6 +1,6 @@
 //! A group's files, executed synchronously.
 
-use crate::file::ring::{self, Ring, RingWrite};
+use crate::file::ring::{self, Ring, RingRead, RingWrite};
 use crate::io::{Disk, FileId, FileStat, IoError, IoErrorKind, IoOp, IoOutput};
 use rempart_buffer::{BufferMut, Slice, total_len};
 use rempart_types::{DiskIndex, WallTime};
@@ -305,6 +305,39 @@ impl FileDisk {
             }
         }
         results
+    }
+
+    /// Executes reads of images all at once and past the page cache, where that is possible.
+    pub(crate) fn read_together(
+        &self,
+        ring: &mut Option<Ring>,
+        ops: &[&IoOp],
+    ) -> Vec<Result<IoOutput, IoError>> {
+        let mut results = vec![None; ops.len()];
+        let (mut indexes, mut reads) = (Vec::new(), Vec::new());
+        // One alone is as fast without it.
+        for (index, op) in ops.iter().enumerate().filter(|_| ops.len() > 1 && ring.is_some()) {
+            let IoOp::Read { file, offset, len } = op else { continue };
+            let buffer = BufferMut::for_overwrite(*len);
+            if let Some(handle) = self.direct_handle_to_read(*file, *offset, &buffer) {
+                indexes.push(index);
+                reads.push(RingRead { file: handle, offset: *offset, buffer });
+            }
+        }
+        for (indexes, reads) in indexes.chunks(ring::ENTRIES).zip(reads.chunks_mut(ring::ENTRIES)) {
+            let Some(read) = ring.as_mut().and_then(|ring| ring.read(reads)) else {
+                *ring = None;
+                break;
+            };
+            for ((&index, into), read) in indexes.iter().zip(reads).zip(read) {
+                // In part, not at this moment or not this way: it is tried again below, which tells the error.
+                if read == Ok(into.buffer.len()) {
+                    let buffer = std::mem::take(&mut into.buffer);
+                    results[index] = Some(Ok(IoOutput::Data(buffer.freeze())));
+                }
+            }
+        }
+        ops.iter().zip(results).map(|(op, result)| result.unwrap_or_else(|| self.perform(op))).collect()
     }
 
     fn try_perform(&self, op: &IoOp) -> Result<IoOutput, Errno> {

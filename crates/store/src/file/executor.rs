@@ -17,8 +17,9 @@ use std::thread::JoinHandle;
 /// Journal writes up to this are executed on the calling thread: copying into the page cache takes less than
 /// handing them over. Longer ones wait for the device.
 const INLINE_LIMIT: usize = BUFFERED_LIMIT;
-/// Image writes a worker gives to the device at once. Handing over small ones singly costs more than executing them; a
-/// flush of the journal, on the same disk, waits behind those that are there.
+/// Reads of images, or writes to them, that a worker gives to the device at once. Handing over small ones singly costs
+/// more than executing them, and what a view or a resync reads lies apart; a flush of the journal, on the same disk, waits
+/// behind those that are there.
 const GATHER: usize = 8;
 /// With so many waiting, they come faster than they go that way.
 const PILE: usize = 1024;
@@ -67,7 +68,7 @@ struct Queues {
 }
 
 impl Queues {
-    /// Puts the next work in `into`: one command, or several small writes to images. True if it is background work;
+    /// Puts the next work in `into`: one command, or several small writes to images, or reads of them. True if it is background work;
     /// `None` if there is nothing to do.
     fn take(&mut self, into: &mut Vec<IoCommand>) -> Option<bool> {
         if let Some(command) = self.urgent.pop_front() {
@@ -79,13 +80,19 @@ impl Queues {
         }
         let most = if self.background.len() > PILE { GATHER_FROM_PILE } else { GATHER };
         into.push(self.background.pop_front()?);
-        let mut bytes = image_write_len(&into[0]).unwrap_or(GATHER_BYTES);
-        while into.len() < most
-            && let Some(len) = self.background.front().and_then(image_write_len)
-            && bytes + len <= GATHER_BYTES
+        let mut bytes = 0;
+        while let Some(together) = Together::of(&into[into.len() - 1])
+            && into.len() < most
         {
-            bytes += len;
-            into.extend(self.background.pop_front());
+            bytes += together.len();
+            let fits = |next: &IoCommand| {
+                Together::of(next)
+                    .is_some_and(|next| next.goes_with(together) && bytes + next.len() <= GATHER_BYTES)
+            };
+            match self.background.pop_front_if(|next| fits(next)) {
+                Some(next) => into.push(next),
+                None => break,
+            }
         }
         self.background_busy += 1;
         Some(true)
@@ -262,8 +269,9 @@ fn work(shared: &Shared, disk: &FileDisk) {
         };
         drop(queues);
         let ops: Vec<&IoOp> = commands.iter().map(|command| &command.op).collect();
-        let results = match image_write_len(&commands[0]) {
-            Some(_) => disk.write_together(&mut ring, &ops),
+        let results = match Together::of(&commands[0]) {
+            Some(Together::Writes(_)) => disk.write_together(&mut ring, &ops),
+            Some(Together::Reads(_)) => disk.read_together(&mut ring, &ops),
             None => ops.iter().map(|op| disk.perform(op)).collect(),
         };
         let completed = commands.iter().zip(results);
@@ -286,10 +294,28 @@ fn work(shared: &Shared, disk: &FileDisk) {
     }
 }
 
-/// Bytes of a write to an image.
-fn image_write_len(command: &IoCommand) -> Option<usize> {
-    match &command.op {
-        IoOp::Write { file: FileId::Image(_), data, .. } => Some(total_len(data)),
-        _ => None,
+/// What several of are given to the device at once; bytes of one of them.
+#[derive(Debug, Clone, Copy)]
+enum Together {
+    Writes(usize),
+    Reads(usize),
+}
+
+impl Together {
+    fn of(command: &IoCommand) -> Option<Together> {
+        match &command.op {
+            IoOp::Write { file: FileId::Image(_), data, .. } => Some(Together::Writes(total_len(data))),
+            IoOp::Read { file: FileId::Image(_), len, .. } => Some(Together::Reads(*len)),
+            _ => None,
+        }
+    }
+
+    fn goes_with(self, other: Together) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    }
+
+    fn len(self) -> usize {
+        let (Together::Writes(len) | Together::Reads(len)) = self;
+        len
     }
 }
