@@ -138,6 +138,7 @@ fn commit(repository: &Arc<Repository>, size: u64, now: WallTime) -> Result<(), 
         nvram: None,
         notes: Vec::new(),
         files: None,
+        memory: None,
     };
     writer.commit(repository.chain("large"), None, &point, None)?;
     Ok(())

@@ -52,7 +52,9 @@ pub use names::{CHECKPOINTS, PACKS, PackName, SEGMENTS, SegmentName};
 pub use pack::{
     Blob, MAX_BLOBS, MAX_PACK, MIN_PACK, PACK_HEADER, Pack, PackBuilder, PackHeader, PackOpener, verify_pack,
 };
-pub use point::{Consistency, ConsistencyLevel, Definition, Excluded, FileTree, HowRead, Point, PointDisk};
+pub use point::{
+    Consistency, ConsistencyLevel, Definition, Excluded, FileTree, HowRead, MEMORY, Point, PointDisk,
+};
 pub use reader::BlobReader;
 pub use reading::{PointReader, Reading};
 pub use repository::{NewRepository, Repository, keys};

@@ -5,8 +5,12 @@ use crate::{ChunkId, ChunkSize, Tree};
 use rempart_types::WallTime;
 use serde::{Deserialize, Serialize};
 
-/// The newest form that is known here. The first one had no files.
-const VERSION: u8 = 2;
+/// The newest form that is known here. The first one had no files, the second no memory; what has no memory is written in the
+/// second one.
+const VERSION: u8 = 3;
+const WITHOUT_MEMORY: u8 = 2;
+/// The name of [`Point::memory`].
+pub const MEMORY: &str = "memory";
 /// Disks of one virtual machine, at most.
 const MAX_DISKS: usize = 1024;
 /// Bytes of a disk's name: a file system's limit, less what is added to it.
@@ -33,6 +37,8 @@ pub struct Point {
     pub notes: Vec<String>,
     /// Files that were read one after the other, by a program in the machine.
     pub files: Option<FileTree>,
+    /// The guest's memory and devices at that instant, kept as a disk is: the stream with which QEMU sends a machine.
+    pub memory: Option<PointDisk>,
 }
 
 /// Folders and what is in them.
@@ -73,7 +79,7 @@ pub struct Consistency {
 pub enum ConsistencyLevel {
     /// As after a power cut.
     Crash,
-    /// Stopped in the middle, with nothing on its way.
+    /// The same, and the guest's memory of that instant is there, too; in points of the first two forms it only stood still.
     SavedState,
     /// File systems were frozen.
     FileSystem,
@@ -134,8 +140,13 @@ pub struct Excluded {
 impl Point {
     /// What is sealed.
     pub fn encode(&self) -> Vec<u8> {
-        let encoded = postcard::to_extend(self, vec![VERSION]);
-        encoded.expect("writing to memory does not fail")
+        let version = if self.memory.is_some() { VERSION } else { WITHOUT_MEMORY };
+        let encoded = postcard::to_extend(self, vec![version]);
+        let mut encoded = encoded.expect("writing to memory does not fail");
+        if version == WITHOUT_MEMORY {
+            encoded.pop();
+        }
+        encoded
     }
 
     /// Reads what was sealed in `object`.
@@ -146,19 +157,22 @@ impl Point {
             let why = "its backup was made by a newer version of this program";
             return Err(Error::new(ErrorKind::Newer, object, why));
         }
-        // None.
-        let files: &[u8] = if *version == 1 { &[0] } else { &[] };
-        let point = match postcard::take_from_bytes::<Point>(&[bytes, files].concat()) {
+        // None of what the form does not have yet.
+        let none = &[0, 0][..usize::from(VERSION.saturating_sub(*version)).min(2)];
+        let point = match postcard::take_from_bytes::<Point>(&[bytes, none].concat()) {
             Ok((point, [])) if *version >= 1 => point,
             _ => return Err(damaged("what it says of its backup makes no sense")),
         };
-        let mut names: Vec<&str> = point.disks.iter().map(|disk| disk.name.as_str()).collect();
+        let mut names: Vec<&str> = point.contents().map(|disk| disk.name.as_str()).collect();
         names.sort_unstable();
         if point.disks.len() > MAX_DISKS || names.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(damaged("its backup has too many disks, or two of one name"));
         }
         if !names.iter().all(|name| is_file_name(name)) {
             return Err(damaged("a disk of its backup has a name that no file can have"));
+        }
+        if point.memory.as_ref().is_some_and(|memory| memory.name != MEMORY || !memory.excluded.is_empty()) {
+            return Err(damaged("its backup's memory is not whole, or is called otherwise"));
         }
         Ok(point)
     }
@@ -170,6 +184,7 @@ impl Point {
             disks,
             nvram,
             files,
+            memory,
             vm: _,
             host: _,
             taken: _,
@@ -178,7 +193,8 @@ impl Point {
             definition: _,
             notes: _,
         } = self;
-        let mut trees: Vec<Tree> = disks.iter().map(|disk| disk.tree(chunk_size)).collect();
+        let disks = disks.iter().chain(memory);
+        let mut trees: Vec<Tree> = disks.map(|disk| disk.tree(chunk_size)).collect();
         let mut chunks = nvram.as_ref().map_or(Vec::new(), |(chunks, _)| chunks.clone());
         if let Some(files) = files {
             trees.extend([files.pages, files.contents]);
@@ -190,7 +206,7 @@ impl Point {
     /// Whether its texts are lines of plain text. Whoever may write here may be an enemy of who reads.
     pub(crate) fn is_printable(&self) -> bool {
         let Consistency { why, .. } = &self.consistency;
-        let disks = self.disks.iter().flat_map(|disk| {
+        let disks = self.contents().flat_map(|disk| {
             let reasons = disk.excluded.iter().map(|excluded| &excluded.reason);
             reasons.chain(&disk.position).chain(&disk.how.full_because)
         });
@@ -206,8 +222,14 @@ impl Point {
         texts.all(|text| !text.chars().any(char::is_control))
     }
 
+    /// Disks, and memory.
+    pub fn contents(&self) -> impl Iterator<Item = &PointDisk> {
+        self.disks.iter().chain(&self.memory)
+    }
+
+    /// The disk of that name; or memory, by [`MEMORY`].
     pub fn disk(&self, name: &str) -> Option<&PointDisk> {
-        self.disks.iter().find(|disk| disk.name == name)
+        self.contents().find(|disk| disk.name == name)
     }
 }
 
@@ -264,16 +286,39 @@ mod tests {
                 position: None,
                 how: HowRead { full_because: None, read: 1 << 20, new: 1 << 18, audited: 0, missed: 0 },
             }),
+            memory: Some(PointDisk { name: MEMORY.to_owned(), excluded: Vec::new(), ..disk("") }),
         }
     }
 
     #[test]
     fn what_had_no_files_yet_is_read() {
-        let old = Point { files: None, ..point() };
+        let old = Point { files: None, memory: None, ..point() };
         let bytes = old.encode();
         let (last, first) = bytes[1..].split_last().expect("it says something");
         assert_eq!(*last, 0);
         assert_eq!(Point::decode("log/1", &[&[1], first].concat()).expect("whole"), old);
+    }
+
+    #[test]
+    fn what_has_no_memory_is_what_programs_without_it_know() {
+        let old = Point { memory: None, ..point() };
+        let bytes = old.encode();
+        assert_eq!(bytes[0], 2);
+        assert_eq!(Point::decode("log/1", &bytes).expect("whole"), old);
+        let with = point().encode();
+        assert_eq!((with[0], &with[1..bytes.len()], with[bytes.len()]), (3, &bytes[1..], 1));
+        assert!(Point::decode("log/1", &[&[2], &with[1..]].concat()).is_err());
+    }
+
+    #[test]
+    fn memory_that_is_not_whole_is_refused() {
+        let mut strange = point();
+        strange.memory.as_mut().expect("it has one").name = "other".to_owned();
+        let excluded = strange.disks[0].excluded.clone();
+        let error = Point::decode("log/1", &strange.encode()).expect_err("called otherwise");
+        assert_eq!(error.kind, ErrorKind::Damaged);
+        strange.memory = Some(PointDisk { excluded, ..point().memory.expect("it has one") });
+        Point::decode("log/1", &strange.encode()).expect_err("not whole");
     }
 
     #[test]

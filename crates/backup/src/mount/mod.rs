@@ -13,7 +13,7 @@ use fuser::{
 };
 use guests::{Guests, Volumes};
 use rempart_nbd::server::Piece;
-use rempart_repository::{ChunkId, Point};
+use rempart_repository::{ChunkId, MEMORY, Point};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
@@ -113,6 +113,11 @@ impl PointFiles {
             let ending = if definition.kind == "libvirt" { "xml" } else { "json" };
             let bytes = What::Bytes(definition.content.clone());
             self.insert(folder, &format!("definition.{ending}"), time, bytes);
+        }
+        if let Some(memory) = &point.memory {
+            let content = Content::of(memory, chunk_size);
+            let reader = Arc::new(DiskReader::new(&self.cache, &memory.name, content));
+            self.insert(folder, &format!("{MEMORY}.qemu"), time, What::Disk(reader));
         }
         if let Some((chunks, len)) = &point.nvram {
             self.insert(folder, "nvram", time, What::Chunks(chunks.clone(), *len));

@@ -22,8 +22,13 @@ pub struct FileSource {
 
 impl FileSource {
     pub fn open(path: &Path) -> Result<FileSource, SourceError> {
+        let file = File::open(path).map_err(|why| error("open", path, None, why))?;
+        FileSource::of(file, path)
+    }
+
+    /// One that is open already, and is told as `path`.
+    pub fn of(file: File, path: &Path) -> Result<FileSource, SourceError> {
         let fail = |why: std::io::Error| error("open", path, None, why);
-        let file = File::open(path).map_err(fail)?;
         let kind = FileType::from_raw_mode(fstat(&file).map_err(|errno| fail(errno.into()))?.st_mode);
         let size = match kind {
             FileType::RegularFile => file.metadata().map_err(fail)?.len(),

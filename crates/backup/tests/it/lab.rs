@@ -148,6 +148,7 @@ impl Lab {
             nvram: None,
             notes: Vec::new(),
             files: None,
+            memory: None,
         }
     }
 

@@ -223,6 +223,7 @@ fn back_up(repository: &Arc<Repository>, job: &Job, output: Output) -> Result<Ma
         nvram: None,
         notes,
         files: tree,
+        memory: None,
     };
     let written = writer.commit(repository.chain(&job.name), None, &point, None)?;
     if let Some(Err(error)) = known.map(|known| known.keep()) {

@@ -48,7 +48,7 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
     let reader = reader.map_err(|e| describe("cannot read the index", &e))?;
     let (mut checked, mut damaged, mut lost) = (Vec::new(), 0, Vec::new());
     for (root, point) in points {
-        for disk in &point.disks {
+        for disk in point.contents() {
             let chunk_size = repository.chunk_size();
             let content = Content::of(disk, chunk_size);
             let progress = Progress::default();

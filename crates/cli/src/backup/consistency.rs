@@ -8,7 +8,7 @@ pub struct ConsistencyArgs {
     /// `crash`.
     #[arg(long, value_enum, conflicts_with = "disks")]
     consistency: Option<Wanted>,
-    /// What is good enough where the guest's agent does not freeze its file systems.
+    /// What is good enough where the guest's agent does not freeze its file systems, or its memory cannot be kept.
     #[arg(long = "else", value_enum, default_value = "crash", conflicts_with = "disks")]
     otherwise: Enough,
 }
@@ -19,7 +19,7 @@ pub enum Wanted {
     Application,
     /// As after a power cut: the guest notices nothing.
     Crash,
-    /// The guest stands still while the view is taken, so that no request is half done. Its memory is not kept.
+    /// The guest's memory is kept, too, so that the machine can go on from that moment. It stands still for a moment.
     SavedState,
 }
 
@@ -28,7 +28,7 @@ pub enum Enough {
     /// As after a power cut.
     #[default]
     Crash,
-    /// The guest is stopped for the moment.
+    /// The guest's memory is kept, too; where it cannot be, there is no backup.
     SavedState,
     /// Nothing: there is no backup then.
     Nothing,

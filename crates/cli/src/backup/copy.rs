@@ -1,7 +1,7 @@
 //! `rempart copy`.
 
 use super::access::{Access, CommandLineFirst, KeyArgs, KeyOptions, chain, describe, now};
-use super::create::shown;
+use super::create::{back_up_memory, shown};
 use super::in_use::InUse;
 use super::points::{all, find, open_log, time};
 use crate::{Output, output::bytes, parse};
@@ -202,9 +202,9 @@ fn copy(
     let last_origin = before.as_ref().and_then(|(_, point)| Origin::of(point));
     let chunk_len = u64::from(target.chunk_size().bytes());
     let position = serde_json::to_string(&origin).expect("it is plain data");
-    let (mut disks, mut base) = (Vec::new(), None);
+    let (mut disks, mut memory, mut base) = (Vec::new(), None, None);
     let progress = Progress::default();
-    let total = point.disks.iter().map(|disk| disk.size).sum();
+    let total = point.contents().map(|disk| disk.size).sum();
     shown(output, &format!("copy {}@{}", point.vm, origin.point), total, &progress, || {
         for disk in &point.disks {
             let source = PointSource::new(&from.cache, &from.reader, &disk.name, from.content(disk));
@@ -226,6 +226,11 @@ fn copy(
             };
             disks.push(back_up_disk(&writer, target.chunk_size(), &job, Pace::default(), &progress)?);
         }
+        if let Some(from_there) = &point.memory {
+            let source =
+                PointSource::new(&from.cache, &from.reader, &from_there.name, from.content(from_there));
+            memory = Some(back_up_memory(&writer, target.chunk_size(), &source, &progress)?);
+        }
         Ok(())
     })?;
     let files = match &point.files {
@@ -245,6 +250,6 @@ fn copy(
         origin.point,
         origin.copied_from
     ));
-    let copied = Point { disks, files, nvram, notes, ended: now(), ..point.clone() };
+    let copied = Point { disks, files, nvram, memory, notes, ended: now(), ..point.clone() };
     Ok(writer.commit(machine, base, &copied, None)?)
 }

@@ -12,7 +12,8 @@ use rempart_backup::{
     BackupError, Changes, DiskJob, FileSource, Pace, Progress, QemuImage, Source, back_up_disk,
 };
 use rempart_repository::{
-    BackupWriter, Consistency, ConsistencyLevel, Definition, Point, PointDisk, Repository, Written,
+    BackupWriter, ChunkSize, Consistency, ConsistencyLevel, Definition, MEMORY, Point, PointDisk, Repository,
+    Written,
 };
 use rempart_types::WallTime;
 use serde_json::json;
@@ -182,6 +183,8 @@ pub struct Taken<'a> {
     pub disks: Vec<TakenDisk<'a>>,
     pub definition: Option<Definition>,
     pub nvram: Option<Vec<u8>>,
+    /// The guest's memory.
+    pub memory: Option<&'a dyn Source>,
     pub consistency: Consistency,
     /// For people: what is not as it should be.
     pub notes: Vec<String>,
@@ -269,6 +272,7 @@ fn back_up(
                 disks: disks.collect(),
                 definition: None,
                 nvram: None,
+                memory: None,
                 consistency: Consistency { level: ConsistencyLevel::Stopped, why: None, pause_ms: None },
                 notes: Vec::new(),
                 lost: Box::new(|| None),
@@ -306,22 +310,29 @@ fn store(
     output: Output,
 ) -> Result<(Written, Point), Failure> {
     let builds_on = taken.disks.iter().any(|disk| matches!(disk.changes, Changes::Known { .. }));
-    let total = taken.disks.iter().map(|disk| disk.source.size()).sum();
+    let sources = taken.disks.iter().map(|disk| disk.source).chain(taken.memory);
+    let total = sources.map(Source::size).sum();
     let progress = Progress::default();
-    let mut disks: Vec<PointDisk> = Vec::new();
+    let (mut disks, mut memory): (Vec<PointDisk>, _) = (Vec::new(), None);
     let mut notes = taken.notes;
     let phase = format!("back up {vm}");
     let new = || Some(writer.new_bytes());
     let stored = shown_with(output, &phase, total, &progress, new, || {
         let looked: Vec<_> = taken.disks.iter().map(|disk| (&disk.name[..], disk.source)).collect();
-        let (left_out, remarks) =
-            leave_out.look(&looked, taken.consistency.level, repository.chunk_size())?;
+        let (left_out, remarks) = match taken.memory {
+            // A guest that goes on from here needs all that it had.
+            Some(_) => (vec![Vec::new(); looked.len()], Vec::new()),
+            None => leave_out.look(&looked, taken.consistency.level, repository.chunk_size())?,
+        };
         notes.extend(remarks);
         for (TakenDisk { name, source, position, changes }, left_out) in
             taken.disks.into_iter().zip(&left_out)
         {
             let job = DiskJob { name: &name, source, changes, position, left_out };
             disks.push(back_up_disk(&writer, repository.chunk_size(), &job, Pace::default(), &progress)?);
+        }
+        if let Some(source) = taken.memory {
+            memory = Some(back_up_memory(&writer, repository.chunk_size(), source, &progress)?);
         }
         Ok(())
     });
@@ -341,9 +352,22 @@ fn store(
         nvram,
         notes,
         files: None,
+        memory,
     };
     let written = writer.commit(repository.chain(vm), before.filter(|_| builds_on), &point, None)?;
     Ok((written, point))
+}
+
+/// Stores a guest's memory as a disk is. Nothing of it is where it was the last time.
+pub fn back_up_memory(
+    writer: &BackupWriter,
+    chunk_size: ChunkSize,
+    source: &dyn Source,
+    progress: &Progress,
+) -> Result<PointDisk, BackupError> {
+    let changes = Changes::Unknown("memory is stored whole each time".to_owned());
+    let job = DiskJob { name: MEMORY, source, changes, position: None, left_out: &[] };
+    back_up_disk(writer, chunk_size, &job, Pace::default(), progress)
 }
 
 /// Does something with its progress shown.
@@ -393,7 +417,7 @@ fn shape(repository: &Repository, written: &Written, point: &Point) -> serde_jso
         "repository": repository.id().to_string(),
         "vm": point.vm,
         "point": written.root,
-        "read_bytes": point.disks.iter().map(|disk| disk.how.read).sum::<u64>(),
+        "read_bytes": point.contents().map(|disk| disk.how.read).sum::<u64>(),
         "new_bytes": written.new_bytes,
         "stored_bytes": written.stored_bytes,
         "seconds": point.ended.0.saturating_sub(point.taken.0) as f64 / 1000.0,
@@ -406,6 +430,9 @@ fn shape(repository: &Repository, written: &Written, point: &Point) -> serde_jso
             answered_ms: result.answered_ms,
             why: result.why.clone(),
         }),
+        "memory": point.memory.as_ref().map(|memory| json!({
+            "size_bytes": memory.size, "new_bytes": memory.how.new,
+        })),
         "disks": point.disks.iter().map(|disk| json!({
             "disk": disk.name, "size_bytes": disk.size, "read_bytes": disk.how.read,
             "new_bytes": disk.how.new, "full_because": disk.how.full_because,
@@ -418,7 +445,7 @@ fn tell(written: &Written, point: &Point, output: Output) {
     output.tell(&format!(
         "`{vm}@{}`: read {}, of it new {}, stored {}",
         written.root,
-        bytes(point.disks.iter().map(|disk| disk.how.read).sum()),
+        bytes(point.contents().map(|disk| disk.how.read).sum()),
         bytes(written.new_bytes),
         bytes(written.stored_bytes),
         vm = point.vm
@@ -433,6 +460,10 @@ fn tell(written: &Written, point: &Point, output: Output) {
             let reasons = Vec::from_iter(reasons).join(", ");
             output.tell(&format!("`{}`: {} were left out ({reasons})", disk.name, bytes(left_out)));
         }
+    }
+    if let Some(memory) = &point.memory {
+        let size = bytes(memory.size);
+        output.tell(&format!("memory: {size}; without it the disks are as after a power cut"));
     }
     let Consistency { level, why, pause_ms } = &point.consistency;
     let why = why.as_ref().map_or(String::new(), |why| format!(": {why}"));

@@ -138,6 +138,7 @@ impl MachineView {
             disks,
             definition: Some(Definition { kind: "rempart".to_owned(), content }),
             nvram,
+            memory: None,
             consistency,
             notes: told.notes.clone(),
             lost: Box::new(|| self.lost.lock().expect("no holder panics").clone()),

@@ -100,6 +100,7 @@ pub fn run(command: &Points, output: Output) -> Result<(), Error> {
                     "entries": files.entries, "size_bytes": files.bytes, "unread": files.unread,
                 })),
                 "definition": point.definition.as_ref().map(|definition| definition.kind.as_str()),
+                "memory": point.memory.as_ref().map(|memory| json!({ "size_bytes": memory.size })),
                 "nvram_bytes": point.nvram.as_ref().map(|(_, length)| length),
                 "boot": booted(*root),
             })
@@ -107,7 +108,7 @@ pub fn run(command: &Points, output: Output) -> Result<(), Error> {
         return output.print_json(&points.collect::<Vec<_>>());
     }
     let rows = points.iter().map(|(root, point)| {
-        let disks: u64 = point.disks.iter().map(|disk| disk.size).sum();
+        let disks: u64 = point.contents().map(|disk| disk.size).sum();
         let size = disks + point.files.as_ref().map_or(0, |files| files.bytes);
         vec![
             format!("{}@{root}", point.vm),

@@ -6,19 +6,19 @@ use super::create::{Taken, TakenDisk};
 use crate::{Output, output::bytes, parse};
 use clap::Args;
 use rempart_api::{Error, ErrorKind};
-use rempart_backup::{BackupError, Changes, NbdEndpoint, NbdSource, Source};
+use rempart_backup::{BackupError, Changes, FileSource, NbdEndpoint, NbdSource, Source, SourceError};
 use rempart_hypervisor::guest_agent::Level;
 use rempart_hypervisor::qemu::backup::{
-    Agent, Changes as Told, LiveView, Options, Otherwise, Policy, Prepared, Reached, Tracker, TrackingToken,
-    ViewDisk, ViewVariables,
+    Agent, Changes as Told, LiveView, Options, Otherwise, Policy, Prepared, Reached, Saving, Tracker,
+    TrackingToken, ViewDisk, ViewVariables,
 };
 use rempart_repository::{
-    Consistency, ConsistencyLevel, Definition, Point, PointDisk, Repository, RepositoryId,
+    Consistency, ConsistencyLevel, Definition, MEMORY, Point, PointDisk, Repository, RepositoryId,
 };
 use rempart_types::WallTime;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,8 +54,6 @@ pub struct Qemu {
     monitor: PathBuf,
     options: Options,
     policy: Policy,
-    /// Why no more is tried than the policy says.
-    because: Option<&'static str>,
     /// What is open in QEMU, for whoever takes it away.
     open: Arc<Mutex<Option<LiveView>>>,
     runtime: tokio::runtime::Runtime,
@@ -67,6 +65,7 @@ pub struct QemuView {
     sources: Vec<NbdSource>,
     definition: Vec<u8>,
     nvram: Option<Vec<u8>>,
+    memory: Option<FileSource>,
     consistency: Consistency,
     notes: Vec<String>,
     at: WallTime,
@@ -118,23 +117,23 @@ impl QemuArgs {
         let mut options = Options::new(tracker(&repository.id(), repository.chain(vm)), &self.scratch_dir);
         options.scratch_bytes = self.scratch_size;
         let wanted = consistency.wanted(self.agent.is_some());
-        let stop = Otherwise::Stop { limit: LONGEST_PAUSE };
+        let save = |or_crash| Otherwise::SaveState { saving: Saving::new(LONGEST_PAUSE), or_crash };
         let otherwise = match (wanted, consistency.otherwise()) {
             (Wanted::Crash, _) | (Wanted::Application, Enough::Crash) => Otherwise::Crash,
-            (Wanted::SavedState, _) | (Wanted::Application, Enough::SavedState) => stop,
+            (Wanted::SavedState, Enough::Crash) => save(true),
+            (Wanted::SavedState, _) | (Wanted::Application, Enough::SavedState) => save(false),
             (Wanted::Application, Enough::Nothing) => Otherwise::Refuse,
         };
-        let because = match (wanted, &self.agent) {
+        let agent = match (wanted, &self.agent) {
             (Wanted::Application, None) => {
                 return Err(Error::invalid(
                     "`--consistency application` needs the guest's agent, and it is not known where it is",
                 )
                 .hint("name the host's end of its channel with --agent"));
             }
-            (Wanted::Application, Some(_)) => None,
-            _ => Some("the guest was not asked to take part"),
+            (Wanted::Application, Some(agent)) => Ok(Agent::new(agent)),
+            _ => Err("the guest was not asked to take part"),
         };
-        let agent = self.agent.as_ref().filter(|_| because.is_none()).map(Agent::new);
         let failed = |e: &dyn std::fmt::Display| Error::failed("cannot start the runtime").cause(e);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(|e| failed(&e))?;
@@ -142,7 +141,7 @@ impl QemuArgs {
         let listening = runtime.block_on(async { take_away_at_the_end(open.clone()) });
         listening.map_err(|e| failed(&e))?;
         let policy = Policy { agent, otherwise };
-        Ok(Some(Qemu { monitor: monitor.clone(), options, policy, because, open, runtime }))
+        Ok(Some(Qemu { monitor: monitor.clone(), options, policy, open, runtime }))
     }
 }
 
@@ -173,10 +172,7 @@ impl Qemu {
         let opened = self.runtime.block_on(async {
             let mut open = self.open.lock().await;
             let prepared = Prepared::new(&self.monitor, &self.options, &known).await?;
-            let (view, mut reached) = prepared.take_consistently(&self.policy).await?;
-            if let Some(because) = self.because {
-                reached.why = because.to_owned();
-            }
+            let (view, reached) = prepared.take_consistently(&self.policy).await?;
             Ok(QemuView::new(open.insert(view), &reached))
         });
         let opened = opened.map_err(|e: rempart_hypervisor::Error| told(&e))?;
@@ -228,12 +224,26 @@ impl QemuView {
         let nvram = variables.and_then(|read| {
             read.map_err(|why| notes.push(format!("the firmware's variables are not in it: {why}"))).ok()
         });
+        let hidden = view.description()["left_out"].as_array().into_iter().flatten();
+        notes.extend(
+            hidden.filter_map(|what| Some(format!("not kept of QEMU's command line: {}", what.as_str()?))),
+        );
+        let memory = view.memory().map(|memory| {
+            let failed = |source: std::io::Error| SourceError {
+                action: "open",
+                disk: MEMORY.to_owned(),
+                offset: None,
+                source: Box::new(source),
+            };
+            FileSource::of(memory.file.try_clone().map_err(failed)?, Path::new(MEMORY))
+        });
         let pause = reached.frozen_for.or(view.pause());
         Ok(QemuView {
             disks: view.disks().to_vec(),
             sources,
             definition: serde_json::to_vec(view.description()).expect("it was JSON"),
             nvram,
+            memory: memory.transpose()?,
             consistency: Consistency {
                 level: match reached.level {
                     Level::Crash => ConsistencyLevel::Crash,
@@ -250,7 +260,7 @@ impl QemuView {
     }
 
     pub fn take<'a>(&'a self, before: Option<&'a Point>, chunk_len: u64) -> Result<Taken<'a>, BackupError> {
-        let mut names = BTreeSet::new();
+        let mut names = BTreeSet::from([MEMORY.to_owned()]);
         let mut disks = Vec::new();
         for (disk, source) in self.disks.iter().zip(&self.sources) {
             let position = |token: &TrackingToken| Position { disk: disk.id.clone(), token: token.clone() };
@@ -278,6 +288,7 @@ impl QemuView {
             disks,
             definition: Some(Definition { kind: "qemu".to_owned(), content: self.definition.clone() }),
             nvram: self.nvram.clone(),
+            memory: self.memory.as_ref().map(|memory| memory as &dyn Source),
             consistency: self.consistency.clone(),
             notes: self.notes.clone(),
             lost: Box::new(|| None),

@@ -183,7 +183,7 @@ fn damaged_parts<'a>(
     output: Output,
 ) -> Result<Vec<Part<'a>>, BackupError> {
     let (mut parts, mut lost) = (Vec::new(), Vec::new());
-    for disk in &point.disks {
+    for disk in point.contents() {
         let content = Content::of(disk, repository.chunk_size());
         let progress = Progress::default();
         let phase = format!("verify {}@{root} {}", point.vm, disk.name);

@@ -14,7 +14,7 @@ use rempart_api::{Client, Error};
 use rempart_backup::{
     BackupError, ChunkCache, Content, FileTarget, NewFile, Pace, Progress, QemuImg, Target, restore_disk,
 };
-use rempart_repository::{BlobReader, Domain, DomainId, Point, PointDisk, Repository};
+use rempart_repository::{BlobReader, Domain, DomainId, MEMORY, Point, PointDisk, Repository};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -251,6 +251,11 @@ pub fn run(
         }
         (None, None) => None,
     };
+    if opened.point.memory.is_some()
+        && (onto_node.is_some() || command.disk.is_some() || command.device.is_some())
+    {
+        output.tell(WITHOUT_MEMORY);
+    }
     if let Some(told) = onto_node {
         return if output.json { output.print_json(&told) } else { Ok(()) };
     }
@@ -276,7 +281,7 @@ pub fn run(
         return files::judge(&restored, &opened.what);
     }
     let mut restored = Vec::new();
-    let mut files_told = None;
+    let (mut files_told, mut memory_told) = (None, None);
     let mut tell = |disk: &PointDisk, path: &Path| {
         restored.push(json!({ "disk": disk.name, "path": path, "size_bytes": disk.size }));
     };
@@ -290,6 +295,12 @@ pub fn run(
                 let path = folder.join(format!("{}.{}", disk.name, command.image.format.name()));
                 opened.write_image(disk, &path, &command.image, output)?;
                 tell(disk, &path);
+            }
+            if let Some(memory) = opened.point.memory.as_ref().filter(|_| command.disk.is_none()) {
+                let path = folder.join(format!("{MEMORY}.qemu"));
+                let raw = ImageArgs { format: Format::Raw, compare: command.image.compare };
+                opened.write_image(memory, &path, &raw, output)?;
+                memory_told = Some(tell_how_to_resume(&opened.point, memory, &path, output));
             }
             if opened.point.files.is_some() && command.disk.is_none() {
                 let to = folder.join("files");
@@ -310,9 +321,50 @@ pub fn run(
         let files = files_told.as_ref().map(|(_, told)| told);
         output.print_json(&json!({
             "vm": opened.point.vm, "point": opened.root, "disks": restored, "files": files,
+            "memory": memory_told,
         }))?;
     }
     files_told.map_or(Ok(()), |(restored, _)| files::judge(&restored, &opened.what))
+}
+
+/// Told where a machine is made of a point's disks alone.
+pub const WITHOUT_MEMORY: &str = "the guest's memory is in this point, and is not used: to the guest this is a power cut. `restore --to` \
+                                  writes it beside the images";
+
+/// What it takes to go on from the moment that the memory is of.
+fn tell_how_to_resume(point: &Point, memory: &PointDisk, path: &Path, output: Output) -> serde_json::Value {
+    let definition =
+        point.definition.as_ref().and_then(|definition| serde_json::from_slice(&definition.content).ok());
+    let definition: serde_json::Value = definition.unwrap_or_default();
+    let version = &definition["told"]["query-version"]["qemu"];
+    let version = ["major", "minor", "micro"].map(|part| version[part].to_string()).join(".");
+    let machine =
+        definition["machine"].as_str().or(definition["told"]["machine"].as_str()).unwrap_or_default();
+    let machine = machine.trim_end_matches("-machine");
+    let incoming = format!("exec:cat {}", quoted(&path.display().to_string()));
+    output.tell(&format!(
+        "to go on from that moment, start QEMU {version} or newer as machine `{machine}` with the same devices, on these images \
+         (`format=raw`, or what was chosen), with `-incoming {}`; then `cont` in its monitor, if it does not run by itself",
+        quoted(&incoming)
+    ));
+    let words = definition["command_line"].as_array().into_iter().flatten().filter_map(|word| word.as_str());
+    let words: Vec<String> = words.map(quoted).collect();
+    if !words.is_empty() {
+        output.tell(&format!("it was started, on its own images, by: {}", words.join(" ")));
+    }
+    json!({
+        "path": path, "size_bytes": memory.size, "qemu_version": version, "machine": machine,
+        "incoming": incoming, "command_line": definition["command_line"], "left_out": definition["left_out"],
+    })
+}
+
+/// As a shell takes it for one word.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,=:@%+".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
 }
 
 pub fn export(command: &Export, output: Output) -> Result<(), Error> {

@@ -29,7 +29,7 @@ const QUICK: Duration = Duration::from_secs(5);
 pub enum Level {
     /// As after a loss of power: journals are replayed.
     Crash,
-    /// The same, and the guest stood still: no request was half done.
+    /// The same, and the guest's memory of that moment is there, too.
     SavedState,
     /// File systems were frozen: everything written is there.
     FileSystem,

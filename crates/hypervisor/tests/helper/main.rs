@@ -4,7 +4,7 @@
 mod log;
 
 use rempart_hypervisor::guest_agent::{FreezeOptions, GuestAgent};
-use rempart_hypervisor::qemu::backup::{Options, Prepared, Tracker};
+use rempart_hypervisor::qemu::backup::{Options, Otherwise, Policy, Prepared, Saving, Tracker};
 use rempart_hypervisor::{
     Definition, FirstState, Hypervisor, Lease, Qemu, QemuConfig, StartRequest, VmUuid, clock, guard,
 };
@@ -78,7 +78,18 @@ async fn view(how: &str, known: &str, monitor: &Path, directory: &Path) {
             std::future::pending::<()>().await;
             drop(view);
         }
-        "stopped" => drop(prepared.take_stopped(Duration::from_secs(600)).await),
+        "saved" | "saved-slowly" => {
+            let mut saving = Saving::new(Duration::from_secs(600));
+            if how == "saved-slowly" {
+                saving.bandwidth = 1 << 20;
+            }
+            let otherwise = Otherwise::SaveState { saving, or_crash: false };
+            let view =
+                prepared.take_consistently(&Policy { agent: Err("not asked"), otherwise }).await.unwrap();
+            ready();
+            std::future::pending::<()>().await;
+            drop(view);
+        }
         _ => panic!("unknown way {how}"),
     }
 }

@@ -1,13 +1,11 @@
 //! Views of a QEMU that somebody else runs: what they show, what they know, and what they leave.
 
 use crate::backup_vm::{
-    Host, Model, Random, SIZE, Swallower, Vm, apply_changes, copied_by_nbdcopy, disk, read_all, reader, run,
-    tokens, uri,
+    Host, Model, Random, SIZE, Vm, apply_changes, copied_by_nbdcopy, disk, read_all, reader, run, tokens, uri,
 };
 use crate::lab::{HELPER, PATIENCE};
 use rempart_hypervisor::ErrorKind;
-use rempart_hypervisor::qemu::backup::{Changes, LiveView, Prepared, SkipReason, TrackingToken, WhyUnknown};
-use rempart_hypervisor::qmp::{Event, EventStream};
+use rempart_hypervisor::qemu::backup::{Changes, LiveView, SkipReason, TrackingToken, WhyUnknown};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -15,13 +13,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-type Known = BTreeMap<String, TrackingToken>;
+pub type Known = BTreeMap<String, TrackingToken>;
 
-const VDA: &str = "vda";
-const SDA: &str = "sda";
+pub const VDA: &str = "vda";
+pub const SDA: &str = "sda";
 
 /// A qcow2 disk with an I/O thread on an old-style drive, and a raw SCSI disk on a block node.
-async fn two_disks(host: &Host) -> Vm {
+pub async fn two_disks(host: &Host) -> Vm {
     host.start(&[
         "-object",
         "iothread,id=io",
@@ -42,12 +40,12 @@ async fn two_disks(host: &Host) -> Vm {
     .await
 }
 
-fn images(host: &Host) {
+pub fn images(host: &Host) {
     host.image("a.qcow2", "qcow2");
     host.image("b.raw", "raw");
 }
 
-fn models() -> [Model; 2] {
+pub fn models() -> [Model; 2] {
     [Model::new("/machine/peripheral/vda/virtio-backend"), Model::new("sda")]
 }
 
@@ -526,56 +524,6 @@ async fn bitmaps_and_jobs_of_others_are_not_disturbed() {
     };
     assert!(error.to_string().contains("another program uses it"), "{error}");
     assert_eq!(vm.leavings().await, [""; 0]);
-}
-
-#[tokio::test]
-async fn a_guest_that_is_stopped_for_a_view_goes_on_at_once_or_when_its_stopper_dies() {
-    let host = Host::new();
-    images(&host);
-    let vm = two_disks(&host).await;
-    let prepared = Prepared::new(&host.monitor(), &host.options("nightly"), &Known::new()).await.unwrap();
-    let view = prepared.take_stopped(Duration::from_secs(30)).await.unwrap();
-    let pause = view.pause().unwrap();
-    println!("stopped for {pause:?}, of which {:?} to take the view", view.stall());
-    assert!(pause >= view.stall() && pause < Duration::from_secs(5));
-    assert!(vm.control().query_status().await.unwrap().running);
-    assert_eq!(read_all(disk(&view, VDA)).len() as u64, SIZE);
-    view.abandon().await.unwrap();
-
-    // Its process is killed while the guest stands still.
-    let mut events = vm.control().events();
-    let between = Swallower::new(&host, "blockdev-reopen");
-    let mut stopper = Command::new(HELPER)
-        .args(["view", "stopped", "{}"])
-        .args([&between.socket, &host.path("views")])
-        .spawn()
-        .unwrap();
-    between.swallowed().await;
-    assert!(!vm.control().query_status().await.unwrap().running);
-    stopper.kill().unwrap();
-    stopper.wait().unwrap();
-    resumed(&mut events).await;
-
-    // It hangs, and its time is over.
-    let between = Swallower::new(&host, "blockdev-reopen");
-    let prepared = Prepared::new(&between.socket, &host.options("nightly"), &Known::new()).await.unwrap();
-    let mut events = vm.control().events();
-    let hanging = tokio::spawn(prepared.take_stopped(Duration::from_millis(500)));
-    between.swallowed().await;
-    resumed(&mut events).await;
-    hanging.abort();
-    hanging.await.unwrap_err();
-    // A view that is given up half way is removed in the background.
-    while !vm.leavings().await.is_empty() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    host.open("nightly", &Known::new()).await.abandon().await.unwrap();
-    assert_eq!(vm.leavings().await, [""; 0]);
-}
-
-async fn resumed(events: &mut EventStream) {
-    let resumed = events.wait_for(|event| matches!(event, Event::Resume).then_some(()));
-    tokio::time::timeout(PATIENCE, resumed).await.expect("the guest stands still").unwrap();
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use crate::guest::Guest;
 use crate::lab::{HELPER, PATIENCE};
 use rempart_hypervisor::ErrorKind;
 use rempart_hypervisor::guest_agent::{GuestAgent, Level};
-use rempart_hypervisor::qemu::backup::{Agent, LiveView, Otherwise, Policy, Prepared, Reached};
+use rempart_hypervisor::qemu::backup::{Agent, LiveView, Otherwise, Policy, Prepared, Reached, Saving};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -70,7 +70,7 @@ impl Subject {
 
     fn policy(&self) -> Policy {
         let agent = Agent::new(self.host.path("agent"));
-        Policy { agent: Some(agent), otherwise: Otherwise::Refuse }
+        Policy { agent: Ok(agent), otherwise: Otherwise::Refuse }
     }
 
     async fn take(&self, policy: &Policy) -> rempart_hypervisor::Result<(LiveView, Reached)> {
@@ -146,8 +146,9 @@ async fn a_hook_that_fails(subject: &Subject) {
 
 async fn a_hook_that_takes_too_long(subject: &Subject) {
     subject.order("slow").await;
-    let mut policy =
-        Policy { otherwise: Otherwise::Stop { limit: Duration::from_secs(20) }, ..subject.policy() };
+    let saving = Saving::new(Duration::from_secs(20));
+    let otherwise = Otherwise::SaveState { saving, or_crash: false };
+    let mut policy = Policy { otherwise, ..subject.policy() };
     policy.agent.as_mut().unwrap().freeze_deadline = Duration::from_secs(1);
     let (view, reached) = subject.take(&policy).await.unwrap();
     assert_eq!(reached.level, Level::SavedState);
@@ -185,7 +186,7 @@ async fn a_killed_freezer(subject: &Subject) {
 async fn no_agent(subject: &Subject) {
     let mut agent = Agent::new(subject.host.path("nobody"));
     agent.connect_timeout = Duration::from_millis(200);
-    let error = subject.take(&Policy { agent: Some(agent), ..subject.policy() }).await.unwrap_err();
+    let error = subject.take(&Policy { agent: Ok(agent), ..subject.policy() }).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
     assert!(error.to_string().contains("cannot connect to the guest agent"), "{error}");
     assert_eq!(subject.vm.leavings().await, [""; 0]);

@@ -3,6 +3,7 @@
 
 mod backup;
 mod backup_guest;
+mod backup_memory;
 mod backup_vm;
 mod disks;
 mod firmware;

@@ -24,6 +24,7 @@ mod killer;
 #[path = "../../../objects/tests/it/lab.rs"]
 mod lab;
 mod left_out;
+mod memory;
 mod mount;
 mod onto_node;
 mod protection;

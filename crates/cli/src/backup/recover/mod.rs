@@ -10,6 +10,7 @@ use super::hardware::Hardware;
 use super::in_use::InUse;
 use super::onto_node::NewMachineArgs;
 use super::points::{find, open_log};
+use super::restore::WITHOUT_MEMORY;
 use super::serve::{Memory, SocketFile, disk_reader, tell_unreadable};
 use crate::{Output, parse};
 use attend::{Ended, attend, job};
@@ -153,6 +154,9 @@ fn instant(command: &Recover, runtime: &Runtime, output: Output) -> Result<(), E
                 client
             }
             None => {
+                if point.memory.is_some() {
+                    output.tell(WITHOUT_MEMORY);
+                }
                 // Before the machine can write anything.
                 record.has_run = true;
                 folder.write_record(&record)?;

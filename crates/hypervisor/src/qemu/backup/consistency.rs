@@ -1,6 +1,6 @@
 //! How consistent a view is: as good as the guest lets it be, and said which and why.
 
-use super::{LiveView, Prepared};
+use super::{LiveView, Prepared, Saving};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest_agent::{FreezeOptions, GuestAgent, HookReport, Level, Thawed};
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use std::time::Duration;
 /// What to try.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// None: the guest is not asked.
-    pub agent: Option<Agent>,
+    /// Or why the guest is not asked.
+    pub agent: Result<Agent, &'static str>,
     pub otherwise: Otherwise,
 }
 
@@ -42,14 +42,14 @@ impl Agent {
 }
 
 /// What to do with a guest whose file systems cannot be frozen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Otherwise {
     /// No view.
     Refuse,
     /// A view as after a loss of power.
     Crash,
-    /// Stop the guest while the view is taken, at most so long.
-    Stop { limit: Duration },
+    /// A view with the guest's memory, for which it stands still a moment; else one as after a loss of power, or none.
+    SaveState { saving: Saving, or_crash: bool },
 }
 
 /// How consistent a view is.
@@ -64,10 +64,10 @@ pub struct Reached {
 
 impl Prepared {
     /// Takes the view as consistently as the guest lets it.
-    pub async fn take_consistently(self, policy: &Policy) -> Result<(LiveView, Reached)> {
+    pub async fn take_consistently(mut self, policy: &Policy) -> Result<(LiveView, Reached)> {
         let why = match &policy.agent {
-            None => "no guest agent is configured".to_owned(),
-            Some(agent) => {
+            Err(why) => (*why).to_owned(),
+            Ok(agent) => {
                 let connected = GuestAgent::connect(&agent.socket, agent.connect_timeout).await;
                 let options = FreezeOptions {
                     mount_points: agent.mount_points.clone(),
@@ -85,29 +85,37 @@ impl Prepared {
                         let taken = self.take().await;
                         // Before anything else, also if there is no view.
                         let thawed = frozen.thaw().await;
-                        return judge(taken?, thawed, policy.otherwise).await;
+                        return judge(taken?, thawed, &policy.otherwise).await;
                     }
                 }
             }
         };
         let reached = |level, why| Reached { level, why, frozen_for: None, hooks: None };
-        match policy.otherwise {
+        match &policy.otherwise {
             Otherwise::Refuse => {
                 let error =
                     Error::new(ErrorKind::Refused, "take a view with the guest's file systems frozen", why);
                 Err(self.undo(error).await)
             }
             Otherwise::Crash => Ok((self.take().await?, reached(Level::Crash, why))),
-            Otherwise::Stop { limit } => {
-                let view = self.take_stopped(limit).await?;
-                let level = if view.pause().is_some() { Level::SavedState } else { Level::Crash };
-                Ok((view, reached(level, why)))
-            }
+            Otherwise::SaveState { saving, or_crash } => match self.cut_with_memory(saving).await {
+                Ok((cut, memory, pause)) => {
+                    let view = self.into_view(cut, Some((memory, pause))).await;
+                    Ok((view, reached(Level::SavedState, why)))
+                }
+                Err(error) if *or_crash => {
+                    if let Err(error) = self.begin_again().await {
+                        return Err(self.undo(error).await);
+                    }
+                    Ok((self.take().await?, reached(Level::Crash, format!("{why}; {error}"))))
+                }
+                Err(error) => Err(self.undo(error).await),
+            },
         }
     }
 }
 
-async fn judge(view: LiveView, thawed: Result<Thawed>, otherwise: Otherwise) -> Result<(LiveView, Reached)> {
+async fn judge(view: LiveView, thawed: Result<Thawed>, otherwise: &Otherwise) -> Result<(LiveView, Reached)> {
     let reached = match thawed {
         Ok(Thawed { level, why, frozen_for, hooks, .. }) => {
             Reached { level, why, frozen_for: Some(frozen_for), hooks }
@@ -119,7 +127,9 @@ async fn judge(view: LiveView, thawed: Result<Thawed>, otherwise: Otherwise) -> 
             Reached { level: Level::FileSystem, why, frozen_for: None, hooks: None }
         }
     };
-    if reached.level < Level::FileSystem && otherwise == Otherwise::Refuse {
+    if reached.level < Level::FileSystem
+        && matches!(otherwise, Otherwise::Refuse | Otherwise::SaveState { or_crash: false, .. })
+    {
         let action = "take a view with the guest's file systems frozen";
         let error = Error::new(ErrorKind::Refused, action, reached.why);
         view.abandon().await?;

@@ -8,6 +8,7 @@
 //! | `paused`, `frozen` | exists while the guest, or its file systems, stand still for a view |
 //! | `nbd.sock` | QEMU's NBD server |
 //! | `scratch/ID-N` | room for the old bytes of one disk |
+//! | `memory.sock` | where the guest's memory comes from QEMU |
 //!
 //! Locks are the kernel's (`flock`): they end with the process that holds them.
 
@@ -18,6 +19,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::net::UnixListener;
 
 /// Another view is made or taken away within this time.
 const EDITOR_PATIENCE: Duration = Duration::from_secs(180);
@@ -45,7 +47,7 @@ impl ViewDirectory {
         if path.to_str().is_none() {
             return refuse("QEMU is told paths in UTF-8".into());
         }
-        if path.join("nbd.sock").as_os_str().len() > LONGEST_SOCKET_PATH {
+        if path.join("memory.sock").as_os_str().len() > LONGEST_SOCKET_PATH {
             return refuse(format!(
                 "a socket is in it, whose path has at most {LONGEST_SOCKET_PATH} bytes: choose a shorter one"
             ));
@@ -105,6 +107,32 @@ impl ViewDirectory {
         };
         make().map_err(|error: io::Error| Error::io(format!("make `{}`", path.display()), error))?;
         Ok(path)
+    }
+
+    /// A file without a name, for the guest's memory: only who has it open reads it.
+    pub(super) fn make_memory(&self, view: ViewId) -> Result<File> {
+        let path = self.scratch().join(format!("{view}-memory"));
+        let make = || {
+            let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+            std::fs::remove_file(&path)?;
+            Ok(file)
+        };
+        make().map_err(|error: io::Error| Error::io(format!("make `{}`", path.display()), error))
+    }
+
+    /// A socket that QEMU, as its user, can connect to.
+    pub(super) fn listen_for_memory(&self, owner: (u32, u32)) -> Result<(UnixListener, PathBuf)> {
+        let path = self.path.join("memory.sock");
+        let _ = std::fs::remove_file(&path);
+        let make = || {
+            let listener = UnixListener::bind(&path)?;
+            // Nobody else enters the directory; QEMU may have put a link in its place.
+            std::os::unix::fs::lchown(&path, Some(owner.0), Some(owner.1))?;
+            Ok(listener)
+        };
+        let listener =
+            make().map_err(|error: io::Error| Error::io(format!("listen on `{}`", path.display()), error))?;
+        Ok((listener, path))
     }
 
     /// Takes away what a view that is over has left here.

@@ -184,6 +184,13 @@ impl Graph {
         }
     }
 
+    /// Somebody keeps old bytes of a disk, or a second copy, in step with it.
+    pub(super) fn copies_elsewhere(&self) -> bool {
+        self.nodes
+            .values()
+            .any(|node| matches!(node.drv.as_str(), "mirror_top" | "commit_top" | "copy-before-write"))
+    }
+
     fn look_at(&self, device: &Block) -> Result<Disk, SkipReason> {
         let inserted = device.inserted.as_ref().ok_or(SkipReason::Empty)?;
         let qdev = device.qdev.as_ref().ok_or(SkipReason::NoDevice)?;

@@ -12,6 +12,8 @@
 //! | the last period's bitmaps are copied for the readers | one `transaction` | removed with the view |
 //! | exports | `block-export-add` | |
 //!
+//! A view with the guest's memory is taken as `memory` says.
+//!
 //! QEMU can neither put its copying filter in by a transaction nor tell it, in a backup job, to prefer the guest to the
 //! view; a reopen of all top nodes is what it does at one instant. Bitmaps need no such instant: the next period's
 //! starts a little before the view's, the last one's is copied a little after it, so that a write in between is in
@@ -28,15 +30,16 @@ mod consistency;
 mod description;
 mod directory;
 mod graph;
+mod memory;
 mod names;
 mod teardown;
 
 pub use changes::{Changes, TrackingToken, WhyUnknown};
 pub use consistency::{Agent, Otherwise, Policy, Reached};
 pub use graph::{SkipReason, SkippedDevice};
+pub use memory::{SavedMemory, Saving};
 pub use names::Tracker;
 
-use crate::dead_man::DeadMan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::qmp::Client;
 use directory::ViewDirectory;
@@ -45,13 +48,15 @@ use names::{Role, ViewId};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use teardown::pass_on;
 
 /// `on-cbw-error` came with 7.1, `snapshot-access` with 7.0.
 const OLDEST_QEMU: (u32, u32) = (7, 1);
+
+/// For a guest that an earlier view left standing still.
+const THOROUGH: Duration = Duration::from_secs(60);
 
 /// Below this a scratch image has hardly room for its own tables.
 const LEAST_SCRATCH: u64 = 4 << 20;
@@ -126,8 +131,9 @@ pub struct Prepared {
     skipped: Vec<SkippedDevice>,
     variables: Option<Variables>,
     description: Value,
-    tracker: Tracker,
-    granularity: u32,
+    options: Options,
+    /// QEMU's user and group.
+    owner: (u32, u32),
 }
 
 /// A view that is being read.
@@ -145,6 +151,7 @@ pub struct LiveView {
     instant: Instant,
     stall: Duration,
     pause: Option<Duration>,
+    memory: Option<SavedMemory>,
 }
 
 /// When a view's instant was, how long it held the guest's writes, and the disks.
@@ -203,6 +210,11 @@ impl LiveView {
     /// How long the guest stood still for it, if it did.
     pub fn pause(&self) -> Option<Duration> {
         self.pause
+    }
+
+    /// The guest's memory and devices at that instant, if they were kept.
+    pub fn memory(&self) -> Option<&SavedMemory> {
+        self.memory.as_ref()
     }
 
     /// Ends the view; the caller's commit, which holds [`ViewDisk::next`], is known to be stored. The next view tells what
@@ -311,11 +323,15 @@ impl Prepared {
             skipped,
             variables: graph.variables(),
             description,
-            tracker: options.tracker.clone(),
-            granularity: options.granularity,
+            options: options.clone(),
+            owner,
         };
         // From here on, what was made is taken away if the rest fails.
-        match prepared.make(options, owner).await {
+        let made = match prepared.forget_unknown_periods().await {
+            Ok(()) => prepared.make().await,
+            Err(error) => Err(error),
+        };
+        match made {
             Ok(()) => Ok(prepared),
             Err(error) => Err(prepared.undo(error).await),
         }
@@ -325,40 +341,75 @@ impl Prepared {
         &self.skipped
     }
 
-    async fn make(&self, options: &Options, owner: (u32, u32)) -> Result<()> {
-        self.forget_unknown_periods().await?;
+    async fn make(&self) -> Result<()> {
         start_server(&self.client, &self.view.directory).await?;
         let id = self.view.id;
         for (index, (disk, _)) in self.disks.iter().enumerate() {
             let node = |role| names::node(id, role, index);
-            let file = self.view.directory.make_scratch(id, index, options.scratch_bytes, owner)?;
-            let cache = json!({ "direct": false, "no-flush": true });
-            self.client
-                .blockdev_add(json!({
-                    "driver": "raw", "node-name": node(Role::Store), "size": options.scratch_bytes,
-                    "file": { "driver": "file", "filename": file, "cache": cache, "discard": "unmap" },
-                }))
-                .await?;
+            let scratch_bytes = self.options.scratch_bytes;
+            self.view.directory.make_scratch(id, index, scratch_bytes, self.owner)?;
+            self.add_store(index).await?;
             let image = json!({ "driver": "qcow2", "file": node(Role::Store), "size": disk.size_bytes });
             self.client.blockdev_create(&names::create_job(id, index), image).await?;
-            self.client
-                .blockdev_add(json!({
-                    "driver": "qcow2", "node-name": node(Role::Scratch), "file": node(Role::Store),
-                    "cache": cache,
-                }))
-                .await?;
-            self.client.blockdev_add(pass_on(&node(Role::Base), &disk.root)).await?;
-            self.client
-                .blockdev_add(json!({
-                    "driver": "copy-before-write", "node-name": node(Role::Copy), "file": node(Role::Base),
-                    "target": node(Role::Scratch), "on-cbw-error": "break-snapshot",
-                    "cbw-timeout": options.copy_timeout.as_secs().max(1),
-                }))
-                .await?;
+            self.add_copying(index, disk).await?;
             self.client.blockdev_add(pass_on(&node(Role::Top), &disk.root)).await?;
             self.client.qom_set(&disk.path, "drive", json!(node(Role::Top))).await?;
         }
         Ok(())
+    }
+
+    /// The file that a disk's scratch image is in.
+    async fn add_store(&self, index: usize) -> Result<()> {
+        let file = self.view.directory.scratch_file(self.view.id, index);
+        self.client
+            .blockdev_add(json!({
+                "driver": "raw", "node-name": names::node(self.view.id, Role::Store, index),
+                "size": self.options.scratch_bytes,
+                "file": { "driver": "file", "filename": file, "cache": cache(), "discard": "unmap" },
+            }))
+            .await
+    }
+
+    /// What keeps a disk's old bytes aside, beside the guest's path.
+    async fn add_copying(&self, index: usize, disk: &Disk) -> Result<()> {
+        let node = |role| names::node(self.view.id, role, index);
+        self.client
+            .blockdev_add(json!({
+                "driver": "qcow2", "node-name": node(Role::Scratch), "file": node(Role::Store),
+                "cache": cache(),
+            }))
+            .await?;
+        self.client.blockdev_add(pass_on(&node(Role::Base), &disk.root)).await?;
+        self.client
+            .blockdev_add(json!({
+                "driver": "copy-before-write", "node-name": node(Role::Copy), "file": node(Role::Base),
+                "target": node(Role::Scratch), "on-cbw-error": "break-snapshot",
+                "cbw-timeout": self.options.copy_timeout.as_secs().max(1),
+            }))
+            .await
+    }
+
+    /// Undoes both for all disks, before the view is taken. Scratch images stay as they are.
+    async fn remove_copying(&self) -> Result<()> {
+        for role in [Role::Copy, Role::Base, Role::Scratch, Role::Store] {
+            for index in 0..self.disks.len() {
+                self.client.blockdev_del(&names::node(self.view.id, role, index)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything anew, after an attempt to take the view that may have ended anywhere.
+    async fn begin_again(&mut self) -> Result<()> {
+        let directory = &self.view.directory;
+        teardown::remove(&self.client, directory, self.view.id).await?;
+        let id = ViewId(random()? as u32);
+        let lock = directory.hold_view(id)?;
+        self.view.id = id;
+        if let Some(locks) = &mut self.view.locks {
+            locks[0] = lock;
+        }
+        self.make().await
     }
 
     /// Bitmaps of this tracker that no caller knows of: of views that were not stored, or were given up.
@@ -366,7 +417,7 @@ impl Prepared {
         for (disk, token) in &self.disks {
             for bitmap in &disk.bitmaps {
                 let known = token.as_ref().is_some_and(|token| token.bitmap == bitmap.name);
-                if self.tracker.owns(&bitmap.name) && !known && !bitmap.busy {
+                if self.options.tracker.owns(&bitmap.name) && !known && !bitmap.busy {
                     self.client.remove_bitmap(&disk.data, &bitmap.name).await?;
                 }
             }
@@ -382,61 +433,19 @@ impl Prepared {
         }
     }
 
-    /// Stops the guest, takes the view and lets the guest go on: no write is half done, whatever the guest runs. It does so
-    /// too when this process dies meanwhile, at the latest after `limit`. A guest that stood still before stays so.
-    pub async fn take_stopped(self, limit: Duration) -> Result<LiveView> {
-        match self.cut_stopped(limit).await {
-            Ok((cut, pause)) => Ok(self.into_view(cut, pause).await),
-            Err(error) => Err(self.undo(error).await),
-        }
-    }
-
-    async fn cut_stopped(&self, limit: Duration) -> Result<(Cut, Option<Duration>)> {
-        if !self.client.query_status().await?.running {
-            return Ok((self.cut().await?, None));
-        }
-        let action = "stop the guest for a view";
-        let directory = &self.view.directory;
-        let descriptor = self.client.descriptor().await.map_err(|error| Error::io(action, error))?;
-        directory.mark_paused()?;
-        let message = crate::qmp::message::command(u64::MAX, "cont", &Value::Null);
-        let dead_man = DeadMan::arm(descriptor.as_fd(), &message, limit);
-        let dead_man = dead_man.map_err(|error| Error::io(action, error))?;
-        let before = Instant::now();
-        let cut = match self.client.stop().await {
-            Ok(()) => self.switch().await,
-            Err(error) => Err(error),
-        };
-        // The watchman may have been first.
-        let still = self.client.query_status().await.is_ok_and(|status| !status.running);
-        let continued = self.client.cont().await;
-        let pause = before.elapsed();
-        if continued.is_ok() {
-            dead_man.stand_down();
-            directory.unmark_paused();
-        }
-        let (switched, next) = cut?;
-        let rest = match continued {
-            Ok(()) if !still => Err(Error::new(
-                ErrorKind::Deadline,
-                action,
-                format!("it had to go on before the view was taken: {} ms are over", limit.as_millis()),
-            )),
-            Ok(()) => self.finish(&next).await,
-            Err(error) => Err(error),
-        };
-        let (instant, stall) = switched;
-        self.or_forget(&next, rest).await.map(|disks| ((instant, stall, disks), Some(pause)))
-    }
-
-    async fn into_view(self, (instant, stall, disks): Cut, pause: Option<Duration>) -> LiveView {
+    async fn into_view(
+        self,
+        (instant, stall, disks): Cut,
+        saved: Option<(SavedMemory, Duration)>,
+    ) -> LiveView {
+        let (memory, pause) = saved.unzip();
         let variables = match &self.variables {
             Some(variables) => Some(self.show(variables).await),
             None => None,
         };
         LiveView {
             view: self.view,
-            tracker: self.tracker,
+            tracker: self.options.tracker,
             disks,
             skipped: self.skipped,
             variables,
@@ -444,6 +453,7 @@ impl Prepared {
             instant,
             stall,
             pause,
+            memory,
         }
     }
 
@@ -501,11 +511,11 @@ impl Prepared {
     async fn start_period(&self) -> Result<Vec<TrackingToken>> {
         let (mut tokens, mut actions) = (Vec::new(), Vec::new());
         for (disk, _) in &self.disks {
-            let bitmap = self.tracker.bitmap(random()?);
+            let bitmap = self.options.tracker.bitmap(random()?);
             actions.push(action(
                 "block-dirty-bitmap-add",
                 json!({
-                    "node": disk.data, "name": bitmap, "granularity": self.granularity,
+                    "node": disk.data, "name": bitmap, "granularity": self.options.granularity,
                     "persistent": disk.keeps_bitmaps,
                 }),
             ));
@@ -525,12 +535,12 @@ impl Prepared {
         let mut changes = Vec::new();
         for (disk, token) in &self.disks {
             let found = now.iter().find(|found| found.id == disk.id && found.data == disk.data);
-            let judged = changes::judge(&self.tracker, found.unwrap_or(disk), token.as_ref());
+            let judged = changes::judge(&self.options.tracker, found.unwrap_or(disk), token.as_ref());
             changes.push(match (judged, token) {
                 (Ok(()), Some(token)) => {
                     let granularity = found
                         .and_then(|found| found.bitmaps.iter().find(|known| known.name == token.bitmap))
-                        .map_or(self.granularity, |known| known.granularity);
+                        .map_or(self.options.granularity, |known| known.granularity);
                     let (node, ended) = (&disk.data, &token.bitmap);
                     let options =
                         json!({ "node": node, "name": bitmap, "granularity": granularity, "disabled": true });
@@ -590,6 +600,10 @@ async fn connect(monitor: &Path, timeout: Duration) -> Result<Client> {
         }
         _ => error,
     })
+}
+
+fn cache() -> Value {
+    json!({ "direct": false, "no-flush": true })
 }
 
 fn action(name: &str, data: Value) -> Value {
@@ -661,9 +675,10 @@ fn random() -> Result<u64> {
 /// A process that stopped the guest for a view, and died before it let it go on.
 async fn continue_a_stopped_guest(client: &Client, directory: &ViewDirectory) -> Result<()> {
     if directory.is_marked_paused() {
-        if client.query_status().await?.status == "paused" {
+        let status = client.query_status().await?.status;
+        if memory::OURS.contains(&status.as_str()) {
             tracing::warn!("the guest was left stopped by an earlier view: it goes on");
-            client.cont().await?;
+            memory::go_on(client, THOROUGH).await?;
         }
         directory.unmark_paused();
     }
