@@ -208,10 +208,10 @@ mod tests {
         let (near, mut far) = pair();
         let (stream, mut other) = pair();
         let dead_man =
-            DeadMan::insist(near.as_fd(), Some(stream.as_fd()), b"go on\n", Duration::from_millis(400))
+            DeadMan::insist(near.as_fd(), Some(stream.as_fd()), b"go on\n", Duration::from_millis(1500))
                 .unwrap();
         let begin = Instant::now();
-        while begin.elapsed() < Duration::from_millis(800) {
+        while begin.elapsed() < Duration::from_secs(3) {
             dead_man.go_on();
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -223,6 +223,7 @@ mod tests {
         far.read_to_string(&mut heard).unwrap();
         assert_eq!(heard, "go on\n".repeat(INSISTENCE as usize));
         // Though one of its ends is still open.
+        other.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         assert_eq!(other.read(&mut [0]).unwrap(), 0);
         drop(stream);
     }
