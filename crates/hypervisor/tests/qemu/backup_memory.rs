@@ -24,10 +24,13 @@ fn limit() -> Duration {
     Duration::from_secs(40)
 }
 
+fn policy(saving: Saving, or_crash: bool) -> Policy {
+    Policy { agent: Err("not asked"), otherwise: Otherwise::SaveState { saving, or_crash } }
+}
+
 async fn take(host: &Host, monitor: &Path, saving: Saving, or_crash: bool) -> Result<(LiveView, Reached)> {
     let prepared = Prepared::new(monitor, &host.options("nightly"), &Known::new()).await?;
-    let otherwise = Otherwise::SaveState { saving, or_crash };
-    prepared.take_consistently(&Policy { agent: Err("not asked"), otherwise }).await
+    prepared.take_consistently(&policy(saving, or_crash)).await
 }
 
 /// The numbers that the guest said whole, with what it read from its file.
@@ -140,10 +143,7 @@ async fn what_changed_is_known_across_a_view_with_memory() {
         }
         let prepared = Prepared::new(&host.monitor(), &host.options("nightly"), &known).await.unwrap();
         let view = match with_memory {
-            true => {
-                let otherwise = Otherwise::SaveState { saving: Saving::new(limit()), or_crash: false };
-                prepared.take_consistently(&Policy { agent: Err("not asked"), otherwise }).await.unwrap().0
-            }
+            true => prepared.take_consistently(&policy(Saving::new(limit()), false)).await.unwrap().0,
             false => prepared.take().await.unwrap(),
         };
         assert_eq!(view.memory().is_some(), with_memory);
@@ -242,8 +242,7 @@ async fn a_guest_goes_on_when_its_saver_hangs_and_when_the_next_one_finds_it_sta
     let vm = two_disks(&host).await;
     let between = Swallower::new(&host, "blockdev-reopen");
     let prepared = Prepared::new(&between.socket, &host.options("nightly"), &Known::new()).await.unwrap();
-    let otherwise = Otherwise::SaveState { saving: Saving::new(Duration::from_secs(2)), or_crash: false };
-    let policy = Policy { agent: Err("not asked"), otherwise };
+    let policy = policy(Saving::new(Duration::from_secs(2)), false);
     let hanging = tokio::spawn(async move { prepared.take_consistently(&policy).await.map(drop) });
     between.swallowed().await;
     until_it_runs(vm.control()).await;

@@ -68,8 +68,8 @@ struct Queues {
 }
 
 impl Queues {
-    /// Puts the next work in `into`: one command, or several small writes to images, or reads of them. True if it is background work;
-    /// `None` if there is nothing to do.
+    /// Puts the next work in `into`: one command, or several small writes to images, or reads of them. True if it is
+    /// background work; `None` if there is nothing to do.
     fn take(&mut self, into: &mut Vec<IoCommand>) -> Option<bool> {
         if let Some(command) = self.urgent.pop_front() {
             into.push(command);
@@ -80,18 +80,14 @@ impl Queues {
         }
         let most = if self.background.len() > PILE { GATHER_FROM_PILE } else { GATHER };
         into.push(self.background.pop_front()?);
-        let mut bytes = 0;
-        while let Some(together) = Together::of(&into[into.len() - 1])
-            && into.len() < most
-        {
-            bytes += together.len();
-            let fits = |next: &IoCommand| {
-                Together::of(next)
-                    .is_some_and(|next| next.goes_with(together) && bytes + next.len() <= GATHER_BYTES)
-            };
-            match self.background.pop_front_if(|next| fits(next)) {
-                Some(next) => into.push(next),
-                None => break,
+        if let Some((kind, mut bytes)) = Together::of(&into[0]) {
+            while into.len() < most
+                && let Some((next, len)) = self.background.front().and_then(Together::of)
+                && next == kind
+                && bytes + len <= GATHER_BYTES
+            {
+                bytes += len;
+                into.extend(self.background.pop_front());
             }
         }
         self.background_busy += 1;
@@ -270,8 +266,8 @@ fn work(shared: &Shared, disk: &FileDisk) {
         drop(queues);
         let ops: Vec<&IoOp> = commands.iter().map(|command| &command.op).collect();
         let results = match Together::of(&commands[0]) {
-            Some(Together::Writes(_)) => disk.write_together(&mut ring, &ops),
-            Some(Together::Reads(_)) => disk.read_together(&mut ring, &ops),
+            Some((Together::Writes, _)) => disk.write_together(&mut ring, &ops),
+            Some((Together::Reads, _)) => disk.read_together(&mut ring, &ops),
             None => ops.iter().map(|op| disk.perform(op)).collect(),
         };
         let completed = commands.iter().zip(results);
@@ -294,28 +290,20 @@ fn work(shared: &Shared, disk: &FileDisk) {
     }
 }
 
-/// What several of are given to the device at once; bytes of one of them.
-#[derive(Debug, Clone, Copy)]
+/// What several of are given to the device at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Together {
-    Writes(usize),
-    Reads(usize),
+    Writes,
+    Reads,
 }
 
 impl Together {
-    fn of(command: &IoCommand) -> Option<Together> {
+    /// With the bytes of this one.
+    fn of(command: &IoCommand) -> Option<(Together, usize)> {
         match &command.op {
-            IoOp::Write { file: FileId::Image(_), data, .. } => Some(Together::Writes(total_len(data))),
-            IoOp::Read { file: FileId::Image(_), len, .. } => Some(Together::Reads(*len)),
+            IoOp::Write { file: FileId::Image(_), data, .. } => Some((Together::Writes, total_len(data))),
+            IoOp::Read { file: FileId::Image(_), len, .. } => Some((Together::Reads, *len)),
             _ => None,
         }
-    }
-
-    fn goes_with(self, other: Together) -> bool {
-        std::mem::discriminant(&self) == std::mem::discriminant(&other)
-    }
-
-    fn len(self) -> usize {
-        let (Together::Writes(len) | Together::Reads(len)) = self;
-        len
     }
 }
