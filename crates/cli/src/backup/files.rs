@@ -40,13 +40,14 @@ pub fn entry_path(path: &Path) -> Vec<u8> {
     parts.collect::<Vec<_>>().join(&b'/')
 }
 
-/// Without what writes on terminals: names are whatever somebody gave.
 pub fn shown_path(path: &[u8]) -> String {
-    format!("/{}", String::from_utf8_lossy(path).chars().flat_map(shown_char).collect::<String>())
+    format!("/{}", printable(&String::from_utf8_lossy(path)))
 }
 
-fn shown_char(c: char) -> Vec<char> {
-    if c.is_control() { c.escape_default().collect() } else { vec![c] }
+/// Without what writes on terminals: names, and all that a repository holds, are whatever somebody gave.
+pub fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().collect() } else { vec![c] };
+    text.chars().flat_map(shown).collect()
 }
 
 /// The files that a point has.

@@ -343,14 +343,15 @@ fn tell_how_to_resume(point: &Point, memory: &PointDisk, path: &Path, output: Ou
     let machine = machine.trim_end_matches("-machine");
     let incoming = format!("exec:cat {}", quoted(&path.display().to_string()));
     output.tell(&format!(
-        "to go on from that moment, start QEMU {version} or newer as machine `{machine}` with the same devices, on these images \
+        "to go on from that moment, start QEMU {version} or newer as machine `{}` with the same devices, on these images \
          (`format=raw`, or what was chosen), with `-incoming {}`; then `cont` in its monitor, if it does not run by itself",
+        files::printable(machine),
         quoted(&incoming)
     ));
     let words = definition["command_line"].as_array().into_iter().flatten().filter_map(|word| word.as_str());
-    let words: Vec<String> = words.map(quoted).collect();
-    if !words.is_empty() {
-        output.tell(&format!("it was started, on its own images, by: {}", words.join(" ")));
+    let line = shell_line(words);
+    if !line.is_empty() {
+        output.tell(&format!("it was started, on its own images, by: {line}"));
     }
     json!({
         "path": path, "size_bytes": memory.size, "qemu_version": version, "machine": machine,
@@ -360,11 +361,13 @@ fn tell_how_to_resume(point: &Point, memory: &PointDisk, path: &Path, output: Ou
 
 /// As a shell takes it for one word.
 fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,=:@%+".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
+    // What has a zero is no word of any shell.
+    shlex::try_quote(word).map_or_else(|_| word.to_owned(), Into::into)
+}
+
+/// Words that a repository holds, as one would type them; what would write on the terminal is told instead.
+fn shell_line<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    files::printable(&words.map(quoted).collect::<Vec<_>>().join(" "))
 }
 
 pub fn export(command: &Export, output: Output) -> Result<(), Error> {
@@ -378,4 +381,17 @@ pub fn export(command: &Export, output: Output) -> Result<(), Error> {
         }));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_can_be_typed_again_and_writes_on_no_terminal() {
+        let words = ["qemu-system-x86_64", "-name", "the shop's", "", "-m", "192", "$HOME"];
+        assert_eq!(shlex::split(&shell_line(words.into_iter())).expect("words"), words);
+        let hostile = shell_line(["a\u{1b}[2Jb\nc", "d\0e"].into_iter());
+        assert!(!hostile.contains(char::is_control), "{hostile:?}");
+    }
 }
