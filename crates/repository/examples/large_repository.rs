@@ -2,7 +2,7 @@
 //! that size, without the chunks. For measuring what a program takes to work with it.
 //!
 //! ```text
-//! cargo run --release -p rempart-repository --example large_repository -- DIRECTORY PASSPHRASE_FILE TIB
+//! cargo run --release -p rempart-repository --example large_repository -- DIRECTORY PASSPHRASE_FILE TIB POINTS
 //! ```
 
 use rempart_objects::{Directory, Objects};
@@ -27,11 +27,11 @@ const TAG: u32 = 16;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [directory, passphrase_file, tib] = &arguments[..] else {
-        return Err("usage: large_repository DIRECTORY PASSPHRASE_FILE TIB".into());
+    let [directory, passphrase_file, tib, points] = &arguments[..] else {
+        return Err("usage: large_repository DIRECTORY PASSPHRASE_FILE TIB POINTS".into());
     };
     let passphrase = std::fs::read_to_string(passphrase_file)?;
-    let size = tib.parse::<u64>()? << 40;
+    let (size, points) = (tib.parse::<u64>()? << 40, points.parse::<u64>()?);
     let objects: Arc<dyn Objects> = Arc::new(Directory::create(Path::new(directory))?);
     // The program makes an index of its own: this one goes.
     let cache = Path::new(directory).with_extension("cache-of-maker");
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let repository = Arc::new(Repository::create(objects, &cache, new)?);
     let chunks = CHUNK_SIZE.count(size);
     let packs = put_segments(&repository, chunks, now)?;
-    commit(&repository, size, now)?;
+    commit(&repository, size, points, now)?;
     std::fs::remove_dir_all(&cache)?;
     println!("{chunks} chunks in {packs} packs");
     Ok(())
@@ -105,42 +105,53 @@ fn publish(
     Ok(())
 }
 
-/// One backup of one machine, whose disk is all those chunks.
-fn commit(repository: &Arc<Repository>, size: u64, now: WallTime) -> Result<(), Box<dyn Error>> {
-    let writer = BackupWriter::open(repository.clone())?;
-    let tree = {
+/// Points of one machine, whose disk is all those chunks; of each but the first, one chunk is another.
+fn commit(repository: &Arc<Repository>, size: u64, points: u64, now: WallTime) -> Result<(), Box<dyn Error>> {
+    let chunks = CHUNK_SIZE.count(size);
+    let (mut tree, mut base) = (Tree::zero(chunks), None);
+    for point in 0..points {
+        let writer = BackupWriter::open(repository.clone())?;
         let mut blobs = writer.blobs();
-        let chunks = CHUNK_SIZE.count(size);
-        let mut update = TreeUpdate::new(writer.domain(), writer.reader(), Tree::zero(chunks))?;
-        (0..chunks).try_for_each(|index| update.set(index, chunk(index), &mut blobs))?;
-        let tree = update.finish(&mut blobs)?;
+        let mut update = TreeUpdate::new(writer.domain(), writer.reader(), tree)?;
+        if point == 0 {
+            (0..chunks).try_for_each(|index| update.set(index, chunk(index), &mut blobs))?;
+        } else {
+            let changed = blobs.chunk(&point.to_le_bytes())?;
+            update.set(point * 7919 % chunks, changed, &mut blobs)?;
+        }
+        tree = update.finish(&mut blobs)?;
         blobs.finish()?;
-        tree
-    };
-    let how =
-        HowRead { full_because: Some("first".to_owned()), read: size, new: size, audited: 0, missed: 0 };
-    let disk = PointDisk {
-        name: "disk0".to_owned(),
-        size,
-        root: tree.root,
-        position: None,
-        how,
-        excluded: Vec::new(),
-    };
-    let point = Point {
-        vm: "large".to_owned(),
-        host: "nowhere".to_owned(),
-        taken: now,
-        ended: now,
-        consistency: Consistency { level: ConsistencyLevel::Stopped, why: None, pause_ms: None },
-        disks: vec![disk],
-        definition: None,
-        nvram: None,
-        notes: Vec::new(),
-        files: None,
-        memory: None,
-    };
-    writer.commit(repository.chain("large"), None, &point, None)?;
+        if point == 0 {
+            // The packs that it requires, each told by one of its chunks.
+            for first in (0..chunks).step_by(PACK_CHUNKS as usize) {
+                assert!(writer.take_over(&chunk(first))?, "every chunk of the disk is in a pack");
+            }
+        }
+        let how =
+            HowRead { full_because: Some("first".to_owned()), read: size, new: size, audited: 0, missed: 0 };
+        let disk = PointDisk {
+            name: "disk0".to_owned(),
+            size,
+            root: tree.root,
+            position: None,
+            how,
+            excluded: Vec::new(),
+        };
+        let point = Point {
+            vm: "large".to_owned(),
+            host: "nowhere".to_owned(),
+            taken: now,
+            ended: now,
+            consistency: Consistency { level: ConsistencyLevel::Stopped, why: None, pause_ms: None },
+            disks: vec![disk],
+            definition: None,
+            nvram: None,
+            notes: Vec::new(),
+            files: None,
+            memory: None,
+        };
+        base = Some(writer.commit(repository.chain("large"), base, &point, None)?.root);
+    }
     Ok(())
 }
 

@@ -3,10 +3,10 @@
 use super::body::{Body, Key, MAX_BOOT, MAX_PAYLOAD, Read};
 use super::codec::{Reader, Writer};
 use super::entry::{Meaning, Parsed};
-use super::numbers::Numbers;
+use super::numbers::{Number, Numbers};
 use super::sign::Verify;
 use super::state::{Followed, Root, SessionRecord, State};
-use super::table::{Content, Object, Status, Table};
+use super::table::{Content, Object, SessionNumber, Status, Table};
 use crate::bug::{Bug, planted};
 use crate::{
     ChainId, DomainId, EntryHash, KeyId, PackId, RepositoryId, SegmentId, SessionId, Verifier, WrappedKeyId,
@@ -89,14 +89,16 @@ impl State {
             encode_session(w, session);
         }
         w.short(self.roots.len() as u64);
+        let mut before = BTreeMap::new();
         for (number, root) in &self.roots {
             w.short(*number);
-            encode_root(w, root);
+            encode_root(w, root, before.insert(root.chain, &root.required));
         }
         w.short(self.objects.next());
         w.short(self.objects.len() as u64);
+        let mut before = None;
         for object in self.objects.iter() {
-            encode_object(w, &object);
+            encode_object(w, &object, before.replace(object));
             if w.0.len() >= PIECE {
                 each(&w.0);
                 w.0.clear();
@@ -149,11 +151,23 @@ impl State {
         })?;
         let next_session = r.u32()?;
         let sessions = r.list(MANY, |r| Some((r.u32()?, decode_session(r)?)))?;
-        let roots = r.list(MANY, |r| Some((r.short()?, decode_root(r)?)))?;
+        let mut before = BTreeMap::new();
+        let roots = r.list(MANY, |r| {
+            let number = r.short()?;
+            let root = decode_root(r, &before)?;
+            before.insert(root.chain, root.required.clone());
+            Some((number, root))
+        })?;
+        drop(before);
         let next_object = r.short()?;
         let mut objects = Table::default();
         // One after the other: all of them twice is more than there is room for.
-        r.list(MANY, |r| objects.restore(decode_object(r)?))?;
+        let mut before = None;
+        r.list(MANY, |r| {
+            let object = decode_object(r, before)?;
+            before = Some(object);
+            objects.restore(object)
+        })?;
         objects.restore_next(next_object)?;
         let verified = Numbers::decode(r)?;
         let damaged = r.list(MANY, |r| Some((r.short()?, r.bytes(MAX_PAYLOAD)?.to_vec())))?;
@@ -230,7 +244,8 @@ fn decode_session(r: &mut Reader<'_>) -> Option<SessionRecord> {
     })
 }
 
-fn encode_root(w: &mut Writer, root: &Root) {
+/// What it requires is told by what the newest backup of the same chain before it does.
+fn encode_root(w: &mut Writer, root: &Root, before: Option<&Numbers>) {
     w.raw(&root.chain.0);
     w.optional(root.parent);
     w.raw(&root.domain.0);
@@ -238,50 +253,91 @@ fn encode_root(w: &mut Writer, root: &Root) {
     w.short(root.written.0);
     w.optional(root.retain_until.map(|time| time.0));
     w.raw(&root.hash.0);
-    root.required.encode(w);
+    let nothing = Numbers::new();
+    let before = before.unwrap_or(&nothing);
+    before.difference(&root.required).encode(w);
+    root.required.difference(before).encode(w);
 }
 
-fn decode_root(r: &mut Reader<'_>) -> Option<Root> {
+fn decode_root(r: &mut Reader<'_>, before: &BTreeMap<ChainId, Numbers>) -> Option<Root> {
+    let chain = ChainId(r.array()?);
     Some(Root {
-        chain: ChainId(r.array()?),
+        chain,
         parent: r.optional()?,
         domain: DomainId(r.array()?),
         key: KeyId(r.array()?),
         written: WallTime(r.short()?),
         retain_until: r.optional()?.map(WallTime),
         hash: EntryHash(r.array()?),
-        required: Numbers::decode(r)?,
+        required: {
+            let before = before.get(&chain).cloned().unwrap_or_default();
+            before.difference(&Numbers::decode(r)?).union(&Numbers::decode(r)?)
+        },
     })
 }
 
-fn encode_object(w: &mut Writer, object: &Object) {
+/// What an object is, and which of its fields follow.
+mod object {
+    pub const STATUS: u8 = 0b11;
+    pub const INDEX: u8 = 1 << 2;
+    /// Its number: it is not the one behind that of the object before.
+    pub const NUMBER: u8 = 1 << 3;
+    /// Its session and until when it is kept, if those are not of the object before.
+    pub const SESSION: u8 = 1 << 4;
+    pub const RETAINED: u8 = 1 << 5;
+}
+
+/// What is taken for the object before the first.
+fn before_object(before: Option<Object>) -> (u64, SessionNumber, WallTime) {
+    let next = |object: Object| (u64::from(object.number) + 1, object.session, object.retain_until);
+    before.map_or((0, 0, WallTime(0)), next)
+}
+
+fn encode_object(w: &mut Writer, object: &Object, before: Option<Object>) {
     let status = match object.status {
         Status::Live => 0,
         Status::Condemned => 1,
         Status::Gone => 2,
     };
-    let index = matches!(object.content, Content::Index(_));
-    w.u8(status | u8::from(index) << 2);
-    w.short(object.number.into());
-    w.short(object.session.into());
-    w.short(object.retain_until.0);
+    let number = u64::from(object.number);
+    let (next, session, retain_until) = before_object(before);
+    let when = |flag: u8, is_so: bool| if is_so { flag } else { 0 };
+    let fields = when(object::NUMBER, number != next)
+        | when(object::SESSION, object.session != session)
+        | when(object::RETAINED, object.retain_until != retain_until);
+    w.u8(status | when(object::INDEX, matches!(object.content, Content::Index(_))) | fields);
+    if fields & object::NUMBER != 0 {
+        w.short(number);
+    }
+    if fields & object::SESSION != 0 {
+        w.short(object.session.into());
+    }
+    if fields & object::RETAINED != 0 {
+        w.short(object.retain_until.0);
+    }
     w.raw(object.content.hash());
 }
 
-fn decode_object(r: &mut Reader<'_>) -> Option<Object> {
+fn decode_object(r: &mut Reader<'_>, before: Option<Object>) -> Option<Object> {
     let kind = r.u8()?;
-    let status = match kind & 3 {
+    let has = |flag: u8| kind & flag != 0;
+    let status = match kind & object::STATUS {
         0 => Status::Live,
         1 => Status::Condemned,
         2 => Status::Gone,
         _ => return None,
     };
-    let (number, session) = (r.short_u32()?, r.short_u32()?);
-    let retain_until = WallTime(r.short()?);
-    let content = match kind >> 2 {
-        0 => Content::Pack(PackId(r.array()?)),
-        1 => Content::Index(SegmentId(r.array()?)),
-        _ => return None,
+    if kind > object::STATUS | object::INDEX | object::NUMBER | object::SESSION | object::RETAINED {
+        return None;
+    }
+    let (next, session, retain_until) = before_object(before);
+    let number = if has(object::NUMBER) { r.short()? } else { next };
+    let session = if has(object::SESSION) { r.short_u32()? } else { session };
+    let retain_until = if has(object::RETAINED) { WallTime(r.short()?) } else { retain_until };
+    let content = if has(object::INDEX) {
+        Content::Index(SegmentId(r.array()?))
+    } else {
+        Content::Pack(PackId(r.array()?))
     };
-    Some(Object { number, content, status, retain_until, session })
+    Some(Object { number: Number::try_from(number).ok()?, content, status, retain_until, session })
 }

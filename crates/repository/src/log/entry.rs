@@ -17,8 +17,8 @@ const HEADER: usize = 8 + 2 + 2 + 2 + 2 + 16 + 8 + 32 + 16 + 16 + 8 + 4;
 
 /// Bytes of an entry that is no checkpoint, at most.
 pub(super) const MAX_ENTRY: u64 = 4 * 1024 * 1024;
-/// Bytes of a checkpoint, at most: over a million packs.
-pub(super) const MAX_CHECKPOINT: u64 = 64 * 1024 * 1024;
+/// Bytes of a checkpoint, at most: two million packs take half.
+pub(super) const MAX_CHECKPOINT: u64 = 128 * 1024 * 1024;
 
 /// Where an entry stands and who wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]

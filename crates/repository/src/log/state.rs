@@ -3,7 +3,7 @@
 use super::body::{Body, Checkpoint, Commit, Condemn, Damaged, Key, MAX_OBJECTS, MAX_ROOTS, Read, Segment};
 use super::entry::{self, Header, MAX_CHECKPOINT, Meaning, Parsed};
 use super::live_packs::LivePacks;
-use super::numbers::{Number, Numbers};
+use super::numbers::{Number, Numbers, Shared};
 use super::refusal::{Refusal, Remark};
 use super::sign::{Sign, Verify};
 use super::table::{Content, Object, SessionNumber, Status, Table};
@@ -648,8 +648,10 @@ impl State {
         self.objects.set_status(&condemn.objects, Status::Condemned);
         self.verified = self.verified.difference(&condemn.objects);
         let claiming = self.roots.values_mut().filter(|root| root.required.intersects(&condemn.objects));
+        let mut shared = Shared::default();
         for root in claiming {
             root.required = root.required.difference(&condemn.objects).union(&condemn.survivors);
+            root.required.share(&mut shared);
         }
     }
 
@@ -696,13 +698,11 @@ impl State {
             }
             *objects.entry(object.session).or_insert(0) += 1;
         }
-        for (number, root) in &self.roots {
-            if *number >= self.next {
-                return Some("a backup is in the future");
-            }
-            if !root.required.difference(&live).is_empty() {
-                return Some("a backup requires what is no live pack");
-            }
+        if self.roots.keys().any(|number| *number >= self.next) {
+            return Some("a backup is in the future");
+        }
+        if !self.required().difference(&live).is_empty() {
+            return Some("a backup requires what is no live pack");
         }
         if !self.verified.difference(&live).is_empty() {
             return Some("what is no live pack was verified");

@@ -2,6 +2,7 @@
 
 use super::body::{Boot, Commit, Condemn, Read, Segment};
 use super::entry::{self, Header};
+use super::numbers::pages_in_memory;
 use super::sign::Ed25519;
 use super::*;
 use crate::{
@@ -577,6 +578,59 @@ fn a_log_is_read_from_a_checkpoint_as_from_its_beginning() {
     idle.refresh().unwrap();
     assert_eq!(idle.state(), writer.state());
     assert_eq!(idle.state(), open(&objects).state());
+}
+
+/// Of a large repository each point's list of packs takes as much as a hundred points; a thousand of them must not.
+#[test]
+fn points_share_what_they_require() {
+    const PACKS: u32 = 4 << 14;
+    const POINTS: usize = 100;
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    let mut next = 0u32;
+    let mut segment = |count: u32| {
+        let ids = next..next + count;
+        next += count;
+        Segment {
+            packs: ids.map(|id| PackId(*blake3::hash(&id.to_le_bytes()).as_bytes())).collect(),
+            indexes: Vec::new(),
+        }
+    };
+    for _ in 0..4 {
+        writer.segment(NOW, segment(PACKS / 4)).unwrap();
+    }
+    // Two machines whose packs lie between each other's, and some that are nobody's.
+    let (mut before, mut sizes) = (Vec::new(), Vec::new());
+    for machine in 0..2 {
+        let packs = numbers((0..PACKS).filter(|pack| pack % 32 != 0 && pack % 2 == machine));
+        let chain = ChainId([machine as u8; 16]);
+        before.push(commit(&mut writer, &Commit { chain, ..commit_of(packs) }).unwrap().number);
+    }
+    sizes.push(writer.state().encode().len());
+    for point in 0..POINTS {
+        let chain = ChainId([(point % 2) as u8; 16]);
+        let (base, segment) = (Some(before[point % 2]), segment(2));
+        let continued = Commit { chain, base, segment, ..commit_of(Numbers::new()) };
+        before[point % 2] = commit(&mut writer, &continued).unwrap().number;
+    }
+    sizes.push(writer.state().encode().len());
+    // What a collection does with packs of which little is reached: all points of one machine get others instead.
+    writer.segment(NOW, segment(1)).unwrap();
+    let survivors = numbers([next - 1]);
+    let objects_of_first = numbers((2..PACKS).step_by(40).filter(|pack| pack % 32 != 0));
+    let moved = Condemn { objects: objects_of_first, followed: true, survivors };
+    writer.condemn::<LogError>(NOW, |_| Ok(moved.clone())).unwrap();
+
+    let required = |state: &State| pages_in_memory(state.roots().values().map(|root| &root.required));
+    // Four of each machine, and one more for each point: the one that new packs are added to.
+    let expected = 2 * 4 + POINTS + 2;
+    assert!(required(writer.state()) <= expected, "{} pages of {expected}", required(writer.state()));
+    writer.checkpoint(NOW).unwrap();
+    let read = open(&objects);
+    assert_eq!(read.state(), writer.state());
+    assert!(required(read.state()) <= expected, "{} pages of {expected}, when read", required(read.state()));
+    // Each point has two names of packs and 150 bytes of its own.
+    assert!(sizes[1] - sizes[0] < POINTS * 300, "{} bytes for {POINTS} points", sizes[1] - sizes[0]);
 }
 
 /// Rule 9: an entry that gets the place of one that was removed is not in the log, though it was created.

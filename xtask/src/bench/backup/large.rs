@@ -16,7 +16,7 @@ use crate::workspace::{self, cargo, target_dir};
 const MIB: f64 = (1 << 20) as f64;
 /// MiB of anonymous memory that no command shall take more of.
 const PROMISED: f64 = 256.0;
-/// Bytes of the disk that is backed up into it.
+/// Bytes that are not zeroes of the disk that is backed up into it.
 const DISK: usize = 256 << 20;
 /// Bytes of a chunk, if none is said.
 const CHUNK: usize = 128 << 10;
@@ -29,10 +29,13 @@ pub struct Options {
     /// TiB of disks whose chunks are in the repository
     #[arg(long, default_value_t = 10)]
     tib: u64,
+    /// Points of the disk of that size that are in it
+    #[arg(long, default_value_t = 1000)]
+    points: u64,
     /// Where it is made, and removed again: 1.4 GiB a TiB, with what the program keeps of it
     #[arg(long)]
     folder: Option<PathBuf>,
-    /// Begin with hard links to this repository, which the example `large_repository` made of so many TiB, passphrase `bench`
+    /// Begin with hard links to this repository, which the example `large_repository` made of so many TiB and points, passphrase `bench`
     #[arg(long)]
     made: Option<PathBuf>,
     /// Measure this build of the program instead of building it
@@ -61,7 +64,7 @@ fn measure_all(options: &Options, program: &Path, folder: &Path) -> Result<()> {
         None => {
             let mut make = cargo();
             make.args(["run", "-q", "-p", "rempart-repository", "--example", "large_repository", "--"]);
-            make.args([&repository, &passphrase]).arg(options.tib.to_string());
+            make.args([&repository, &passphrase]).args([options.tib.to_string(), options.points.to_string()]);
             workspace::run(&mut make)?;
         }
     }
@@ -70,7 +73,7 @@ fn measure_all(options: &Options, program: &Path, folder: &Path) -> Result<()> {
     let mut random = crate::bench::random::Random::new(7);
     let mut content = vec![0; DISK];
     random.fill(&mut content);
-    fs::write(&disk, &content)?;
+    write_disk(&disk, &content, options.tib)?;
     // Nine of ten chunks are others after that, in every pack: what is left of the first point's is written anew.
     let changed = folder.join("changed.raw");
     for (place, chunk) in content.chunks_mut(CHUNK).enumerate() {
@@ -78,7 +81,7 @@ fn measure_all(options: &Options, program: &Path, folder: &Path) -> Result<()> {
             random.fill(chunk);
         }
     }
-    fs::write(&changed, &content)?;
+    write_disk(&changed, &content, options.tib)?;
     drop(content);
     let mut report = Report { json: options.json };
     let text = |path: &Path| {
@@ -116,5 +119,12 @@ fn measure_all(options: &Options, program: &Path, folder: &Path) -> Result<()> {
         report.figure(&format!("{} TiB, {name}, anonymous memory", options.tib), "MiB", memory, promised);
         report.figure(&format!("{} TiB, {name}", options.tib), "s", taken.seconds, None);
     }
+    Ok(())
+}
+
+/// Writes a disk of so many TiB of which the beginning is not a hole.
+fn write_disk(path: &Path, content: &[u8], tib: u64) -> Result<()> {
+    fs::write(path, content)?;
+    fs::OpenOptions::new().write(true).open(path)?.set_len(tib << 40)?;
     Ok(())
 }
