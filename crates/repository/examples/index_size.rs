@@ -2,7 +2,7 @@
 //! Says what making it, bringing it up to date, opening it and searching in it take, in time and in memory of its own.
 
 use rempart_repository::{
-    Blob, BlobKind, ChunkId, ChunkSize, Codec, Covers, Domain, KeyRing, LocalIndex, MAX_SEGMENT_ENTRIES,
+    Blob, BlobKind, ChunkId, ChunkSize, Codec, Covers, Domain, Index, KeyRing, MAX_SEGMENT_ENTRIES,
     MasterKey, PACK_HEADER, PackId, RepositoryId, Segment, SegmentBuilder, SessionId,
 };
 use std::path::Path;
@@ -19,7 +19,7 @@ fn main() {
     println!("{tebibytes} TiB in chunks of {}: {chunks} entries", ChunkSize::DEFAULT);
 
     let begin = Instant::now();
-    let mut update = LocalIndex::create(&path, ring.public().repository);
+    let mut update = Index::create(&path, ring.public().repository);
     let mut at = 0;
     while at < chunks {
         let end = chunks.min(at + MAX_SEGMENT_ENTRIES as u64);
@@ -46,7 +46,7 @@ fn main() {
     drop(index);
 
     let begin = Instant::now();
-    let index = LocalIndex::open(&path, &ring.public().repository).expect("whole");
+    let index = Index::open(&path, &ring.public().repository, |_| true).expect("whole").expect("of this log");
     report("opened", begin, 1);
     const SEARCHES: u64 = 200_000;
     let begin = Instant::now();

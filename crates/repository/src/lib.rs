@@ -40,7 +40,7 @@ pub use id::{
     WrappedKeyId,
 };
 pub use index::{
-    Covers, IndexEntry, IndexUpdate, LocalIndex, Located, MAX_SEGMENT_ENTRIES, SealedSegment, Segment,
+    Covers, Index, IndexEntry, IndexUpdate, LocalIndex, Located, MAX_SEGMENT_ENTRIES, SealedSegment, Segment,
     SegmentBuilder,
 };
 pub use key::{

@@ -2,7 +2,7 @@
 
 use crate::blob::{BlobKind, Decompressor};
 use crate::error::{Error, ErrorKind};
-use crate::index::{LocalIndex, Located};
+use crate::index::{Index, Located};
 use crate::log::{LivePacks, Log, Number, State};
 use crate::pack::{Blob, PackOpener};
 use crate::repository::Keys;
@@ -29,7 +29,7 @@ const LOOK_PART: u32 = 20;
 pub struct BlobReader {
     objects: Arc<dyn Objects>,
     keys: Keys,
-    index: RwLock<LocalIndex>,
+    index: RwLock<Index>,
     packs: RwLock<LivePacks>,
     opened: Mutex<BTreeMap<Number, Arc<PackOpener>>>,
     follows: Option<Follows>,
@@ -63,7 +63,7 @@ impl BlobReader {
     }
 
     /// Reads what is live in `state`, of which `index` is, and nothing else.
-    pub fn new(repository: &Repository, state: &State, index: LocalIndex) -> BlobReader {
+    pub fn new(repository: &Repository, state: &State, index: Index) -> BlobReader {
         BlobReader {
             objects: repository.objects().clone(),
             keys: repository.keys().clone(),
@@ -273,7 +273,7 @@ impl BlobReader {
     }
 
     /// From here on with what is live in `state`, too. Returns the index that it had.
-    pub(crate) fn replace(&self, state: &State, index: LocalIndex) -> LocalIndex {
+    pub(crate) fn replace(&self, state: &State, index: Index) -> Index {
         *self.packs.write().expect("no holder panics") = state.live_packs();
         std::mem::replace(&mut self.index.write().expect("no holder panics"), index)
     }
@@ -283,7 +283,7 @@ impl BlobReader {
         self.index.write().expect("no holder panics").forget_filter();
     }
 
-    pub(crate) fn index(&self) -> RwLockReadGuard<'_, LocalIndex> {
+    pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().expect("no holder panics")
     }
 }

@@ -3,7 +3,7 @@
 use crate::blob::{BlobKind, Decompressor};
 use crate::error::{Error, ErrorKind};
 use crate::immutable::Keeping;
-use crate::index::{Covers, IndexUpdate, LocalIndex, Segment, SegmentBuilder};
+use crate::index::{Covers, Index, IndexEntry, IndexUpdate, Segment, SegmentBuilder};
 use crate::key::{
     BOX_OVERHEAD, BoxPurpose, KeyRing, MasterKey, Opener, PassphraseCost, Unlock, WRAPPED_KEYS, WrappedBy,
     WrappedKey, WriterKey, WriterName,
@@ -387,18 +387,29 @@ impl Repository {
     }
 
     /// This machine's index, with all that is live in `state`.
-    pub fn index(&self, state: &State) -> Result<LocalIndex, Error> {
+    pub fn index(&self, state: &State) -> Result<Index, Error> {
+        self.index_up_to_date(state, false)
+    }
+
+    /// The same in one file: for who goes through all of it.
+    pub(crate) fn whole_index(&self, state: &State) -> Result<Index, Error> {
+        self.index_up_to_date(state, true)
+    }
+
+    fn index_up_to_date(&self, state: &State, whole: bool) -> Result<Index, Error> {
         let path = self.cache_folder()?.join("index");
-        let old = LocalIndex::open(&path, &self.id()).ok().filter(|old| continues(old.covers(), state));
-        if let Some(old) = old {
+        let old = Index::open(&path, &self.id(), |covers| continues(covers, state));
+        if let Ok(Some(old)) = old {
             let from = old.covers().entry;
-            if self.segments(state).all(|object| u64::from(object.number) < from) {
+            let is_up_to_date = self.segments(state).all(|object| u64::from(object.number) < from);
+            if is_up_to_date && (old.is_whole() || !whole) {
                 return Ok(old);
             }
-            match self.add_segments(old.update(), state, from) {
-                Ok(update) => return finish(update, state),
+            let update = self.add_segments(old.update(), state, from);
+            match update.and_then(|update| finish(update, state, whole)) {
+                // A segment, or what is here: all of it is made anew.
                 Err(error) if is_of_a_segment(&error) => {}
-                Err(error) => return Err(error),
+                done => return done,
             }
         }
         self.new_index(&path, state)
@@ -437,8 +448,8 @@ impl Repository {
     }
 
     /// Made of the segments, and of the packs' own lists where those do not tell.
-    fn new_index(&self, path: &Path, state: &State) -> Result<LocalIndex, Error> {
-        let mut update = LocalIndex::create(path, self.id());
+    fn new_index(&self, path: &Path, state: &State) -> Result<Index, Error> {
+        let mut update = Index::create(path, self.id());
         let mut covered = Numbers::new();
         for object in self.segments(state) {
             match self.segment(state, &object) {
@@ -478,7 +489,7 @@ impl Repository {
                 Segment::open(&self.id(), |_| Some(own), &sealed.name(name.session), sealed.bytes())?;
             update.add(&segment, &[Some(object.number)])?;
         }
-        finish(update, state)
+        finish(update, state, true)
     }
 }
 
@@ -511,14 +522,15 @@ fn continues(covers: Covers, state: &State) -> bool {
     }
 }
 
-fn finish(update: IndexUpdate, state: &State) -> Result<LocalIndex, Error> {
+fn finish(update: IndexUpdate, state: &State, whole: bool) -> Result<Index, Error> {
     let live = state.live();
     let last = state.objects().max_by_key(|object| object.number);
     let covers = last.map_or(Covers::default(), |object| Covers {
         entry: u64::from(object.number) + 1,
         hash: *object.content.hash(),
     });
-    update.finish(|entry| live.contains(entry.pack()), covers)
+    let keep = |entry: &IndexEntry| live.contains(entry.pack());
+    if whole { update.finish_whole(keep, covers).map(Index::from) } else { update.finish(keep, covers) }
 }
 
 /// The segment is missing or makes no sense, by accident or because its writer wants it so: the packs it lists can still be

@@ -3,7 +3,7 @@
 use crate::lab::{CHUNK, Lab, PACE, PASSPHRASE};
 use rempart_backup::{ChunkSet, Content, Progress, check_disk};
 use rempart_objects::Directory;
-use rempart_repository::{BlobReader, Repository, Unlock};
+use rempart_repository::{BlobReader, NodeSource, Repository, Unlock};
 use rempart_types::WallTime;
 use std::fs::File;
 use std::path::PathBuf;
@@ -109,12 +109,32 @@ fn an_index_that_is_gone_or_garbage_is_made_again() {
     lab.make_disk(4 * 1024 * 1024);
     let first = lab.back_up(None, None).expect("backs up");
     let cache = lab.folder.path().join("cache").join(lab.repository.id().to_string()).join("index");
+    // It has what the backup before brought.
+    lab.back_up(None, None).expect("backs up");
     let sound = std::fs::read(&cache).expect("there is one");
     for content in [vec![], b"garbage".to_vec(), sound[..sound.len() / 2].to_vec()] {
         std::fs::write(&cache, content).expect("writes");
         let (_, again) = lab.back_up(None, None).expect("backs up");
         assert_eq!(again.how.new, 0);
     }
+    // A part of it that is looked at only when something there is searched for.
+    let mut damaged = sound.clone();
+    damaged[4096 + 5] ^= 1;
+    std::fs::write(&cache, &damaged).expect("writes");
+    let read = |lab: &Lab| {
+        let log = lab.repository.log()?;
+        let point = lab.repository.point(&log, first.0)?;
+        let reader = BlobReader::new(&lab.repository, log.state(), lab.repository.index(log.state())?);
+        reader.node(&point.disk("vda").expect("it has one").root)
+    };
+    let error = read(&lab).expect_err("it is damaged");
+    assert!(!error.is_loss(), "nothing is lost: {error}");
+    assert!(error.to_string().contains("index`: is damaged, and was thrown away: begin again"), "{error}");
+    read(&lab).expect("it was made anew");
+    std::fs::write(&cache, &damaged).expect("writes");
+    let _ = lab.back_up(None, None);
+    let (_, again) = lab.back_up(None, None).expect("backs up");
+    assert_eq!(again.how.new, 0);
     // Segments, too: the packs themselves tell what is in them.
     std::fs::remove_file(&cache).expect("removes");
     std::fs::remove_dir_all(lab.folder.path().join("repository/segments")).expect("removes");

@@ -3,7 +3,7 @@
 use super::kept::Bits;
 use super::pending::Pending;
 use crate::ChunkId;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::index::LocalIndex;
 
 /// Chunks that are looked for together, in the order of the index, which is read once for them: 1.5 GiB in a file beside it.
@@ -53,15 +53,7 @@ impl Marks {
         let places = &mut self.places;
         let settled = pending.find(index, |place| places.insert(place));
         self.failed |= settled.is_err();
-        settled.map_err(|error| {
-            if !error.is_loss() {
-                return error;
-            }
-            index.throw_away();
-            let (object, source) = (error.object.clone(), Some(error.into()));
-            let why = "is damaged, and was thrown away: begin again".into();
-            Error { kind: ErrorKind::Local, object, why, source }
-        })
+        settled.map_err(|error| index.thrown_away(error))
     }
 
     /// Whether the entry at `place`, the first of its id, is marked.
@@ -78,9 +70,9 @@ impl Marks {
         let mut new = Marks::new(to);
         let mut cursor = to.cursor();
         for (place, entry) in (0..).zip(from.entries()) {
-            let entry = entry?;
+            let entry = entry.map_err(|error| from.thrown_away(error))?;
             if self.hold(place)
-                && let Some(place) = cursor.place_of(&entry.id())?
+                && let Some(place) = cursor.place_of(&entry.id()).map_err(|error| to.thrown_away(error))?
             {
                 new.places.insert(place);
             }
@@ -92,6 +84,7 @@ impl Marks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
     use crate::index::tests::{REPOSITORY, id, local};
     use std::os::unix::fs::FileExt;
     use std::panic::{AssertUnwindSafe, catch_unwind};

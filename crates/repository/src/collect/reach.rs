@@ -43,12 +43,12 @@ pub(super) struct Usage {
 
 impl<'r> Reach<'r> {
     pub fn new(repository: &'r Repository, state: &State) -> Result<Reach<'r>, Error> {
-        let mut index = repository.index(state)?;
+        let mut index = repository.whole_index(state)?;
         // Nearly all that is looked for is there.
         index.forget_filter();
         Ok(Reach {
             repository,
-            marks: Marks::new(&index),
+            marks: Marks::new(index.file()),
             reader: BlobReader::new(repository, state, index),
             covers: state.next(),
             followed: BTreeSet::new(),
@@ -66,12 +66,12 @@ impl<'r> Reach<'r> {
 
     /// Whether a backup that was followed reaches the blob. All of them are [settled](Self::settle).
     pub(super) fn is_reached(&self, id: &ChunkId) -> Result<bool, Error> {
-        Ok(self.reader.index().place_of(id)?.is_some_and(|place| self.marks.hold(place)))
+        Ok(self.reader.index().file().place_of(id)?.is_some_and(|place| self.marks.hold(place)))
     }
 
     /// Marks what was reached so far.
     pub(super) fn settle(&mut self) -> Result<(), Error> {
-        self.marks.settle(&self.reader.index())
+        self.marks.settle(self.reader.index().file())
     }
 
     /// Brings index and marks up to a state.
@@ -80,10 +80,10 @@ impl<'r> Reach<'r> {
             return Ok(());
         }
         self.settle()?;
-        let old = self.reader.replace(state, self.repository.index(state)?);
+        let old = self.reader.replace(state, self.repository.whole_index(state)?);
         self.reader.forget_filter();
         self.covers = state.next();
-        self.marks = self.marks.moved(&old, &self.reader.index())?;
+        self.marks = self.marks.moved(old.file(), self.reader.index().file())?;
         Ok(())
     }
 
@@ -96,7 +96,7 @@ impl<'r> Reach<'r> {
 
     fn follow_tree(&mut self, tree: &Tree) -> Result<(), Error> {
         let level = tree.level()?;
-        if !tree.root.is_zero() && !self.marks.holds_node(&self.reader.index(), &tree.root)? {
+        if !tree.root.is_zero() && !self.marks.holds_node(self.reader.index().file(), &tree.root)? {
             self.follow_nodes(&[tree.root], level)?;
         }
         Ok(())
@@ -120,18 +120,18 @@ impl<'r> Reach<'r> {
             for batch in children.chunks(FAN_OUT) {
                 let mut below = Vec::new();
                 for node in batch {
-                    if !self.marks.holds_node(&self.reader.index(), node)? {
+                    if !self.marks.holds_node(self.reader.index().file(), node)? {
                         below.push(*node);
                     }
                 }
                 self.follow_nodes(&below, level - 1)?;
             }
         }
-        nodes.iter().try_for_each(|node| self.marks.add_node(&self.reader.index(), node))
+        nodes.iter().try_for_each(|node| self.marks.add_node(self.reader.index().file(), node))
     }
 
     fn mark_chunk(&mut self, id: &ChunkId) -> Result<(), Error> {
-        if id.is_zero() { Ok(()) } else { self.marks.add_chunk(&self.reader.index(), id) }
+        if id.is_zero() { Ok(()) } else { self.marks.add_chunk(self.reader.index().file(), id) }
     }
 
     /// The entries of each id, and whether it is reached.
@@ -142,8 +142,9 @@ impl<'r> Reach<'r> {
         let index = self.reader.index();
         let mut same: Vec<IndexEntry> = Vec::new();
         let mut first = 0;
-        for (place, entry) in (0..).zip(index.entries()) {
-            let entry = entry?;
+        let file = index.file();
+        for (place, entry) in (0..).zip(file.entries()) {
+            let entry = entry.map_err(|error| file.thrown_away(error))?;
             if same.first().is_some_and(|one| one.id() != entry.id()) {
                 each(&same, self.marks.hold(first))?;
                 same.clear();

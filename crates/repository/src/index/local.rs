@@ -21,12 +21,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"RMPLOCAL";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 /// Bytes of a block, and of the header with what fills it up.
 pub(super) const BLOCK: usize = 4096;
 pub(super) const BLOCK_ENTRIES: usize = BLOCK / ENTRY;
 /// Bytes of the header that are in use.
-const HEADER: usize = 8 + 2 + 6 + 16 + 8 + 8 + 32 + 8 + 8 + 32 + 32;
+const HEADER: usize = 8 + 2 + 6 + 16 + 8 + 8 + 8 + 32 + 8 + 8 + 32 + 32;
 /// Bytes of a block's hash; it is to find accidents, nobody else writes the file.
 const HASH: usize = 8;
 /// Blocks that are read at once when all entries are.
@@ -42,6 +42,7 @@ pub struct Covers {
 pub(super) struct Header {
     pub repository: RepositoryId,
     pub entries: u64,
+    pub from: u64,
     pub covers: Covers,
     pub filter_len: u64,
     pub filter_probes: u32,
@@ -56,6 +57,7 @@ impl Header {
         out.zeroes(6);
         out.bytes(&self.repository.0);
         out.u64(self.entries);
+        out.u64(self.from);
         out.u64(self.covers.entry);
         out.bytes(&self.covers.hash);
         out.u64(self.filter_len);
@@ -81,6 +83,7 @@ impl Header {
         input.zeroes::<6>()?;
         let repository = RepositoryId(input.array()?);
         let entries = input.u64()?;
+        let from = input.u64()?;
         let covers = Covers { entry: input.u64()?, hash: input.array()? };
         let filter_len = input.u64()?;
         let filter_probes = input.u32()?;
@@ -88,7 +91,7 @@ impl Header {
         if rest.iter().any(|byte| *byte != 0) {
             return Err(Fault::damaged("a reserved byte is not zero"));
         }
-        Ok(Header { repository, entries, covers, filter_len, filter_probes, tail_hash: input.array()? })
+        Ok(Header { repository, entries, from, covers, filter_len, filter_probes, tail_hash: input.array()? })
     }
 
     /// Bytes of the tail before the filter, and of the file; `None` if they cannot be.
@@ -102,12 +105,14 @@ impl Header {
     }
 }
 
-/// An index on this machine's disk. Its memory: ten bits an entry, 48 MiB at most, and 16 bytes a block.
+/// One file of an index on this machine's disk. Its memory: ten bits an entry, 48 MiB at most, and 16 bytes a block.
 pub struct LocalIndex {
     pub(super) file: File,
     pub(super) path: PathBuf,
     pub(super) repository: RepositoryId,
     pub(super) entries: u64,
+    /// The first of the log's objects that it was made of: 0 unless it goes on where another ends.
+    pub(super) from: u64,
     pub(super) covers: Covers,
     /// Hashes of the blocks.
     pub(super) hashes: Vec<[u8; HASH]>,
@@ -154,6 +159,7 @@ impl LocalIndex {
             path: path.to_owned(),
             repository: header.repository,
             entries: header.entries,
+            from: header.from,
             covers: header.covers,
             hashes: hashes.to_vec(),
             firsts: firsts.iter().map(|first| u64::from_be_bytes(*first)).collect(),
@@ -205,19 +211,30 @@ impl LocalIndex {
             let located = IndexEntry::parse(entry).and_then(|entry| entry.locate(id));
             found.push(located.ok_or_else(|| self.damaged("an entry is impossible"))?);
             Ok(())
-        })?;
+        })
+        .map_err(|error| self.thrown_away(error))?;
         Ok(found)
     }
 
     /// How many entries stand before the first of those that [`find`](Self::find) would give.
     pub fn place_of(&self, id: &ChunkId) -> Result<Option<u64>, Error> {
         let wanted = half(id);
-        if self.may_hold_half(&wanted) { self.cursor().place_of(&wanted) } else { Ok(None) }
+        if !self.may_hold_half(&wanted) {
+            return Ok(None);
+        }
+        self.cursor().place_of(&wanted).map_err(|error| self.thrown_away(error))
     }
 
-    /// Takes the file away: the next who wants an index makes it anew. If that fails, so will whoever reads it.
-    pub(crate) fn throw_away(&self) {
+    /// What is damaged here can be made again: it is no loss. Takes the file away, so that the next who wants an index makes it
+    /// anew; if that fails, so will whoever reads it.
+    pub(crate) fn thrown_away(&self, error: Error) -> Error {
+        if !error.is_loss() {
+            return error;
+        }
         let _ = std::fs::remove_file(&self.path);
+        let (object, source) = (error.object.clone(), Some(error.into()));
+        let why = "is damaged, and was thrown away: begin again".into();
+        Error { kind: ErrorKind::Local, object, why, source }
     }
 
     /// Where it lies.
@@ -388,7 +405,8 @@ pub(crate) fn local_of(repository: RepositoryId, entries: u64, blocks: &[u8]) ->
     let (tables, filter) = (hashes.chain(firsts).collect::<Vec<_>>(), [0xff; LINE]);
     let covers = Covers { entry: 9, hash: [9; 32] };
     let tail_hash = tail_hash(&tables, &filter);
-    let header = Header { repository, entries, covers, filter_len: LINE as u64, filter_probes: 6, tail_hash };
+    let (from, filter_len, filter_probes) = (0, LINE as u64, 6);
+    let header = Header { repository, entries, from, covers, filter_len, filter_probes, tail_hash };
     [&header.encode()[..], &blocks.collect::<Vec<_>>().concat(), &tables, &filter].concat()
 }
 

@@ -1,11 +1,12 @@
 //! The index: in which pack a chunk lies.
 //!
 //! Writers put what they stored into **segments**, sealed, immutable objects. Every machine keeps a **local index** made of
-//! those: one sorted file that is searched on the disk, and a small filter in memory that answers for most chunks that are
+//! those: sorted files that are searched on the disk, and a small filter in memory that answers for most chunks that are
 //! new. It holds nothing that cannot be made again.
 
 mod entry;
 mod filter;
+mod levels;
 mod local;
 mod segment;
 mod sort;
@@ -15,6 +16,7 @@ mod update;
 mod writer;
 
 pub use entry::{IndexEntry, Located};
+pub use levels::Index;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use local::local_of;
 pub use local::{Covers, LocalIndex};

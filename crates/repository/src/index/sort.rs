@@ -64,14 +64,14 @@ impl EntrySort {
         Ok(())
     }
 
-    /// Gives all entries in order, with those of `other`.
+    /// Gives all entries in order, with those of `others`.
     pub fn merged_with(
         mut self,
-        other: Option<LocalIndex>,
+        others: impl IntoIterator<Item = LocalIndex>,
         out: &mut dyn FnMut(IndexEntry) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.batch.sort_unstable();
-        self.parts.extend(other);
+        self.parts.extend(others);
         merge(&self.parts, &self.batch, out)
     }
 }

@@ -1,3 +1,4 @@
+use super::levels::path_of_recent;
 use super::update::IndexUpdate;
 use super::*;
 use crate::blob::{BlobKind, Codec};
@@ -149,8 +150,8 @@ fn several_blocks_of_a_segment() {
 
 fn numbered(path: &Path, batch: usize, old: Option<LocalIndex>) -> IndexUpdate {
     let update = match old {
-        Some(old) => old.update(),
-        None => LocalIndex::create(path, REPOSITORY),
+        Some(old) => Index::from(old).update(),
+        None => Index::create(path, REPOSITORY),
     };
     update.with_batches_of(batch)
 }
@@ -180,7 +181,7 @@ proptest! {
             update.add(&opened(&lists), &numbers).expect("added");
             prop_assert!(update.add(&opened(&lists), &[]).is_err());
             let covers = Covers { entry: round as u64, hash: [round as u8; 32] };
-            let made = update.finish(|entry| !condemned.contains(&entry.pack()), covers).expect("made");
+            let made = update.finish_whole(|entry| !condemned.contains(&entry.pack()), covers).expect("made");
 
             for (number, list) in numbers.iter().zip(&lists) {
                 for blob in list {
@@ -224,9 +225,9 @@ proptest! {
 pub(crate) fn local(path: &Path, count: u64) -> LocalIndex {
     let numbers: Vec<u64> = (0..count).collect();
     let lists: Vec<_> = numbers.chunks(40).map(blobs).collect();
-    let mut update = LocalIndex::create(path, REPOSITORY);
+    let mut update = Index::create(path, REPOSITORY);
     update.add(&opened(&lists), &(0..lists.len() as u32).map(Some).collect::<Vec<_>>()).expect("added");
-    update.finish(|_| true, Covers { entry: 3, hash: [4; 32] }).expect("made")
+    update.finish_whole(|_| true, Covers { entry: 3, hash: [4; 32] }).expect("made")
 }
 
 /// Who reads looks for what is there; who has another made meanwhile must not store everything anew.
@@ -280,9 +281,112 @@ fn every_damaged_byte_of_a_local_index_is_seen() {
     changed[4096 + 5] ^= 1;
     std::fs::write(&path, changed).expect("written");
     let index = LocalIndex::open(&path, &REPOSITORY).expect("its blocks are looked at later");
-    assert!((0..300).any(|number| index.find(&id(number)).is_err()));
     let error = LocalIndex::open(&path, &RepositoryId([9; 16])).expect_err("another repository's");
     assert_eq!(error.kind, ErrorKind::Foreign);
+    // Nobody takes it for a loss of what is in the repository, and who comes next makes it anew.
+    let error = (0..300).find_map(|number| index.find(&id(number)).err()).expect("one lies there");
+    assert!(error.kind == ErrorKind::Local && !path.exists(), "{error}");
+}
+
+fn covers(entry: u64) -> Covers {
+    Covers { entry, hash: [entry as u8; 32] }
+}
+
+/// The index at `path` with one pack more, of these blobs.
+fn with_pack(path: &Path, pack: u32, blobs_of_it: &[u64]) -> Index {
+    let old = Index::open(path, &REPOSITORY, |_| true).expect("whole").expect("goes on");
+    let mut update = old.update();
+    update.add(&opened(&[blobs(blobs_of_it)]), &[Some(pack)]).expect("added");
+    update.finish(|_| true, covers(pack.into())).expect("made")
+}
+
+/// In which packs each blob below `count` is found.
+fn found(index: &Index, count: u64) -> Vec<BTreeSet<u32>> {
+    let packs = |number| index.find(&id(number)).expect("whole").iter().map(|one| one.pack).collect();
+    (0..count).map(packs).collect()
+}
+
+/// What a backup brings into a large repository does not cost writing all of its index.
+#[test]
+fn what_is_new_lies_in_a_small_file_until_it_is_much() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("index");
+    let base = local(&path, 3200);
+    let (mut expected, mut written) = (found(&base.into(), 4000), std::fs::read(&path).expect("read"));
+    let mut in_two = 0;
+    for pack in 100..140u32 {
+        // Some of them are known already, and then in two packs.
+        let new: Vec<u64> = (0..20).map(|blob| 3100 + u64::from(pack - 100) * 15 + blob).collect();
+        let new: Vec<u64> = new.into_iter().filter(|number| *number < 4000).collect();
+        let index = with_pack(&path, pack, &new);
+        blobs(&new).iter().for_each(|blob| {
+            let number = (0..4000).find(|number| id(*number) == blob.id).expect("one of those");
+            expected[number as usize].insert(pack);
+        });
+        let reopened = Index::open(&path, &REPOSITORY, |_| true).expect("whole").expect("goes on");
+        for index in [&index, &reopened] {
+            assert_eq!(index.covers(), covers(pack.into()));
+            assert_eq!(found(index, 4000), expected);
+            assert!(
+                (0..4000).all(|number| expected[number as usize].is_empty() || index.may_hold(&id(number)))
+            );
+        }
+        let now = std::fs::read(&path).expect("read");
+        assert_eq!(
+            index.is_whole(),
+            now != written,
+            "the large file is written when all is in it, and only then"
+        );
+        assert_eq!(index.is_whole(), !path_of_recent(&path).exists());
+        let (recent, base) = (index.recent_len(), index.base.len());
+        assert!(recent <= base / 16, "{recent} beside {base}");
+        in_two += u32::from(!index.is_whole());
+        written = now;
+    }
+    assert!((20..40).contains(&in_two), "{in_two} of 40 times");
+    let whole = Index::open(&path, &REPOSITORY, |_| true).expect("whole").expect("goes on").update();
+    let whole = whole.finish_whole(|entry| entry.pack() != 100, covers(200)).expect("made");
+    for packs in &mut expected {
+        packs.remove(&100);
+    }
+    assert_eq!(found(&whole.into(), 4000), expected);
+    assert!(!path_of_recent(&path).exists());
+}
+
+/// Processes write both files at the same time, from what they know of the log.
+#[test]
+fn a_small_file_that_does_not_go_on_from_the_large_one_counts_for_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("index");
+    let recent = path_of_recent(&path);
+    let older = local(&path, 1600);
+    let older_bytes = std::fs::read(&path).expect("read");
+    let found_of_older = found(&older.into(), 2000);
+    let with_recent = found(&with_pack(&path, 50, &[1700, 1701]), 2000);
+    let recent_bytes = std::fs::read(&recent).expect("there is one");
+    let open =
+        |continues: &dyn Fn(Covers) -> bool| Index::open(&path, &REPOSITORY, continues).expect("whole");
+    assert_eq!(found(&open(&|_| true).expect("goes on"), 2000), with_recent);
+
+    // It is of another past of the log than is asked about, or damaged.
+    let older_only = open(&|covers| covers.entry != 50).expect("goes on");
+    assert_eq!((found(&older_only, 2000), older_only.covers().entry), (found_of_older.clone(), 3));
+    assert!(open(&|_| false).is_none());
+    std::fs::write(&recent, &recent_bytes[..5000]).expect("written");
+    assert_eq!(found(&open(&|_| true).expect("goes on"), 2000), found_of_older);
+
+    // Who wrote the large one anew was killed before the small one was removed.
+    std::fs::write(&recent, &recent_bytes).expect("written");
+    let update = open(&|_| true).expect("goes on").update();
+    let newer = update.finish_whole(|entry| entry.pack() != 50, covers(60)).expect("made");
+    std::fs::write(&recent, &recent_bytes).expect("written");
+    assert_eq!(open(&|_| true).expect("goes on").covers(), newer.covers());
+    assert_eq!(found(&open(&|_| true).expect("goes on"), 2000), found_of_older, "pack 50 was not kept");
+
+    // One that goes on from there, beside an older large one: what lies between the two is in neither.
+    with_pack(&path, 70, &[1702]);
+    std::fs::write(&path, &older_bytes).expect("written");
+    assert_eq!(found(&open(&|_| true).expect("goes on"), 2000), found_of_older);
 }
 
 #[test]
@@ -291,7 +395,7 @@ fn a_half_made_index_leaves_the_old_one_and_no_files() {
     let path = folder.path().join("index");
     let old = local(&path, 100);
     let count = old.len();
-    let mut update = old.update().with_batches_of(10);
+    let mut update = Index::from(old).update().with_batches_of(10);
     update.add(&opened(&[blobs(&(0..50).collect::<Vec<_>>())]), &[Some(9)]).expect("added");
     drop(update);
     assert_eq!(LocalIndex::open(&path, &REPOSITORY).expect("whole").len(), count);
@@ -326,9 +430,9 @@ fn ids_that_agree_in_half_are_all_kept() {
         list.push((pack, blobs));
     }
     let lists: Vec<_> = list.iter().map(|(_, blobs)| blobs.clone()).collect();
-    let mut update = LocalIndex::create(&path, REPOSITORY);
+    let mut update = Index::create(&path, REPOSITORY);
     update.add(&opened(&lists), &(0..8).map(Some).collect::<Vec<_>>()).expect("added");
-    let index = update.finish(|_| true, Covers::default()).expect("made");
+    let index = update.finish_whole(|_| true, Covers::default()).expect("made");
     let same = lists.iter().map(|blobs| blobs.len() - 1).sum::<usize>();
     let mut other = ChunkId([0xee; 32]);
     other.0[31] = 1;

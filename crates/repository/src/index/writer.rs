@@ -25,6 +25,7 @@ pub(super) struct LocalWriter {
     unfinished: Option<PathBuf>,
     path: PathBuf,
     repository: RepositoryId,
+    from: u64,
     entries: u64,
     last: Option<IndexEntry>,
     buffer: Vec<u8>,
@@ -34,10 +35,12 @@ pub(super) struct LocalWriter {
 }
 
 impl LocalWriter {
-    /// A file that will be `path`, of at most `entries` entries.
-    pub fn new(path: &Path, repository: RepositoryId, entries: u64) -> Result<LocalWriter, Error> {
+    /// A file that will be `path`, of at most `entries` entries, made of the log's objects from number `from` on.
+    pub fn new(path: &Path, repository: RepositoryId, from: u64, entries: u64) -> Result<LocalWriter, Error> {
         remove_abandoned(path);
-        Self::create(path, repository, Filter::new(entries))
+        let mut writer = Self::create(path, repository, Filter::new(entries))?;
+        writer.from = from;
+        Ok(writer)
     }
 
     /// A file without a name and without a filter: part of a larger one, gone when it is closed.
@@ -62,6 +65,7 @@ impl LocalWriter {
             unfinished,
             path: path.to_owned(),
             repository,
+            from: 0,
             entries: 0,
             last: None,
             buffer: Vec::with_capacity(PIECE),
@@ -128,6 +132,7 @@ impl LocalWriter {
         let header = Header {
             repository: self.repository,
             entries: self.entries,
+            from: self.from,
             covers,
             filter_len: self.filter.bytes().len() as u64,
             filter_probes: self.filter.probes(),
@@ -144,6 +149,7 @@ impl LocalWriter {
             path: self.path.clone(),
             repository: self.repository,
             entries: self.entries,
+            from: self.from,
             covers,
             hashes: std::mem::take(&mut self.hashes),
             firsts: std::mem::take(&mut self.firsts),
