@@ -6,11 +6,11 @@
 //! ```
 
 use rempart_objects::{Directory, Objects};
-use rempart_repository::log::{Segment, Session};
+use rempart_repository::log::{Commit, LogError, Numbers, Segment, Session};
 use rempart_repository::{
-    BackupWriter, Blob, BlobKind, ChunkId, ChunkSize, Codec, Consistency, ConsistencyLevel, HowRead,
-    NewRepository, PackId, PassphraseCost, Point, PointDisk, Repository, RepositoryId, SegmentBuilder,
-    SessionId, Tree, TreeUpdate, Unlock,
+    BackupWriter, Blob, BlobKind, BoxPurpose, ChunkId, ChunkSize, Codec, Consistency, ConsistencyLevel,
+    HowRead, NewRepository, PackId, PassphraseCost, Point, PointDisk, Repository, RepositoryId,
+    SegmentBuilder, SessionId, Tree, TreeUpdate, Unlock,
 };
 use rempart_types::WallTime;
 use std::error::Error;
@@ -105,53 +105,63 @@ fn publish(
     Ok(())
 }
 
-/// Points of one machine, whose disk is all those chunks; of each but the first, one chunk is another.
+/// Points of one machine, whose disk is all those chunks. Each but the first requires one pack that the one before does not.
 fn commit(repository: &Arc<Repository>, size: u64, points: u64, now: WallTime) -> Result<(), Box<dyn Error>> {
+    let writer = BackupWriter::open(repository.clone())?;
     let chunks = CHUNK_SIZE.count(size);
-    let (mut tree, mut base) = (Tree::zero(chunks), None);
-    for point in 0..points {
-        let writer = BackupWriter::open(repository.clone())?;
+    let tree = {
         let mut blobs = writer.blobs();
-        let mut update = TreeUpdate::new(writer.domain(), writer.reader(), tree)?;
-        if point == 0 {
-            (0..chunks).try_for_each(|index| update.set(index, chunk(index), &mut blobs))?;
-        } else {
-            let changed = blobs.chunk(&point.to_le_bytes())?;
-            update.set(point * 7919 % chunks, changed, &mut blobs)?;
-        }
-        tree = update.finish(&mut blobs)?;
+        let mut update = TreeUpdate::new(writer.domain(), writer.reader(), Tree::zero(chunks))?;
+        (0..chunks).try_for_each(|index| update.set(index, chunk(index), &mut blobs))?;
+        let tree = update.finish(&mut blobs)?;
         blobs.finish()?;
-        if point == 0 {
-            // The packs that it requires, each told by one of its chunks.
-            for first in (0..chunks).step_by(PACK_CHUNKS as usize) {
-                assert!(writer.take_over(&chunk(first))?, "every chunk of the disk is in a pack");
-            }
-        }
-        let how =
-            HowRead { full_because: Some("first".to_owned()), read: size, new: size, audited: 0, missed: 0 };
-        let disk = PointDisk {
-            name: "disk0".to_owned(),
-            size,
-            root: tree.root,
-            position: None,
-            how,
-            excluded: Vec::new(),
-        };
-        let point = Point {
-            vm: "large".to_owned(),
-            host: "nowhere".to_owned(),
-            taken: now,
-            ended: now,
-            consistency: Consistency { level: ConsistencyLevel::Stopped, why: None, pause_ms: None },
-            disks: vec![disk],
-            definition: None,
-            nvram: None,
-            notes: Vec::new(),
-            files: None,
-            memory: None,
-        };
-        base = Some(writer.commit(repository.chain("large"), base, &point, None)?.root);
+        tree
+    };
+    // The packs that it requires, each told by one of its chunks.
+    for first in (0..chunks).step_by(PACK_CHUNKS as usize) {
+        assert!(writer.take_over(&chunk(first))?, "every chunk of the disk is in a pack");
     }
+    let how =
+        HowRead { full_because: Some("first".to_owned()), read: size, new: size, audited: 0, missed: 0 };
+    let disk = PointDisk {
+        name: "disk0".to_owned(),
+        size,
+        root: tree.root,
+        position: None,
+        how,
+        excluded: Vec::new(),
+    };
+    let point = Point {
+        vm: "large".to_owned(),
+        host: "nowhere".to_owned(),
+        taken: now,
+        ended: now,
+        consistency: Consistency { level: ConsistencyLevel::Stopped, why: None, pause_ms: None },
+        disks: vec![disk],
+        definition: None,
+        nvram: None,
+        notes: Vec::new(),
+        files: None,
+        memory: None,
+    };
+    let chain = repository.chain("large");
+    let mut base = writer.commit(chain, None, &point, None)?.root;
+    let payload = repository.writer().seal(BoxPurpose::Commit, &chain.0, &point.encode());
+    let mut session = Session::open(repository.log()?, repository.signer(), SessionId::random(), now)?;
+    for number in 1..points {
+        let own = PackId(*blake3::hash(&[b"own ", &number.to_le_bytes()[..]].concat()).as_bytes());
+        let commit = Commit {
+            chain,
+            parent: Some(base),
+            segment: Segment { packs: vec![own], indexes: Vec::new() },
+            base: Some(base),
+            packs: Numbers::new(),
+            retain_until: None,
+            payload: payload.clone(),
+        };
+        base = session.commit::<LogError>(now, |_| Ok(commit.clone()))?.number;
+    }
+    session.end(now)?;
     Ok(())
 }
 
