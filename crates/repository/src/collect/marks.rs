@@ -94,7 +94,7 @@ mod tests {
     /// Marks that settle now and then, of chunks in no order, many of them twice and some of them nowhere.
     fn marked(index: &LocalIndex, together: u64, piece: usize) -> Result<Marks, Error> {
         let mut marks = Marks::new(index);
-        (marks.together, marks.pending) = (together, Pending::new(index).with_pieces_of(piece));
+        (marks.together, marks.pending) = (together, Pending::new(index).with_pieces_of(piece, 2));
         for number in (0..3 * COUNT).map(|number| number * 7919 % COUNT * 2 % 4999) {
             marks.add_chunk(index, &id(number))?;
         }

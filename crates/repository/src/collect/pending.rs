@@ -31,6 +31,7 @@ pub(super) struct Pending {
     /// Beside which the file is made.
     path: PathBuf,
     piece: usize,
+    together: usize,
     /// It has no name, and is gone when it is closed.
     file: Option<File>,
     prefixes: Vec<Alike>,
@@ -56,13 +57,14 @@ struct Piece {
 impl Pending {
     pub fn new(index: &LocalIndex) -> Pending {
         let prefixes = (0..1 << PREFIX).map(|_| Alike::default()).collect();
-        Pending { path: index.path().to_owned(), piece: PIECE, file: None, prefixes, len: 0, pieces: 0 }
+        let (piece, together) = (PIECE, TOGETHER);
+        Pending { path: index.path().to_owned(), piece, together, file: None, prefixes, len: 0, pieces: 0 }
     }
 
+    /// Pieces of so many ids, of which so many are sorted together.
     #[cfg(test)]
-    pub fn with_pieces_of(mut self, ids: usize) -> Pending {
-        self.piece = ids;
-        self
+    pub fn with_pieces_of(self, piece: usize, together: usize) -> Pending {
+        Pending { piece, together, ..self }
     }
 
     pub fn len(&self) -> u64 {
@@ -133,7 +135,7 @@ impl Pending {
         let mut rest = &alike.written[..];
         loop {
             // More than that there are only if somebody made up ids that all begin alike.
-            let (here, behind) = rest.split_at(rest.len().min(TOGETHER));
+            let (here, behind) = rest.split_at(rest.len().min(self.together));
             rest = behind;
             let mut ids = self.read(here)?;
             if rest.is_empty() {
@@ -196,11 +198,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let index = local(&folder.path().join("index"), COUNT);
         let alike: Vec<ChunkId> = (0..COUNT).map(id).filter(|id| id.0[0] == 7).collect();
-        let mut pending = Pending::new(&index).with_pieces_of(3);
-        for _ in 0..3 * TOGETHER * 3 / alike.len() {
-            alike.iter().for_each(|id| pending.push(id).expect("pends"));
-        }
-        assert!(pending.prefixes.iter().any(|alike| alike.written.len() > TOGETHER));
+        let mut pending = Pending::new(&index).with_pieces_of(2, 3);
+        alike[..5].iter().chain(&alike).for_each(|id| pending.push(id).expect("pends"));
+        // Some of them lie in pieces that are read by themselves, and some are not in the file.
+        let of_them = pending.prefixes.iter().filter(|prefix| !prefix.written.is_empty());
+        let of_them: Vec<_> = of_them.map(|prefix| (prefix.written.len(), prefix.ids.len())).collect();
+        assert!(of_them.iter().any(|(written, rest)| *written > 3 && *rest > 0), "{of_them:?}");
         let expected = alike.iter().filter_map(|id| index.place_of(id).expect("whole"));
         assert_eq!(found(pending, &index).expect("found"), expected.collect());
     }
@@ -209,7 +212,7 @@ mod tests {
     fn what_is_read_wrong_is_no_chunk_that_nobody_reaches() {
         let folder = tempfile::tempdir().expect("a folder");
         let index = local(&folder.path().join("index"), COUNT);
-        let mut pending = Pending::new(&index).with_pieces_of(2);
+        let mut pending = Pending::new(&index).with_pieces_of(2, TOGETHER);
         (0..COUNT).for_each(|number| pending.push(&id(number)).expect("pends"));
         let file = pending.file.as_ref().expect("most of them are in it");
         file.write_all_at(&[0x55], file.metadata().expect("its length").len() / 2).expect("damages");
