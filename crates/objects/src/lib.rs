@@ -81,6 +81,10 @@ pub trait Front: Debug + Send + Sync {
     fn remove(&self, name: &Name) -> Result<(), Error> {
         self.behind().remove(name)
     }
+
+    fn abilities(&self) -> Abilities {
+        self.behind().abilities()
+    }
 }
 
 impl<T: Front> Objects for T {
@@ -113,7 +117,7 @@ impl<T: Front> Objects for T {
     }
 
     fn abilities(&self) -> Abilities {
-        self.behind().abilities()
+        Front::abilities(self)
     }
 
     fn url(&self) -> String {
@@ -144,4 +148,6 @@ pub struct Abilities {
     pub retention: bool,
     /// Bytes an object that holds much should have: a file or a request costs something of its own.
     pub pack_len: u64,
+    /// Objects that are worth creating at a time: a bucket gives each connection a part of what it can take.
+    pub creates: usize,
 }

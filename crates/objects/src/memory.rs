@@ -113,7 +113,7 @@ impl Objects for Memory {
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { retention: true, pack_len: 1024 * 1024 }
+        Abilities { retention: true, pack_len: 1024 * 1024, creates: 2 }
     }
 
     fn url(&self) -> String {

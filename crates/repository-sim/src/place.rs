@@ -261,7 +261,7 @@ impl Objects for Place {
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { retention: false, pack_len: 1024 }
+        Abilities { retention: false, pack_len: 1024, creates: 2 }
     }
 
     fn url(&self) -> String {

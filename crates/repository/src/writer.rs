@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Threads that put packs into their place while others fill the next.
+/// Threads that put packs into their place while others fill the next, at least.
 const UPLOADS: usize = 2;
 /// Bytes of a pack, at most: one for each thread is in memory, and those on their way.
 pub(crate) const MAX_PACK_LEN: u64 = 16 << 20;
@@ -134,7 +134,9 @@ impl BackupWriter {
         let reader = BlobReader::new(&repository, state, repository.index(state)?);
         let damaged = repository::damaged(state);
         let stored = Arc::new(Stored::default());
-        let uploads = Uploads::start(repository.objects(), session.id(), &stored)?;
+        let room = Room::beside(reader.index().memory() + state.memory());
+        let uploads = room.uploads(repository.objects().abilities().creates);
+        let uploads = Uploads::start(repository.objects(), session.id(), &stored, uploads)?;
         Ok(BackupWriter {
             repository,
             reader,
@@ -213,8 +215,9 @@ impl BackupWriter {
     /// For so many threads, or as many as there is memory for: each has a pack in its hands, and the larger the repository,
     /// the more its log and its index take. One at least.
     pub fn sinks(&self, threads: usize) -> Vec<BlobWriter<'_>> {
-        let taken = self.reader.index().memory() + self.session().state().memory();
-        (0..with_room(threads, taken)).map(|_| self.blobs()).collect()
+        let room = Room::beside(self.reader.index().memory() + self.session().state().memory());
+        let uploads = self.uploads.lock().expect("no holder panics").threads.len();
+        (0..room.threads(threads, uploads)).map(|_| self.blobs()).collect()
     }
 
     /// Puts blobs, on one thread.
@@ -398,12 +401,26 @@ impl BackupWriter {
     }
 }
 
-/// Of so many threads those that can have a pack each where so many bytes of memory are taken.
-fn with_room(wanted: usize, taken: u64) -> usize {
-    let packs = MEMORY.saturating_sub(taken) / MAX_PACK_LEN;
-    // Those on their way, and the one that nodes go into.
-    let room = (packs as usize).saturating_sub(UPLOADS + 1);
-    wanted.min(room.max(FEWEST)).max(1)
+/// Packs that there is memory for.
+struct Room(usize);
+
+impl Room {
+    /// Where log and index take so many bytes.
+    fn beside(taken: u64) -> Room {
+        Room((MEMORY.saturating_sub(taken) / MAX_PACK_LEN) as usize)
+    }
+
+    /// How many can be on their way, of those that the place is worth.
+    fn uploads(&self, worth: usize) -> usize {
+        worth.min(self.0 / 2).max(UPLOADS)
+    }
+
+    /// Of so many threads those that can have a pack each in their hands.
+    fn threads(&self, wanted: usize, uploads: usize) -> usize {
+        // Those on their way, and the one that nodes go into.
+        let rest = self.0.saturating_sub(uploads + 1);
+        wanted.min(rest.max(FEWEST)).max(1)
+    }
 }
 
 fn wall_time() -> WallTime {
@@ -496,11 +513,16 @@ impl Stored {
 }
 
 impl Uploads {
-    fn start(objects: &Arc<dyn Objects>, session: SessionId, stored: &Arc<Stored>) -> Result<Uploads, Error> {
+    fn start(
+        objects: &Arc<dyn Objects>,
+        session: SessionId,
+        stored: &Arc<Stored>,
+        at_a_time: usize,
+    ) -> Result<Uploads, Error> {
         let (queue, packs) = mpsc::sync_channel::<Pack>(0);
         let packs = Arc::new(Mutex::new(packs));
         let mut threads = Vec::new();
-        for number in 0..UPLOADS {
+        for number in 0..at_a_time {
             let (objects, stored, packs) = (objects.clone(), stored.clone(), packs.clone());
             let work = move || {
                 loop {
@@ -655,10 +677,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_large_repository_leaves_room_for_fewer_threads() {
-        let (small, five_tib, ten_tib) = (1 << 20, 73 << 20, 98 << 20);
-        let threads = [small, five_tib, ten_tib, u64::MAX].map(|taken| with_room(8, taken));
-        assert_eq!(threads, [8, 3, 2, 2]);
-        assert_eq!((with_room(1, 1 << 20), with_room(0, 1 << 20), with_room(2, u64::MAX)), (1, 1, 2));
+    fn a_large_repository_leaves_room_for_fewer_packs() {
+        let at = [1 << 20, 73 << 20, 98 << 20, u64::MAX].map(Room::beside);
+        let in_a_directory = at.each_ref().map(|room| (room.uploads(2), room.threads(8, room.uploads(2))));
+        assert_eq!(in_a_directory, [(2, 8), (2, 3), (2, 2), (2, 2)]);
+        let in_a_bucket = at.each_ref().map(|room| (room.uploads(8), room.threads(8, room.uploads(8))));
+        assert_eq!(in_a_bucket, [(5, 5), (3, 2), (2, 2), (2, 2)]);
+        assert_eq!([(1, 2), (0, 2), (9, 9)].map(|(wanted, on_way)| at[0].threads(wanted, on_way)), [1, 1, 2]);
     }
 }

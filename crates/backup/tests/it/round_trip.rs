@@ -2,12 +2,13 @@
 
 use crate::lab::{CHUNK, Lab, PACE, PASSPHRASE};
 use rempart_backup::{ChunkSet, Content, Progress, check_disk};
-use rempart_objects::Directory;
+use rempart_objects::{Abilities, Created, Directory, Error, Front, Memory, Name, Objects};
 use rempart_repository::{BlobReader, NodeSource, Repository, Unlock};
 use rempart_types::WallTime;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 #[test]
 fn every_point_is_what_the_disk_was() {
@@ -203,4 +204,53 @@ fn a_log_that_was_never_begun_is_begun_and_one_that_was_lost_is_not() {
     assert!(lab.restore(root).expect("restores") == lab.content());
     std::fs::remove_dir_all(&log).expect("removes");
     lab.repository.log().expect_err("its packs are of a log that was lost");
+}
+
+/// A place that takes packs five at a time, and fails where they do not come so.
+#[derive(Debug)]
+struct FiveAtATime {
+    behind: Memory,
+    on_their_way: Mutex<u32>,
+    changed: Condvar,
+}
+
+const TOGETHER: u32 = 5;
+
+impl Front for FiveAtATime {
+    fn behind(&self) -> &dyn Objects {
+        &self.behind
+    }
+
+    fn create(&self, name: &Name, parts: &[&[u8]], until: Option<WallTime>) -> Result<Created, Error> {
+        if name.as_str().starts_with("packs/") {
+            let mut on_their_way = self.on_their_way.lock().expect("no holder panics");
+            *on_their_way += 1;
+            self.changed.notify_all();
+            let few = |on_their_way: &mut u32| *on_their_way < TOGETHER;
+            let waited = self
+                .changed
+                .wait_timeout_while(on_their_way, Duration::from_secs(60), few)
+                .expect("no holder panics");
+            assert!(!waited.1.timed_out(), "{} packs on their way", waited.0);
+        }
+        self.behind.create(name, parts, until)
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities { creates: 8, ..self.behind.abilities() }
+    }
+}
+
+/// A bucket gives each connection a part of what it could.
+#[test]
+fn as_many_packs_are_on_their_way_as_a_place_is_worth() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place =
+        FiveAtATime { behind: Memory::default(), on_their_way: Mutex::new(0), changed: Condvar::new() };
+    let mut lab = Lab::on(folder, Arc::new(place));
+    lab.make_disk(1);
+    // A pack there has 1 MiB.
+    lab.fill(0, 12 << 20);
+    let backup = lab.back_up(None, None).expect("backs up");
+    assert!(lab.restore(backup.0).expect("restores") == lab.content());
 }

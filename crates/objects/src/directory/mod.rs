@@ -46,6 +46,8 @@ const MOST_DIRS: usize = 64;
 const MOST_TRIES: u32 = 8;
 /// Large enough that its syncs cost little beside it.
 const PACK_LEN: u64 = 16 * 1024 * 1024;
+/// One is written while another is synced.
+const CREATES: usize = 2;
 
 /// Objects as files of a directory, which several processes may use at once. For the owner only: 0700, 0600.
 ///
@@ -466,7 +468,7 @@ impl<F: FileSystem> Objects for Directory<F> {
     }
 
     fn abilities(&self) -> Abilities {
-        Abilities { retention: false, pack_len: PACK_LEN }
+        Abilities { retention: false, pack_len: PACK_LEN, creates: CREATES }
     }
 
     fn url(&self) -> String {
