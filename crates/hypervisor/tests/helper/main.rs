@@ -78,17 +78,20 @@ async fn view(how: &str, known: &str, monitor: &Path, directory: &Path) {
             std::future::pending::<()>().await;
             drop(view);
         }
-        "saved" | "saved-slowly" => {
-            let mut saving = Saving::new(Duration::from_secs(600));
-            if how == "saved-slowly" {
+        _ if how.starts_with("saved") => {
+            let limit = if how.contains("briefly") { 5 } else { 600 };
+            let mut saving = Saving::new(Duration::from_secs(limit));
+            if how.contains("slowly") {
                 saving.bandwidth = 1 << 20;
             }
             let otherwise = Otherwise::SaveState { saving, or_crash: false };
-            let view =
-                prepared.take_consistently(&Policy { agent: Err("not asked"), otherwise }).await.unwrap();
-            ready();
+            let taken = prepared.take_consistently(&Policy { agent: Err("not asked"), otherwise }).await;
+            match taken {
+                Ok(_) => ready(),
+                Err(ref error) => println!("refused: {error}"),
+            }
             std::future::pending::<()>().await;
-            drop(view);
+            drop(taken);
         }
         _ => panic!("unknown way {how}"),
     }

@@ -4,20 +4,22 @@ use crate::backup::{Known, SDA, VDA, images, models, two_disks};
 use crate::backup_vm::{
     Host, Random, Swallower, Vm, apply_changes, copied_by_nbdcopy, disk, read_all, run, tokens,
 };
-use crate::guest::Guest;
+use crate::guest::run::COUNTER;
+use crate::guest::{self, Guest, never_went_back, numbers_on};
 use crate::lab::{HELPER, PATIENCE};
 use rempart_hypervisor::guest_agent::Level;
 use rempart_hypervisor::qemu::backup::{LiveView, Otherwise, Policy, Prepared, Reached, Saving};
 use rempart_hypervisor::qmp::Client;
 use rempart_hypervisor::{Error, ErrorKind, Result};
-use std::path::Path;
-use std::process::{Child, Command};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Counts in memory, in a file that it never flushes, and in one that it flushes each time and reads from the disk.
-const COUNTER: &str = "mount%-t%ext4%/dev/vda%/tmp;n=0;while%:;do%n=$((n+1));echo%3%>/proc/sys/vm/drop_caches;echo%counted%$n%of%$(cat%/tmp/n)%$(cat%/tmp/m).;echo%$n%>/tmp/n;echo%$n|dd%of=/tmp/m%conv=notrunc,fsync%2>/dev/null;usleep%50000;done";
 /// Writes to 24 MB of its memory without end, no zeroes: those are sent as nothing.
-const DIRTIER: &str = "for%i%in%1%2%3%4%5%6%7%8%9%10%11%12;do%cat%/bin/busybox;done>/tmp/a;n=0;while%dd%if=/tmp/a%of=/tmp/x%bs=1M%conv=notrunc%2>/tmp/e;do%n=$((n+1));echo%counted%$n%of%$((n-1)).;done";
+const DIRTIER: &str = "for%i%in%1%2%3%4%5%6%7%8%9%10%11%12;do%cat%/bin/busybox;done>/tmp/a;n=0;while%dd%if=/tmp/a%of=/tmp/x%bs=1M%conv=notrunc%2>/tmp/e;do%n=$((n+1));echo%counted%$n%times.;done";
 
 fn limit() -> Duration {
     // A host that does other work at the same time is no reason to fail.
@@ -33,38 +35,34 @@ async fn take(host: &Host, monitor: &Path, saving: Saving, or_crash: bool) -> Re
     prepared.take_consistently(&policy(saving, or_crash)).await
 }
 
-/// The numbers that the guest said whole, with what it read from its file.
-fn counted(console: &Path) -> Vec<(u64, u64)> {
-    let text = std::fs::read_to_string(console).unwrap_or_default();
-    let numbers = text.lines().filter_map(|line| {
-        let (number, read) = line.trim().strip_suffix('.')?.strip_prefix("counted ")?.split_once(" of ")?;
-        let (number, mut read) = (number.parse().ok()?, read.split(' '));
-        let first = read.next()?.parse().ok()?;
-        // Both files say the same.
-        Some((number, if read.all(|next| next.parse() == Ok(first)) { first } else { u64::MAX }))
-    });
-    numbers.collect()
-}
-
 /// Waits until the guest counts on.
-async fn counts_on(console: &Path) -> u64 {
-    let last = || counted(console).last().map_or(0, |(number, _)| *number);
-    let (before, end) = (last(), Instant::now() + PATIENCE);
-    while last() <= before {
-        assert!(Instant::now() < end, "the guest does not count on from {before}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    last()
+async fn counts_on(console: &Path, more: usize) -> u64 {
+    let console = console.to_owned();
+    tokio::task::spawn_blocking(move || guest::counts_on(&console, more)).await.unwrap()
 }
 
-async fn counter(host: &Host, run: &str, disk: &str, console: &str, more: &[&str]) -> Vm {
+/// A machine whose guest counts, or does something else with the same disks.
+async fn counter(host: &Host, run: &str, disks: [&str; 2], console: &str, more: &[&str]) -> Vm {
     let mut options = Guest::options(run);
-    let node =
-        format!("driver=raw,node-name=data,file.driver=file,file.filename={}", host.path(disk).display());
-    options.extend(["-blockdev".into(), node, "-device".into(), "virtio-blk-pci,drive=data,id=vda".into()]);
+    for (node, disk) in ["vda", "vdb"].into_iter().zip(disks) {
+        let file = host.path(disk).display().to_string();
+        let blockdev = format!("driver=raw,node-name={node},file.driver=file,file.filename={file}");
+        let device = format!("virtio-blk-pci,drive={node},id={node}");
+        options.extend(["-blockdev".into(), blockdev, "-device".into(), device]);
+    }
     options.extend(["-serial".into(), format!("file:{}", host.path(console).display())]);
     options.extend(more.iter().map(|word| (*word).to_owned()));
     host.start(&options.iter().map(String::as_str).collect::<Vec<_>>()).await
+}
+
+const DISKS: [&str; 2] = ["system", "numbers"];
+const COPIES: [&str; 2] = ["system-copy", "numbers-copy"];
+
+/// Images for it, and its console.
+fn counters(host: &Host) -> PathBuf {
+    let [system, _] = DISKS.map(|name| host.image(name, "raw"));
+    run("mkfs.ext4", &["-q", &system]);
+    host.path("console")
 }
 
 async fn runs(client: &Client) -> bool {
@@ -79,14 +77,20 @@ async fn until_it_runs(client: &Client) {
     }
 }
 
+async fn until_migration_is(status: &str, client: &Client) {
+    let end = Instant::now() + PATIENCE;
+    while client.query_migrate().await.unwrap().status != status {
+        assert!(Instant::now() < end, "{:?}", client.query_migrate().await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_guest_goes_on_from_its_memory_and_disks_of_one_moment() {
     let host = Host::new();
-    let image = host.image("system", "raw");
-    run("mkfs.ext4", &["-q", &image]);
-    let console = host.path("console");
-    let vm = counter(&host, COUNTER, "system", "console", &[]).await;
-    let before = counts_on(&console).await;
+    let console = counters(&host);
+    let vm = counter(&host, COUNTER, DISKS, "console", &[]).await;
+    let before = counts_on(&console, 1).await;
     let parameters = vm.control().query_migrate_parameters().await.unwrap();
     let (view, reached) = take(&host, &host.monitor(), Saving::new(limit()), false).await.unwrap();
     assert_eq!((reached.level, reached.why.as_str()), (Level::SavedState, "not asked"));
@@ -95,10 +99,13 @@ async fn a_guest_goes_on_from_its_memory_and_disks_of_one_moment() {
     println!("stood still for {pause:?}, of which {:?} to take the view", view.stall());
     assert!(pause > Duration::ZERO && pause < Duration::from_secs(20), "{pause:?}");
     assert_eq!(vm.control().query_migrate_parameters().await.unwrap(), parameters);
-    let after = counts_on(&console).await;
-    counts_on(&console).await;
+    let after = counts_on(&console, 1).await;
+    // A view of another moment would show it.
+    counts_on(&console, 20).await;
 
-    copied_by_nbdcopy(disk(&view, "vda"), &host.path("restored"));
+    for (id, copy) in ["vda", "vdb"].into_iter().zip(COPIES) {
+        copied_by_nbdcopy(disk(&view, id), &host.path(copy));
+    }
     let memory = view.memory().unwrap();
     assert_eq!(memory.file.metadata().unwrap().len(), memory.bytes);
     std::io::copy(
@@ -108,24 +115,25 @@ async fn a_guest_goes_on_from_its_memory_and_disks_of_one_moment() {
     )
     .unwrap();
     view.retire().await.unwrap();
-    counts_on(&console).await;
+    counts_on(&console, 1).await;
     // Every number once: it never went back, and nothing was lost.
-    let numbers: Vec<u64> = counted(&console).into_iter().map(|(number, _)| number).collect();
-    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
     assert_eq!(vm.leavings().await, [""; 0]);
     vm.kill();
+    never_went_back(&console);
+    let numbers = numbers_on(&host.path("numbers"));
+    assert!(numbers.iter().copied().eq(1..=numbers.len() as u64), "{numbers:?}");
 
+    let last = guest::take_numbers_off(&host.path(COPIES[1]));
+    assert!((before - 1..=after).contains(&last), "{before} {last} {after}");
     let incoming = format!("exec:cat {}", host.path("memory").display());
-    let resumed = counter(&host, COUNTER, "restored", "console-2", &["-incoming", &incoming]).await;
+    let resumed = counter(&host, COUNTER, COPIES, "console-2", &["-incoming", &incoming]).await;
     until_it_runs(resumed.control()).await;
-    counts_on(&host.path("console-2")).await;
-    let numbers = counted(&host.path("console-2"));
-    assert!((before..=after).contains(&numbers[0].0), "{before} {:?} {after}", numbers[0]);
-    // What it had not flushed is there.
-    assert!(numbers.iter().all(|(number, read)| *read == number - 1), "{numbers:?}");
+    counts_on(&host.path("console-2"), 5).await;
     resumed.quit().await;
+    never_went_back(&host.path("console-2"));
+    guest::went_on_from(last, &host.path(COPIES[1]));
     // It never was without what it wrote: the journal is all that is to be done.
-    let repaired = Command::new("e2fsck").arg("-fy").arg(host.path("restored")).output().unwrap();
+    let repaired = Command::new("e2fsck").arg("-fy").arg(host.path(COPIES[0])).output().unwrap();
     assert!(repaired.status.code().unwrap() <= 1, "{}", String::from_utf8_lossy(&repaired.stdout));
 }
 
@@ -169,45 +177,62 @@ async fn what_changed_is_known_across_a_view_with_memory() {
     assert_eq!(vm.bitmaps().await.len(), 2);
 }
 
-fn helper(host: &Host, how: &str, monitor: &Path) -> Child {
-    Command::new(HELPER).args(["view", how, "{}"]).args([monitor, &host.path("views")]).spawn().unwrap()
+/// A process that takes a view, killed at the latest at the end of its test: one that is stopped would stay for ever.
+struct Saver(Child);
+
+impl Saver {
+    fn start(host: &Host, how: &str, monitor: &Path) -> Saver {
+        let mut helper = Command::new(HELPER);
+        helper.args(["view", how, "{}"]).args([monitor, &host.path("views")]).stdout(Stdio::piped());
+        Saver(helper.spawn().unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    /// What came of it after it was stopped.
+    async fn goes_on(mut self) -> String {
+        self.signal(Signal::CONT);
+        let stdout = self.0.stdout.take().unwrap();
+        let told = tokio::task::spawn_blocking(move || BufReader::new(stdout).lines().next());
+        let told = tokio::time::timeout(PATIENCE, told).await.expect("it says nothing");
+        told.unwrap().expect("it ended").unwrap()
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[tokio::test]
 async fn a_guest_runs_on_when_its_saver_is_killed_wherever_it_is() {
     let host = Host::new();
-    host.image("system", "raw");
-    run("mkfs.ext4", &["-q", &host.path("system").display().to_string()]);
-    let console = host.path("console");
-    let vm = counter(&host, COUNTER, "system", "console", &[]).await;
-    counts_on(&console).await;
-    let kill = |mut saver: Child| {
-        saver.kill().unwrap();
-        saver.wait().unwrap();
-    };
+    let console = counters(&host);
+    let vm = counter(&host, COUNTER, DISKS, "console", &[]).await;
+    counts_on(&console, 1).await;
 
     // While its memory is sent.
     let through = |command| Swallower::new(&host, command);
-    let saver = helper(&host, "saved-slowly", &through("nothing").socket);
-    while vm.control().query_migrate().await.unwrap().status != "active" {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    kill(saver);
+    let saver = Saver::start(&host, "saved-slowly", &through("nothing").socket);
+    until_migration_is("active", vm.control()).await;
+    drop(saver);
     until_it_runs(vm.control()).await;
-    counts_on(&console).await;
-    while vm.control().query_migrate().await.unwrap().status != "failed" {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    counts_on(&console, 1).await;
+    until_migration_is("failed", vm.control()).await;
 
     // When it stands still: before the view is cut, and after. A command that is on its way may come after the death.
     for command in ["blockdev-reopen", "\"cont\""] {
-        let between = through(command);
-        let saver = helper(&host, "saved", &between.socket);
-        between.swallowed().await;
+        let mut between = through(command);
+        let saver = Saver::start(&host, "saved", &between.socket);
+        between.held().await;
         assert_eq!(vm.control().query_status().await.unwrap().status, "postmigrate", "{command}");
-        kill(saver);
+        drop(saver);
         until_it_runs(vm.control()).await;
-        counts_on(&console).await;
+        counts_on(&console, 1).await;
         // Its last word ends with the connection.
         tokio::time::sleep(Duration::from_secs(6)).await;
     }
@@ -215,12 +240,12 @@ async fn a_guest_runs_on_when_its_saver_is_killed_wherever_it_is() {
     // As soon as it stands still, whatever is done just then.
     for _ in 0..5 {
         let mut events = vm.control().events();
-        let saver = helper(&host, "saved", &through("nothing").socket);
+        let saver = Saver::start(&host, "saved", &through("nothing").socket);
         let stops = events.wait_for(|event| (*event == rempart_hypervisor::qmp::Event::Stop).then_some(()));
         tokio::time::timeout(PATIENCE, stops).await.expect("it does not stop").unwrap();
-        kill(saver);
+        drop(saver);
         until_it_runs(vm.control()).await;
-        counts_on(&console).await;
+        counts_on(&console, 1).await;
         tokio::time::sleep(Duration::from_secs(6)).await;
         assert!(runs(vm.control()).await);
     }
@@ -229,7 +254,7 @@ async fn a_guest_runs_on_when_its_saver_is_killed_wherever_it_is() {
     let (view, reached) = take(&host, &through("nothing").socket, Saving::new(limit()), false).await.unwrap();
     assert_eq!(reached.level, Level::SavedState);
     view.abandon().await.unwrap();
-    counts_on(&console).await;
+    counts_on(&console, 1).await;
     assert_eq!((vm.leavings().await, vm.bitmaps().await), (vec![], vec![]));
     let left = std::fs::read_dir(host.path("views")).unwrap().map(|entry| entry.unwrap().path());
     assert_eq!(left.flat_map(|vm| std::fs::read_dir(vm.join("scratch")).unwrap()).count(), 0);
@@ -240,11 +265,11 @@ async fn a_guest_goes_on_when_its_saver_hangs_and_when_the_next_one_finds_it_sta
     let host = Host::new();
     images(&host);
     let vm = two_disks(&host).await;
-    let between = Swallower::new(&host, "blockdev-reopen");
+    let mut between = Swallower::new(&host, "blockdev-reopen");
     let prepared = Prepared::new(&between.socket, &host.options("nightly"), &Known::new()).await.unwrap();
     let policy = policy(Saving::new(Duration::from_secs(2)), false);
     let hanging = tokio::spawn(async move { prepared.take_consistently(&policy).await.map(drop) });
-    between.swallowed().await;
+    between.held().await;
     until_it_runs(vm.control()).await;
     hanging.abort();
     hanging.await.unwrap_err();
@@ -267,6 +292,46 @@ async fn a_guest_goes_on_when_its_saver_hangs_and_when_the_next_one_finds_it_sta
     assert!(refused.to_string().contains("it does not run: QEMU says `paused`"), "{refused}");
     assert!(!runs(vm.control()).await);
     assert_eq!(vm.leavings().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_saver_that_stood_still_itself_keeps_no_memory_of_another_moment() {
+    let host = Host::new();
+    let console = counters(&host);
+    let vm = counter(&host, COUNTER, DISKS, "console", &[]).await;
+    counts_on(&console, 1).await;
+
+    // While memory is sent: more than fits into a socket, so that somebody takes it.
+    let saver = Saver::start(&host, "saved-slowly-briefly", &host.monitor());
+    let transferred = async || {
+        let migration = vm.control().execute("query-migrate", Value::Null, PATIENCE).await.unwrap();
+        migration["ram"]["transferred"].as_u64().unwrap_or(0)
+    };
+    let end = Instant::now() + PATIENCE;
+    while transferred().await < 2 << 20 {
+        assert!(Instant::now() < end, "{:?}", vm.control().query_migrate().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    saver.signal(Signal::STOP);
+    until_migration_is("failed", vm.control()).await;
+    until_it_runs(vm.control()).await;
+    counts_on(&console, 1).await;
+    let told = saver.goes_on().await;
+    assert!(told.starts_with("refused") && told.contains("this program stood still itself"), "{told}");
+
+    // Just before the view is cut: what was on its way is done after the guest went on.
+    let mut between = Swallower::new(&host, "blockdev-reopen");
+    let saver = Saver::start(&host, "saved-briefly", &between.socket);
+    between.held().await;
+    assert_eq!(vm.control().query_status().await.unwrap().status, "postmigrate");
+    saver.signal(Signal::STOP);
+    until_it_runs(vm.control()).await;
+    counts_on(&console, 5).await;
+    between.let_go();
+    let told = saver.goes_on().await;
+    assert!(told.starts_with("refused") && told.contains("while the guest stood still"), "{told}");
+    assert!(runs(vm.control()).await);
+    assert_eq!((vm.leavings().await, vm.bitmaps().await), (vec![], vec![]));
 }
 
 /// Why it is not kept, as an error and where a view without memory is good enough.
@@ -316,21 +381,20 @@ async fn a_machine_that_cannot_be_sent_is_backed_up_without_its_memory_and_it_is
 #[tokio::test]
 async fn a_guest_that_writes_faster_than_its_memory_is_sent_is_left_alone_in_the_end() {
     let host = Host::new();
-    host.image("system", "raw");
-    let console = host.path("console");
-    let vm = counter(&host, DIRTIER, "system", "console", &[]).await;
-    counts_on(&console).await;
+    let console = counters(&host);
+    let vm = counter(&host, DIRTIER, DISKS, "console", &[]).await;
+    counts_on(&console, 1).await;
     let mut saving = Saving::new(Duration::from_secs(4));
     (saving.downtime, saving.bandwidth, saving.rounds) = (Duration::from_millis(10), 8 << 20, 4);
     let error = take(&host, &host.monitor(), saving.clone(), false).await.unwrap_err();
     assert!(error.to_string().contains("faster than QEMU sends it: after 4 rounds"), "{error}");
     assert!(runs(vm.control()).await);
-    counts_on(&console).await;
+    counts_on(&console, 1).await;
     // It may stand still longer: that is enough.
     saving.limit = limit();
     let (view, reached) = take(&host, &host.monitor(), saving, false).await.unwrap();
     assert_eq!(reached.level, Level::SavedState);
     println!("stood still for {:?}", view.pause().unwrap());
     view.abandon().await.unwrap();
-    counts_on(&console).await;
+    counts_on(&console, 1).await;
 }

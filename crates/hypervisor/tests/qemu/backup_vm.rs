@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::Notify;
 
 pub const SIZE: u64 = 24 << 20;
 
@@ -265,11 +266,12 @@ pub fn uri(disk: &ViewDisk) -> String {
     format!("nbd+unix:///{}?socket={}", disk.export, disk.socket.display())
 }
 
-/// Stands between a client and QEMU's monitor, and keeps the first command of one kind to itself: its
-/// sender waits for ever.
+/// Stands between a client and QEMU's monitor, and holds the first command of one kind back: its sender waits, for ever
+/// unless it is let go.
 pub struct Swallower {
     pub socket: PathBuf,
-    swallowed: tokio::sync::oneshot::Receiver<()>,
+    held: tokio::sync::oneshot::Receiver<()>,
+    let_go: Arc<Notify>,
 }
 
 impl Swallower {
@@ -277,22 +279,32 @@ impl Swallower {
         let (socket, monitor) = (host.path("between"), host.monitor());
         let _ = std::fs::remove_file(&socket);
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let (swallow, swallowed) = tokio::sync::oneshot::channel();
-        let swallow = Arc::new(Mutex::new(Some(swallow)));
+        let (hold, held) = tokio::sync::oneshot::channel();
+        let (hold, let_go) = (Arc::new(Mutex::new(Some(hold))), Arc::new(Notify::new()));
+        let swallower = Self { socket, held, let_go: let_go.clone() };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let qemu = tokio::net::UnixStream::connect(&monitor).await.unwrap();
                 let ((from_client, mut to_client), (mut from_qemu, mut to_qemu)) =
                     (client.into_split(), qemu.into_split());
                 tokio::spawn(async move { tokio::io::copy(&mut from_qemu, &mut to_client).await });
-                let swallow = swallow.clone();
+                let (hold, let_go) = (hold.clone(), let_go.clone());
                 tokio::spawn(async move {
                     let mut lines = BufReader::new(from_client).lines();
-                    while let Ok(Some(line)) = lines.next_line().await {
+                    let mut kept = None;
+                    loop {
+                        let line = tokio::select! {
+                            line = lines.next_line() => match line {
+                                Ok(Some(line)) => line,
+                                _ => return,
+                            },
+                            () = let_go.notified(), if kept.is_some() => kept.take().unwrap(),
+                        };
                         if line.contains(command)
-                            && let Some(first) = swallow.lock().unwrap().take()
+                            && let Some(first) = hold.lock().unwrap().take()
                         {
                             first.send(()).unwrap();
+                            kept = Some(line);
                             continue;
                         }
                         to_qemu.write_all(format!("{line}\n").as_bytes()).await.unwrap();
@@ -300,11 +312,16 @@ impl Swallower {
                 });
             }
         });
-        Self { socket, swallowed }
+        swallower
     }
 
     /// Waits until the command came.
-    pub async fn swallowed(self) {
-        tokio::time::timeout(PATIENCE, self.swallowed).await.expect("the command does not come").unwrap();
+    pub async fn held(&mut self) {
+        tokio::time::timeout(PATIENCE, &mut self.held).await.expect("the command does not come").unwrap();
+    }
+
+    /// It goes on its way after all.
+    pub fn let_go(self) {
+        self.let_go.notify_one();
     }
 }

@@ -1,9 +1,11 @@
 //! A tiny Linux guest: a Debian kernel and busybox, made once and kept beside the build; on demand with Debian's guest
 //! agent and the hooks that we ship.
 
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// In the order in which they need each other.
 const MODULES: [&str; 9] = [
@@ -71,8 +73,82 @@ pub mod run {
     /// The same, and the disk's size in sectors after each.
     pub const MEASURING_WRITER: &str = "n=0;while%:;do%n=$((n+1));if%echo%$n|dd%of=/dev/vda%bs=512%seek=$n%conv=notrunc,fsync%2>/dev/null;then%echo%wrote%$n;else%echo%failed%$n;fi;echo%sees%vda%$(cat%/sys/block/vda/size);done";
     pub const POWEROFF: &str = "poweroff%-f";
+    /// Counts in memory, in a file on the first disk that it never flushes, and on the second disk, flushed each time: there
+    /// each number gets a page of its own, behind [`super::NUMBERS_FROM`]. Says each number, and what the file held.
+    pub const COUNTER: &str = "mount%-t%ext4%/dev/vda%/tmp;n=0;echo%$n>/tmp/n;while%:;do%n=$((n+1));read%was</tmp/n;echo%counted%$n%of%$was.;echo%$n>/tmp/n;dd%if=/tmp/n%of=/dev/vdb%bs=4k%seek=$((256+n))%conv=sync,fsync%2>/dev/null;done";
     /// Ten datagrams a second to the bridge.
     pub const TALKER: &str = "ip%link%set%eth0%up;ip%addr%add%10.99.0.2/24%dev%eth0;syslogd%-R%10.99.0.1:7000;while%:;do%logger%hello;usleep%100000;done";
+}
+
+/// Page of the second disk. Of a page that is written, all is: two numbers in one would hide each other.
+const NUMBERS_FROM: usize = 256;
+const PAGE: usize = 4096;
+/// Far above what a guest takes to boot.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// The numbers that a [`run::COUNTER`] said in whole, and what it found.
+pub fn counted(console: &Path) -> Vec<(u64, String)> {
+    let text = String::from_utf8_lossy(&std::fs::read(console).unwrap_or_default()).into_owned();
+    let numbers = text.lines().filter_map(|line| {
+        let (number, found) = line.trim().strip_suffix('.')?.strip_prefix("counted ")?.split_once(' ')?;
+        Some((number.parse().ok()?, found.to_owned()))
+    });
+    numbers.collect()
+}
+
+/// Waits until a guest has said so many numbers more, whole ones; returns the last.
+pub fn counts_on(console: &Path, more: usize) -> u64 {
+    let (before, end) = (counted(console).len(), Instant::now() + PATIENCE);
+    loop {
+        let said = counted(console);
+        if said.len() >= before + more {
+            return said.last().unwrap().0;
+        }
+        assert!(Instant::now() < end, "the guest does not count on: {:?}", said.last());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// That it said each number once, and that its file always held the one before.
+pub fn never_went_back(console: &Path) {
+    let said = counted(console);
+    let odd: Vec<_> = said.iter().filter(|(number, found)| *found != format!("of {}", number - 1)).collect();
+    assert!(odd.is_empty(), "{odd:?} of {said:?}");
+    assert!(said.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1), "{said:?}");
+}
+
+/// The numbers on the second disk's image.
+pub fn numbers_on(image: &Path) -> Vec<u64> {
+    let content = std::fs::read(image).unwrap();
+    let pages = content.chunks(PAGE).enumerate().skip(NUMBERS_FROM);
+    let numbers = pages.filter_map(|(page, content)| {
+        let text = content.split(|byte| *byte == 0).next().filter(|text| !text.is_empty())?;
+        let number: u64 = std::str::from_utf8(text).unwrap().trim().parse().unwrap();
+        assert_eq!(number as usize, page - NUMBERS_FROM);
+        Some(number)
+    });
+    numbers.collect()
+}
+
+/// Takes the numbers off the image, before its guest is resumed: what is there afterwards was written since. Returns the last.
+pub fn take_numbers_off(image: &Path) -> u64 {
+    let numbers = numbers_on(image);
+    assert!(numbers.iter().copied().eq(1..=numbers.len() as u64), "{numbers:?}");
+    let (mut file, zeroes) =
+        (std::fs::OpenOptions::new().write(true).open(image).unwrap(), vec![0; numbers.len() * PAGE]);
+    file.seek(SeekFrom::Start(((NUMBERS_FROM + 1) * PAGE) as u64)).unwrap();
+    file.write_all(&zeroes).unwrap();
+    numbers.len() as u64
+}
+
+/// That the memory of a guest that was resumed is of one moment with its disk, which held `last` then: the first number that
+/// it writes is the next. Disks from later are ahead of it, disks from earlier behind.
+pub fn went_on_from(last: u64, image: &Path) {
+    let written = numbers_on(image);
+    assert!(
+        !written.is_empty() && written.iter().copied().eq(last + 1..=last + written.len() as u64),
+        "the disk is of {last}, memory writes {written:?}"
+    );
 }
 
 pub struct Guest {
