@@ -55,6 +55,17 @@ pub trait Objects: Debug + Send + Sync {
     /// Keeps the object at least until `until`; never shortens. [`ErrorKind::Unsupported`] without object lock.
     fn retain(&self, name: &Name, until: WallTime) -> Result<(), Error>;
 
+    /// Names that start with `prefix` and that a marker of deletion hides from lists, though the object is there: in buckets with
+    /// versions somebody can put one on what must be kept. All other calls see the object all the same.
+    fn hidden(&self, _prefix: &str) -> Result<Vec<Name>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Takes such markers away.
+    fn reveal(&self, _name: &Name) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// What the place is able to do.
     fn abilities(&self) -> Abilities;
 
@@ -114,6 +125,14 @@ impl<T: Front> Objects for T {
 
     fn retain(&self, name: &Name, until: WallTime) -> Result<(), Error> {
         self.behind().retain(name, until)
+    }
+
+    fn hidden(&self, prefix: &str) -> Result<Vec<Name>, Error> {
+        self.behind().hidden(prefix)
+    }
+
+    fn reveal(&self, name: &Name) -> Result<(), Error> {
+        self.behind().reveal(name)
     }
 
     fn abilities(&self) -> Abilities {

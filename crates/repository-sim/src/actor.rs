@@ -41,6 +41,8 @@ pub enum Role {
     Reader,
     /// Copies what lies in few packs together, and condemns those.
     Repacker,
+    /// Brings back what was forgotten.
+    Undeleter,
     /// Has a write-only key and writes into the log what it may not.
     Liar,
 }
@@ -82,6 +84,7 @@ impl Actor {
                 Role::Fencer => self.fence().map_err(|error| format!("{error:?}")),
                 Role::Reader => self.read().map_err(|error| format!("{error:?}")),
                 Role::Repacker => self.repack().map_err(|error| format!("{error:?}")),
+                Role::Undeleter => self.undelete().map_err(|error| format!("{error:?}")),
                 Role::Liar => self.lie().map_err(|error| format!("{error:?}")),
             };
             self.place.store().tell(|| format!("{} {:?}: {done:?}", self.number, self.role));
@@ -269,7 +272,7 @@ impl Actor {
     }
 
     /// The same bytes again until they are acknowledged, and never after.
-    fn put_pack(&self, session: SessionId, pack: PackId, bytes: &[u8]) -> Result<(), LogError> {
+    pub fn put_pack(&self, session: SessionId, pack: PackId, bytes: &[u8]) -> Result<(), LogError> {
         let name = PackName { session, pack }.object();
         let mut tries = 0;
         loop {
@@ -299,10 +302,12 @@ impl Actor {
         if condemned.objects > 0 {
             self.book().meet(if followed { "condemned, followed" } else { "condemned, not followed" });
         }
-        if self.chance(900) {
+        // Some leave it to the next one.
+        let removes = self.chance(600);
+        if removes && self.chance(900) {
             collector.delete()?;
         }
-        if self.chance(700) {
+        if removes && self.chance(700) {
             collector.sweep()?;
         }
         let entries = self.rng().below(25);
@@ -322,8 +327,10 @@ impl Actor {
         if self.chance(500) {
             self.end_readers(session, &some)?;
         }
-        self.book().given_up.extend(&some);
-        match session.forget(self.now(), some) {
+        self.book().set_out_to_forget(self.number, &some);
+        let forgotten = session.forget(self.now(), some);
+        self.book().forgetting.remove(&self.number);
+        match forgotten {
             Ok(_) => self.book().meet("forgotten"),
             Err(LogError::Refused(Refusal::InUse(..))) => self.book().meet("in use: not forgotten"),
             Err(error) => return Err(error),
@@ -337,7 +344,7 @@ impl Actor {
         let mut roots: Vec<u64> = session.state().roots().keys().copied().collect();
         roots.pop();
         if !roots.is_empty() {
-            self.book().given_up.extend(&roots);
+            self.book().set_out_to_forget(self.number, &roots);
             session.forget(self.now(), roots)?;
         }
         self.end(session)

@@ -28,8 +28,13 @@ pub fn chunks_in(bytes: &[u8]) -> Chunks {
 pub struct Book {
     /// Backups that were acknowledged to their writers.
     pub committed: BTreeMap<u64, (EntryHash, Chunks)>,
-    /// Backups that somebody set out to forget.
+    /// Backups that somebody set out to forget, and nobody brought back since.
     pub given_up: BTreeSet<u64>,
+    /// Backups that were forgotten and are there again: the hashes of their entries. Also of such whose writer does not know yet
+    /// that it was through.
+    pub brought_back: BTreeMap<u64, EntryHash>,
+    /// Those that are about to, by who does: what came between does not count for them.
+    pub forgetting: BTreeMap<usize, Vec<u64>>,
     /// What readers were told that they have in use, unless they said since that they end.
     pub in_use: BTreeMap<SessionId, Use>,
     /// Sessions that somebody set out to end, who is not their own.
@@ -53,6 +58,11 @@ pub struct Use {
 impl Book {
     pub fn meet(&mut self, what: &'static str) {
         *self.met.entry(what).or_insert(0) += 1;
+    }
+
+    pub fn set_out_to_forget(&mut self, actor: usize, backups: &[u64]) {
+        self.given_up.extend(backups);
+        self.forgetting.insert(actor, backups.to_vec());
     }
 
     pub fn chunks_of(&self, pack: PackId) -> Chunks {

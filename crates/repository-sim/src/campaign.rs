@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a campaign must meet: one that does not says little.
-const MUST_MEET: [&str; 19] = [
+const MUST_MEET: [&str; 23] = [
     "a commit found packs that are not live",
     "a reader was ended by force",
     "a use was taken away",
     "base forgotten: everything looked up",
+    "brought back",
+    "brought back from condemned packs",
     "chunks put again: their pack is not live any more",
     "committed",
     "committed incrementally",
@@ -24,6 +26,8 @@ const MUST_MEET: [&str; 19] = [
     "forgotten before it was in use",
     "in use: not forgotten",
     "landed late",
+    "not brought back: a pack is gone",
+    "not brought back: condemned meanwhile",
     "read",
     "read again: packs were condemned meanwhile",
     "truncated",

@@ -1,4 +1,4 @@
-//! A deterministic simulation of a repository: writers, collectors, fencers, readers and liars over the product's own log and
+//! A deterministic simulation of a repository: writers, collectors, fencers, readers, undeleters and liars over the product's own log and
 //! collection, with lost answers, late effects, crashes and pauses. Never shipped.
 //!
 //! [`World`]: one seed. [`campaign`]: many. Nothing in the code that is tested knows that it is simulated: it blocks in
@@ -13,6 +13,7 @@ mod liar;
 mod place;
 mod reading;
 mod rng;
+mod undeleting;
 mod world;
 
 #[cfg(feature = "planted-bugs")]

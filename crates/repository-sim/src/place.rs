@@ -4,7 +4,7 @@
 use crate::fiber::suspend;
 use crate::rng::Rng;
 use rempart_objects::{Abilities, Created, Error, ErrorKind, Listed, Name, Objects};
-use rempart_repository::{Bug, PackId, PackName, planted};
+use rempart_repository::{Bug, PackName, planted};
 use rempart_types::WallTime;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, Range};
@@ -34,7 +34,7 @@ pub enum Late {
 pub struct Store {
     objects: BTreeMap<Name, Vec<u8>>,
     /// Packs that are there.
-    pub packs: BTreeSet<PackId>,
+    pub packs: BTreeSet<PackName>,
     pub late: Vec<Late>,
     /// What each actor has asked for and waits to be done.
     pub in_flight: BTreeMap<usize, Late>,
@@ -89,7 +89,7 @@ impl Store {
         }
         self.objects.insert(name.clone(), bytes.to_vec());
         if let Some(pack) = PackName::parse(name) {
-            self.packs.insert(pack.pack);
+            self.packs.insert(pack);
         }
         self.changed = true;
         Created::New
@@ -99,7 +99,7 @@ impl Store {
         if self.objects.remove(name).is_some() {
             self.removed.insert(name.clone());
             if let Some(pack) = PackName::parse(name) {
-                self.packs.remove(&pack.pack);
+                self.packs.remove(&pack);
             }
             self.changed = true;
         }

@@ -9,7 +9,7 @@ use crate::rng::Rng;
 use rempart_objects::Name;
 use rempart_repository::collect::Collector;
 use rempart_repository::log::{self, Content, Log, Session, Status};
-use rempart_repository::{EntryHash, SessionId};
+use rempart_repository::{EntryHash, PackName, SessionId};
 use rempart_types::WallTime;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,6 +69,8 @@ impl World {
             Role::Fencer,
             Role::Reader,
             Role::Repacker,
+            Role::Undeleter,
+            Role::Undeleter,
             Role::Liar,
             Role::Writer(OWNER),
         ];
@@ -205,6 +207,7 @@ impl World {
         let book = self.book.lock().expect("no holder panics");
         for (number, (hash, _)) in &book.committed {
             let given_up = book.given_up.contains(number);
+            let hash = book.brought_back.get(number).unwrap_or(hash);
             let there = state.roots().get(number).is_some_and(|root| root.hash == *hash);
             if !there && !given_up {
                 return Err(format!("backup {number} was acknowledged, and is in the log no more"));
@@ -287,7 +290,7 @@ impl World {
                     && (state.owner(&object).domain == root.domain
                         || state.verified().contains(object.number))
                     && let Content::Pack(pack) = object.content
-                    && store.packs.contains(&pack)
+                    && store.packs.contains(&PackName { session: state.owner(&object).id, pack })
                 {
                     held |= book.chunks_of(pack);
                 }
@@ -297,9 +300,10 @@ impl World {
                     .required
                     .iter()
                     .map(|pack| {
-                        let object = state.object(pack).map(|object| object.content);
-                        let Some(Content::Pack(id)) = object else { return format!("{pack}: ?") };
-                        let there = if store.packs.contains(&id) { "there" } else { "gone" };
+                        let Some(object) = state.object(pack) else { return format!("{pack}: ?") };
+                        let Content::Pack(id) = object.content else { return format!("{pack}: ?") };
+                        let name = PackName { session: state.owner(&object).id, pack: id };
+                        let there = if store.packs.contains(&name) { "there" } else { "gone" };
                         format!("{pack}: {:b} {there}", book.chunks_of(id))
                     })
                     .collect();
@@ -384,11 +388,12 @@ impl World {
         if !state.condemned().is_empty() {
             return Err("condemned objects are left".to_owned());
         }
+        let stands = |entry| state.roots().values().any(|root| root.entry == entry);
         let store = self.place.store();
         for name in store.names() {
             let needed = match (Content::of_name(name), log::number_of(name)) {
                 (Some((session, content)), _) => state.status(session, content) == Some(Status::Live),
-                (None, Some(number)) => number >= floor || state.roots().contains_key(&number),
+                (None, Some(number)) => number >= floor || stands(number),
                 (None, None) => name.as_str().starts_with("checkpoints/"),
             };
             if !needed {

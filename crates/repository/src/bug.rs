@@ -49,6 +49,12 @@ pub enum Bug {
     ReadsNotFolded,
     /// Readers: who is gone has in use what it had.
     UseOutlivesSession,
+    /// Undeleting: what a backup that is brought back requires may be condemned by then.
+    UndeletedUnchecked,
+    /// Undeleting: the entry in which a backup was brought back is freed as one that nobody needs.
+    UndeletedEntryFreed,
+    /// Undeleting: a checkpoint does not say in which entry a backup was brought back.
+    UndeletedNotFolded,
     /// Trust: what takes the maintenance key counts by any key.
     AnyKeyMaintains,
     /// Trust: a backup may require what a writer of another domain put.
@@ -56,7 +62,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Bug; 25] = [
+    pub const ALL: [Bug; 28] = [
         Bug::NotValidatedAgain,
         Bug::SlotReplaced,
         Bug::UnknownIsDone,
@@ -80,6 +86,9 @@ impl Bug {
         Bug::FirstReadCounts,
         Bug::ReadsNotFolded,
         Bug::UseOutlivesSession,
+        Bug::UndeletedUnchecked,
+        Bug::UndeletedEntryFreed,
+        Bug::UndeletedNotFolded,
         Bug::AnyKeyMaintains,
         Bug::OtherDomainsRequired,
     ];

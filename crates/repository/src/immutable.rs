@@ -82,8 +82,7 @@ impl<'r> Keeper<'r> {
         own.iter().try_for_each(|pack| self.keep_object(pack.object()))?;
         // The last backup that is kept as long has seen to what is older than it.
         let sufficient = |root: &log::Root| root.retain_until >= Some(self.until);
-        let seen_to =
-            state.roots().iter().rev().find(|(_, root)| sufficient(root)).map(|(number, _)| *number);
+        let seen_to = state.roots().values().filter(|root| sufficient(root)).map(|root| root.entry).max();
         let floor = state.floor().map_or(0, |(number, _)| number);
         for number in seen_to.map_or(floor, |number| floor.max(number + 1))..state.next() {
             self.keep_object(log::name(number))?;

@@ -24,6 +24,7 @@ mod reader;
 mod reading;
 mod repository;
 mod tree;
+mod undelete;
 mod wire;
 mod writer;
 
@@ -62,4 +63,5 @@ pub use tree::{
     Difference, Differences, FAN_OUT, MAX_CHUNKS, MAX_NODE, NodeSink, NodeSource, Step, Tree, TreeUpdate,
     Walk, resize,
 };
+pub use undelete::{ForgottenPoint, Forgottens, Remains};
 pub use writer::{BackupWriter, BlobWriter, Written};

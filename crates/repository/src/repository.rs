@@ -9,8 +9,8 @@ use crate::key::{
     WrappedKey, WriterKey, WriterName,
 };
 use crate::log::{
-    self, Content, Damaged, Ed25519, Log, LogError, Number, Numbers, Object, Refusal, Session, Sign, State,
-    Status,
+    self, Content, Damaged, Ed25519, Log, LogError, Number, Numbers, Object, Refusal, Root, Session, Sign,
+    State, Status,
 };
 use crate::writer::settle;
 use crate::{
@@ -31,7 +31,7 @@ const MAX_KEYS: usize = 100;
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 /// Where names of writers lie, and how long one is with its box, at most.
-const WRITERS: &str = "writers/";
+pub(crate) const WRITERS: &str = "writers/";
 const MAX_WRITER_NAME: u64 = (WriterName::LONGEST + BOX_OVERHEAD) as u64;
 /// Damaged chunks of one log entry.
 pub(crate) const MAX_DAMAGED: usize = 16 * 1024;
@@ -329,11 +329,15 @@ impl Repository {
 
     /// The same of a backup of `state`.
     pub(crate) fn point_of(&self, state: &State, root: u64) -> Result<Point, Error> {
-        let object = log::name(root).to_string();
         let payload = log::payload(&*self.objects, state, root)?;
-        let record = state.roots().get(&root).expect("it has a payload");
+        self.open_point(root, state.roots().get(&root).expect("it has a payload"), &payload)
+    }
+
+    /// What a backup's payload says.
+    pub(crate) fn open_point(&self, root: u64, record: &Root, payload: &[u8]) -> Result<Point, Error> {
+        let object = log::name(root).to_string();
         let opener = self.opener()?;
-        let opened = opener.open(BoxPurpose::Commit, &record.chain.0, &payload);
+        let opened = opener.open(BoxPurpose::Commit, &record.chain.0, payload);
         let opened = opened.ok_or_else(|| {
             Error::new(ErrorKind::Damaged, &object, "what it says of its backup does not open")
         })?;
@@ -613,15 +617,31 @@ fn open_key(
     description: &Description,
     unlock: Unlock<'_>,
 ) -> Result<MasterKey, Error> {
-    let listed = objects.list(WRAPPED_KEYS, None)?;
+    let listed = objects.list(WRAPPED_KEYS, None)?.into_iter().map(|listed| listed.name).collect();
+    match open_key_of(objects, description, unlock, listed) {
+        Err(refusal) => {
+            // Somebody may have hidden them.
+            let hidden = objects.hidden(WRAPPED_KEYS)?;
+            if hidden.is_empty() { Err(refusal) } else { open_key_of(objects, description, unlock, hidden) }
+        }
+        opened => opened,
+    }
+}
+
+fn open_key_of(
+    objects: &dyn Objects,
+    description: &Description,
+    unlock: Unlock<'_>,
+    names: Vec<Name>,
+) -> Result<MasterKey, Error> {
     let none = Error::new(ErrorKind::Damaged, WRAPPED_KEYS, "there is no key in the repository");
     let mut refusal = (0, none);
-    for key in listed.iter().take(MAX_KEYS) {
+    for name in names.iter().take(MAX_KEYS) {
         let mut is_of_the_kind = false;
-        let opened = objects.get(&key.name, WrappedKey::LEN).map_err(Error::from).and_then(|bytes| {
-            let wrapped = WrappedKey::decode(&key.name, &bytes)?;
+        let opened = objects.get(name, WrappedKey::LEN).map_err(Error::from).and_then(|bytes| {
+            let wrapped = WrappedKey::decode(name, &bytes)?;
             if wrapped.repository != description.keys.repository {
-                return Err(Error::new(ErrorKind::Foreign, &key.name, "it is a key of another repository"));
+                return Err(Error::new(ErrorKind::Foreign, name, "it is a key of another repository"));
             }
             is_of_the_kind =
                 matches!(unlock, Unlock::Passphrase(_)) == matches!(wrapped.by, WrappedBy::Passphrase(_));

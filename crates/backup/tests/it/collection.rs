@@ -9,7 +9,9 @@ use rempart_backup::{
 use rempart_objects::{Memory, Objects};
 use rempart_repository::collect::{Collected, Collection, Follow, Kept, Reach, collect, look};
 use rempart_repository::log::{Content, Session, Status};
-use rempart_repository::{BackupWriter, BlobReader, Decompressor, ErrorKind, Point, PointDisk, SessionId};
+use rempart_repository::{
+    BackupWriter, BlobReader, Decompressor, ErrorKind, Point, PointDisk, Remains, SessionId,
+};
 use rempart_types::WallTime;
 use std::fs::File;
 use std::sync::Arc;
@@ -419,6 +421,84 @@ fn what_is_kept_against_everybody_is_removed_when_that_is_over() {
     let later = WallTime(promised.0 + DAY);
     place.set_time(later);
     gc(&lab, Collection { now: later, ..HOW });
+    assert_eq!(packs(&lab), (0, 0));
+}
+
+/// Brings back all that can be, and tells what is left of each.
+fn undelete(lab: &Lab) -> Vec<(u64, Remains)> {
+    let log = lab.repository.log().expect("opens");
+    let found = lab.repository.forgotten(&log).expect("reads");
+    assert!(found.unreadable.is_empty(), "{found:?}");
+    let good: Vec<_> = found.points.iter().filter(|point| point.remains.is_good()).collect();
+    let mut done = Vec::new();
+    lab.repository.undelete(&good, NOW, |point| done.push(point.root)).expect("brings back");
+    assert!(done.iter().eq(good.iter().map(|point| &point.root)));
+    found.points.iter().map(|point| (point.root, point.remains.clone())).collect()
+}
+
+/// A thief with the key, whose clock is days ahead, has all but the newest point forgotten and what only they had condemned; the
+/// place keeps it all the same.
+#[test]
+fn what_a_thief_forgot_and_condemned_is_brought_back() {
+    const DAY: u64 = 24 * 3_600_000;
+    let place = Arc::new(Memory::default());
+    let now = WallTime(std::time::UNIX_EPOCH.elapsed().expect("later than 1970").as_millis() as u64);
+    place.set_time(now);
+    let kept = Some(Duration::from_millis(8 * DAY));
+    let mut lab = Lab::keeping(tempfile::tempdir().expect("a folder"), place.clone(), kept);
+    lab.make_disk(4 * MIB);
+    let mut points = Vec::new();
+    for round in 0..4 {
+        let changed = (round > 0).then(|| lab.change(30));
+        back_up(&mut lab, &mut points, changed);
+    }
+    let roots: Vec<u64> = points.iter().map(|(root, ..)| *root).collect();
+    let before = packs(&lab);
+    // With a clock that is right nothing is condemned that is kept.
+    forget(&lab, &roots[..3]);
+    gc(&lab, Collection { now, checkpoint_after: 0, ..HOW });
+    let whole = |at: usize| (roots[at], Remains::Whole);
+    assert_eq!(undelete(&lab), [whole(0), whole(1), whole(2)]);
+    all_restore(&lab, &points);
+    assert_eq!(packs(&lab), before, "nothing was stored for that");
+
+    forget(&lab, &roots[..3]);
+    let ahead = WallTime(now.0 + 20 * DAY);
+    let done = gc(&lab, Collection { now: ahead, repack: Some(100), checkpoint_after: 0, ..HOW });
+    assert!(done.condemned.objects > 0 && done.removed.retained > 0 && done.truncated == 0, "{done:?}");
+    all_restore(&lab, &points[3..]);
+    let remains = undelete(&lab);
+    let is_condemned = |(_, remains): &(u64, Remains)| matches!(remains, Remains::Condemned { .. });
+    assert!(remains.len() == 3 && remains.iter().all(is_condemned), "{remains:?}");
+    let collected = [Collection { now, ..HOW }, Collection { now, follow: false, ..HOW }];
+    for how in collected.into_iter().chain([Collection { now: ahead, repack: Some(100), ..HOW }]) {
+        all_restore(&lab, &points);
+        gc(&lab, how);
+    }
+    all_restore(&lab, &points);
+    // The next backup builds on them as before, from an index that is made anew.
+    std::fs::remove_dir_all(lab.folder.path().join("cache")).expect("removes");
+    let changed = lab.change(5);
+    back_up(&mut lab, &mut points, Some(changed));
+    all_restore(&lab, &points);
+    // They are kept for as long again as any point that is made now.
+    let log = lab.repository.log().expect("opens");
+    assert!(
+        points
+            .iter()
+            .all(|(root, ..)| log.state().roots()[root].retain_until >= Some(WallTime(now.0 + 8 * DAY)))
+    );
+    place.set_time(WallTime(now.0 + 8 * DAY));
+    for object in place.list("packs/", None).expect("lists") {
+        let live =
+            Content::of_name(&object.name).and_then(|(session, pack)| log.state().status(session, pack));
+        if live == Some(Status::Live) {
+            place.remove(&object.name).expect_err("it is kept");
+        }
+    }
+    place.set_time(ahead);
+    forget(&lab, &points.iter().map(|(root, ..)| *root).collect::<Vec<_>>());
+    gc(&lab, Collection { now: ahead, ..HOW });
     assert_eq!(packs(&lab), (0, 0));
 }
 

@@ -26,6 +26,7 @@ mod restore;
 mod retain;
 mod serve;
 mod stop;
+mod undelete;
 
 pub(crate) use points::time;
 
@@ -77,6 +78,8 @@ pub enum BackupCommand {
     Retain(retain::Retain),
     /// Forget single restore points.
     Forget(retain::Forget),
+    /// Bring back restore points that were forgotten.
+    Undelete(undelete::Undelete),
     /// Remove what no restore point has any more.
     Gc(gc::Gc),
 }
@@ -138,6 +141,7 @@ pub fn run_backup(
         BackupCommand::Copy(command) => copy::run(&command, output),
         BackupCommand::Retain(command) => retain::run(&command, output),
         BackupCommand::Forget(command) => retain::forget(&command, output),
+        BackupCommand::Undelete(command) => undelete::run(&command, output),
         BackupCommand::Gc(command) => gc::run(&command, output),
     }
 }

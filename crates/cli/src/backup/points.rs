@@ -2,6 +2,7 @@
 
 use super::access::{Access, chain, describe};
 use super::create::level_name;
+use super::undelete;
 use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
@@ -18,6 +19,9 @@ pub struct Points {
     access: Access,
     /// Only of this virtual machine.
     vm: Option<String>,
+    /// Those that were forgotten, and what is left of them: `rempart undelete` brings them back.
+    #[arg(long)]
+    forgotten: bool,
 }
 
 /// Every point, the newest last.
@@ -80,6 +84,9 @@ pub fn time(at: rempart_types::WallTime) -> String {
 
 pub fn run(command: &Points, output: Output) -> Result<(), Error> {
     let repository = command.access.open()?;
+    if command.forgotten {
+        return undelete::list(&repository, command.vm.as_deref(), output);
+    }
     let log = open_log(&repository)?;
     let mut points = all_but(&repository, &log, |line| output.tell(line))?;
     if let Some(vm) = &command.vm {

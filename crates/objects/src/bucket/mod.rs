@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use url::Url;
-use versions::{Features, RetainUntil, Signer, Versions};
+use versions::{Features, Hidden, RetainUntil, Signer, Versions};
 
 /// Requests cost by number: few and large.
 const PACK_LEN: u64 = 64 * 1024 * 1024;
@@ -432,6 +432,37 @@ impl Objects for Bucket {
                 return Ok(());
             }
             versions.retain(name, &version, until).await
+        })
+    }
+
+    fn hidden(&self, prefix: &str) -> Result<Vec<Name>, Error> {
+        let Some(versions) = self.versions.as_ref().filter(|_| self.is_versioned()) else {
+            return Ok(Vec::new());
+        };
+        let (hidden, mut from) = (Mutex::new(Hidden::default()), None);
+        loop {
+            from = self.call("list", prefix, 0, false, async || {
+                let mut found = std::mem::take(&mut *hidden.lock().unwrap_or_else(PoisonError::into_inner));
+                let next = versions.hidden(prefix, &from, &mut found).await;
+                *hidden.lock().unwrap_or_else(PoisonError::into_inner) = found;
+                next
+            })?;
+            if from.is_none() {
+                let names = hidden.into_inner().unwrap_or_else(PoisonError::into_inner).names;
+                // Others' objects are none of ours.
+                return Ok(names.into_iter().filter_map(|name| Name::new(name).ok()).collect());
+            }
+        }
+    }
+
+    fn reveal(&self, name: &Name) -> Result<(), Error> {
+        let Some(versions) = self.versions.as_ref().filter(|_| self.is_versioned()) else { return Ok(()) };
+        let history = self.call("reveal", name.as_str(), 0, false, async || versions.history(name).await)?;
+        if history.versions.is_empty() {
+            return Ok(());
+        }
+        history.markers.iter().try_for_each(|marker| {
+            self.call("reveal", name.as_str(), 0, true, async || versions.remove(name, marker).await)
         })
     }
 

@@ -13,6 +13,7 @@ use object_store::client::{HttpClient, HttpRequest, HttpRequestBody};
 use rempart_types::WallTime;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -99,6 +100,33 @@ struct VersionsPage {
 struct Version {
     key: String,
     version_id: String,
+    #[serde(default)]
+    is_latest: bool,
+}
+
+/// Where a list of versions goes on: behind that version of that key.
+pub(super) type Next = Option<(String, String)>;
+
+/// What some versions tell of names that a marker hides. Those of one name follow each other, the newest first.
+#[derive(Debug, Default)]
+pub(super) struct Hidden {
+    /// Names whose newest version is a marker.
+    marked: BTreeSet<String>,
+    /// Those of them that have another.
+    pub names: BTreeSet<String>,
+}
+
+impl Hidden {
+    /// Adds a page, and returns where the next one begins. `before` stands in front of all names.
+    fn add(&mut self, page: VersionsPage, before: &str) -> Next {
+        let name = |key: String| key.strip_prefix(before).map(str::to_owned);
+        let newest = page.markers.into_iter().filter(|marker| marker.is_latest);
+        self.marked.extend(newest.filter_map(|marker| name(marker.key)));
+        let names = page.versions.into_iter().filter_map(|version| name(version.key));
+        self.names.extend(names.filter(|name| self.marked.contains(name)));
+        let next = page.next_key_marker.filter(|_| page.is_truncated);
+        next.map(|key| (key, page.next_version_id_marker.unwrap_or_default()))
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -138,15 +166,9 @@ impl Versions {
     pub async fn history(&self, name: &Name) -> Result<History, StoreError> {
         let key = format!("{}{name}", self.prefix);
         let mut history = History::default();
-        let mut from: Option<(String, String)> = None;
+        let mut from: Next = None;
         for _ in 0..MOST_PAGES {
-            let mut query = vec![("versions", ""), ("prefix", &*key), ("max-keys", "1000")];
-            if let Some((key, version)) = &from {
-                query.push(("key-marker", key));
-                query.push(("version-id-marker", version));
-            }
-            let (_, text) = self.send(Method::GET, "", &query, "").await?;
-            let page: VersionsPage = parse(&text)?;
+            let page = self.page(&key, &from).await?;
             let ours = |version: &Version| version.key == key;
             history.versions.extend(page.versions.into_iter().filter(ours).map(|version| version.version_id));
             history.markers.extend(page.markers.into_iter().filter(ours).map(|version| version.version_id));
@@ -159,6 +181,26 @@ impl Versions {
             }
         }
         Err(generic(format!("`{key}` has more than {MOST_PAGES} pages of versions")))
+    }
+
+    /// Adds what the versions behind `from` tell of names with that prefix. Returns where to go on.
+    pub async fn hidden(&self, prefix: &str, from: &Next, hidden: &mut Hidden) -> Result<Next, StoreError> {
+        let page = self.page(&format!("{}{prefix}", self.prefix), from).await?;
+        let next = hidden.add(page, &self.prefix);
+        if next.is_some() && next == *from {
+            return Err(generic("the list of versions goes in circles"));
+        }
+        Ok(next)
+    }
+
+    async fn page(&self, prefix: &str, from: &Next) -> Result<VersionsPage, StoreError> {
+        let mut query = vec![("versions", ""), ("prefix", prefix), ("max-keys", "1000")];
+        if let Some((key, version)) = from {
+            query.push(("key-marker", key));
+            query.push(("version-id-marker", version));
+        }
+        let (_, text) = self.send(Method::GET, "", &query, "").await?;
+        parse(&text)
     }
 
     pub async fn remove(&self, name: &Name, version: &str) -> Result<(), StoreError> {
@@ -297,5 +339,36 @@ mod tests {
         for garbage in ["", "<", "<a>", "<ListVersionsResult><Version/></ListVersionsResult>", "\u{0}"] {
             parse::<VersionsPage>(garbage).expect_err(garbage);
         }
+    }
+
+    #[test]
+    fn what_is_hidden_is_told_over_the_ends_of_pages() {
+        let version = |kind: &str, key: &str, is_latest: bool| {
+            format!(
+                "<{kind}><Key>{key}</Key><VersionId>1</VersionId><IsLatest>{is_latest}</IsLatest></{kind}>"
+            )
+        };
+        let (marker, object) = ("DeleteMarker", "Version");
+        let first = [
+            version(object, "p/a", true),
+            version(marker, "p/b", true),
+            version(object, "p/c", true),
+            version(marker, "p/c", false),
+            version(marker, "p/d", true),
+            version(marker, "p/e", true),
+        ];
+        let second =
+            [version(marker, "p/e", false), version(object, "p/e", false), version(object, "p/c", false)];
+        let mut hidden = Hidden::default();
+        let end = "<IsTruncated>true</IsTruncated><NextKeyMarker>p/e</NextKeyMarker>\
+            <NextVersionIdMarker>1</NextVersionIdMarker>";
+        let page = |entries: &[String], end: &str| {
+            let text = format!("<ListVersionsResult>{}{end}</ListVersionsResult>", entries.concat());
+            parse(&text).expect("a page")
+        };
+        let next = hidden.add(page(&first, end), "p/");
+        assert_eq!(next, Some(("p/e".to_owned(), "1".to_owned())));
+        assert_eq!(hidden.add(page(&second, ""), "p/"), None);
+        assert_eq!(hidden.names, BTreeSet::from(["e".to_owned()]), "`b` and `d` are gone, `c` is there");
     }
 }

@@ -113,6 +113,33 @@ fn a_delete_marker_frees_no_name() {
 }
 
 #[test]
+fn what_delete_markers_hide_is_found_and_shown_again() {
+    let Some(server) = moto() else { return };
+    let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+    assert_eq!(moto_ask(&server, "PUT", "/locked", &lock, ""), 200);
+    let bucket = s3(&server, "locked", "r");
+    let names = ["keys/1", "log/1", "log/2", "packs/1"].map(name);
+    for name in &names {
+        bucket.create(name, &[b"first"], Some(in_an_hour())).expect("created");
+    }
+    let listed = || bucket.list("", None).expect("listed").into_iter().map(|listed| listed.name);
+    let hidden = |prefix| bucket.hidden(prefix).expect("listed");
+    assert_eq!(hidden(""), []);
+    for path in ["keys/1", "log/1", "log/1", "log/2", "log/never"] {
+        assert_eq!(moto_ask(&server, "DELETE", &format!("/locked/r/{path}"), &[], ""), 204);
+    }
+    assert!(listed().eq([names[3].clone()]), "the others are hidden");
+    assert_eq!(hidden(""), names[..3]);
+    assert_eq!(hidden("log/"), names[1..3]);
+    for name in [&names[0], &names[2], &names[3]] {
+        bucket.reveal(name).expect("shown");
+        bucket.remove(name).expect_err("it is kept as before");
+    }
+    assert!(listed().eq([0, 2, 3].map(|place| names[place].clone())));
+    assert_eq!(hidden(""), names[1..2]);
+}
+
+#[test]
 fn a_bucket_that_is_not_there_is_told() {
     let Some(server) = moto() else { return };
     let bucket = s3(&server, "none", "");

@@ -3,6 +3,7 @@
 use crate::lab::{ACCOUNT, KEY, Server, azurite, make_container, moto, moto_ask};
 use crate::rack::{Answer, PROGRAM, Rack, noise};
 use crate::running::tool;
+use object_store::{ObjectStore, ObjectStoreExt};
 use serde_json::Value;
 use std::process::{Command, Stdio};
 
@@ -156,6 +157,103 @@ fn a_bucket_that_is_not_there_or_does_not_answer_is_told() {
     let secret = Remote::new("s3://id:hidden@bucket".to_owned(), Vec::new());
     let refused = secret.run(&["points"]);
     assert!(refused.code != 0 && !refused.err.contains("hidden"), "{}", refused.err);
+}
+
+/// Deletes all objects of a bucket as any client does: where objects are kept, a marker hides each.
+fn delete_everything(server: &Server, bucket: &str) -> usize {
+    let store = object_store::aws::AmazonS3Builder::new()
+        .with_endpoint(format!("http://127.0.0.1:{}", server.port))
+        .with_allow_http(true)
+        .with_bucket_name(bucket)
+        .with_region("us-east-1")
+        .with_access_key_id("id")
+        .with_secret_access_key("hidden")
+        .build()
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listed = store.list_with_delimiter(None);
+        let (mut folders, mut objects) = (Vec::new(), Vec::new());
+        folders.extend(listed.await.unwrap().common_prefixes);
+        while let Some(folder) = folders.pop() {
+            let listed = store.list_with_delimiter(Some(&folder)).await.unwrap();
+            folders.extend(listed.common_prefixes);
+            objects.extend(listed.objects.into_iter().map(|object| object.location));
+        }
+        for object in &objects {
+            store.delete(object).await.unwrap();
+        }
+        objects.len()
+    })
+}
+
+/// A thief has the keys of the repository and of the bucket, and object lock is all that there is against it.
+#[test]
+fn what_a_thief_forgot_and_deleted_in_a_locked_bucket_is_brought_back() {
+    let Some(server) = moto() else { return };
+    let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+    assert_eq!(moto_ask(&server, "PUT", "/locked", &lock, ""), 200);
+    let remote = Remote::s3(&server, "locked");
+    let made = remote.create(&["--immutable", "1h"]);
+    assert_eq!(made.code, 0, "{}", made.err);
+    let points = [1, 2, 3].map(|seed| remote.back_up(seed));
+    let names = |listed: &Value| -> Vec<String> {
+        let listed = listed.as_array().unwrap().iter();
+        listed.map(|point| format!("shop@{}", point["point"])).collect()
+    };
+    let all: Vec<String> = points.iter().map(|(name, _)| name.clone()).collect();
+
+    remote.ok(&["retain", "--all", "--keep-last", "1"]);
+    let collected = remote.json(&["gc"]);
+    assert_eq!(
+        (&collected["freed_bytes"], &collected["removed_log_entries"]),
+        (&0.into(), &0.into()),
+        "{collected}"
+    );
+    assert!(delete_everything(&server, "locked") > 10);
+    assert_eq!(delete_everything(&server, "locked"), 0, "for who lists there is nothing any more");
+
+    // On a machine that never saw it; even what opens the repository is hidden.
+    std::fs::remove_dir_all(remote.rack.path("cache")).unwrap();
+    assert_eq!(names(&remote.json(&["points"])), all[2..]);
+    remote.restores(&points[2]);
+    let shown = remote.ok(&["points", "--forgotten"]);
+    assert!(shown.err.contains("objects are hidden by markers of deletion"), "{}", shown.err);
+    assert!(shown.out.matches("nothing is missing").count() == 2, "{}", shown.out);
+    let forgotten = remote.json(&["points", "--forgotten", "shop"]);
+    assert_eq!(names(&forgotten), all[..2]);
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+    for point in forgotten.as_array().unwrap() {
+        assert_eq!(
+            (&point["can_be_brought_back"], &point["remains"]["state"]),
+            (&true.into(), &"whole".into())
+        );
+        let (when, until) =
+            (point["forgotten_unix_ms"].as_u64().unwrap(), point["kept_until_unix_ms"].as_u64());
+        assert!((now - 600_000..=now).contains(&when) && until > Some(now + 3_000_000), "{point}");
+        assert_eq!(point["forgotten_by_key"].as_str().unwrap().len(), 32, "{point}");
+    }
+    assert_eq!(remote.json(&["points", "--forgotten", "nobody"]).as_array().unwrap().len(), 0);
+
+    let done = remote.ok(&["undelete", "--all"]);
+    assert!(
+        done.err.contains("objects were hidden by markers of deletion, and are not any more"),
+        "{}",
+        done.err
+    );
+    assert_eq!(names(&remote.json(&["points"])), all);
+    let collected = remote.json(&["gc"]);
+    assert_eq!(collected["retained_bytes"], 0, "all of it is of use again: {collected}");
+    points.iter().for_each(|point| remote.restores(point));
+    remote.ok(&["verify", &all[0], &all[1], &all[2]]);
+    remote.ok(&["repo", "check"]);
+    let next = remote.back_up(4);
+    // By the rule as ever, and once more.
+    remote.ok(&["retain", "shop", "--keep-last", "2"]);
+    remote.ok(&["undelete", &all[1]]);
+    let expected = [&all[1], &all[2], &next.0].map(String::clone);
+    assert_eq!(names(&remote.json(&["points"])), expected);
+    remote.restores(&points[1]);
 }
 
 /// The store itself keeps what was backed up, until the time is over.

@@ -87,3 +87,43 @@ fn what_would_forget_too_much_is_refused() {
     }
     assert_eq!(points(&vault, "shop"), all);
 }
+
+#[test]
+fn a_point_that_was_forgotten_by_mistake_is_brought_back() {
+    let vault = Vault::new();
+    let (all, content) = three_points(&vault, "shop");
+    let (others, _) = three_points(&vault, "till");
+    vault.ok(&["forget", &all[2], &all[0], &others[0]]);
+    let forgotten = vault.json(&["points", "--forgotten"]);
+    let forgotten = forgotten.as_array().unwrap();
+    assert_eq!(forgotten.len(), 3, "{forgotten:?}");
+    assert!(forgotten.iter().all(|point| point["kept_until_unix_ms"].is_null()), "{forgotten:?}");
+    for (arguments, why) in [
+        (&["undelete"][..], "required"),
+        (&["undelete", "shop", "--all"], "cannot be used with"),
+        (&["undelete", &all[0], &all[1]], "there is no forgotten restore point"),
+        (&["undelete", "nobody"], "there is no forgotten restore point"),
+    ] {
+        let refused = vault.refused(arguments);
+        assert!(refused.err.contains(why), "{arguments:?}: {}", refused.err);
+    }
+    assert_eq!(points(&vault, "shop"), all[1..2], "nothing was brought back");
+    let done = vault.json(&["undelete", "shop"]);
+    assert_eq!(done.as_array().unwrap().len(), 2, "{done}");
+    // In the order that they had: the newest is the newest.
+    assert_eq!(points(&vault, "shop"), all);
+    vault.ok(&["gc"]);
+    let to = vault.rack.path("back");
+    vault.ok(&["restore", "shop", "--to", to.to_str().unwrap()]);
+    assert!(std::fs::read(to.join("disk0.raw")).unwrap() == content);
+    vault.ok(&["verify", &all[0], &all[1]]);
+
+    // What a collection removed is not brought back in part.
+    let shown = vault.ok(&["points", "--forgotten", "till"]);
+    assert!(shown.out.contains("packs were removed"), "{}", shown.out);
+    let refused = vault.refused(&["undelete", &others[0]]);
+    assert!(refused.err.contains("packs were removed"), "{}", refused.err);
+    let none = vault.ok(&["undelete", "--all"]);
+    assert!(none.err.contains("cannot be brought back: "), "{}", none.err);
+    assert_eq!(points(&vault, "till"), others[1..]);
+}

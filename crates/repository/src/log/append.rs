@@ -100,7 +100,7 @@ impl Log {
         }
         // The checkpoint was made from a log with it, or from one without.
         let state = self.state();
-        if state.roots().get(&number).is_some_and(|root| root.hash == appended.hash) {
+        if state.roots().values().any(|root| (root.entry, root.hash) == (number, appended.hash)) {
             return Ok(Some(appended));
         }
         match state.session(session) {

@@ -49,7 +49,9 @@ pub enum Body {
     Boot(Boot),
     /// A wrapped copy of the master key counts as removed: whoever would remove another one must find a third that stays.
     RemoveKey(WrappedKeyId),
-    /// All of the above, folded. Entries before this one may be removed, but for those that are backups.
+    /// A backup that was forgotten is there again, under the number that it had.
+    Undelete(Undelete),
+    /// All of the above, folded. Entries before this one may be removed, but for those in which backups stand.
     Checkpoint(Checkpoint),
 }
 
@@ -125,6 +127,23 @@ pub struct Boot {
     pub payload: Vec<u8>,
 }
 
+/// A backup that was forgotten, with all that its first entry said of it: that one may be freed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undelete {
+    /// The number of the entry that committed it, which is the backup's.
+    pub root: u64,
+    pub chain: ChainId,
+    pub parent: Option<u64>,
+    pub domain: DomainId,
+    /// The key that committed it, and when.
+    pub key: KeyId,
+    pub written: WallTime,
+    /// Live packs that hold what it reaches.
+    pub packs: Numbers,
+    pub retain_until: Option<WallTime>,
+    pub payload: Vec<u8>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     /// How many there were before it.
@@ -152,11 +171,12 @@ mod kind {
     pub const READ: u16 = 15;
     pub const REMOVE_KEY: u16 = 16;
     pub const BOOT: u16 = 17;
+    pub const UNDELETE: u16 = 18;
 }
 
 /// Whether this version knows the kind.
 pub(super) fn is_known(kind: u16) -> bool {
-    (kind::CREATE..=kind::BOOT).contains(&kind)
+    (kind::CREATE..=kind::UNDELETE).contains(&kind)
 }
 
 impl Body {
@@ -178,6 +198,7 @@ impl Body {
             Body::Read(_) => kind::READ,
             Body::RemoveKey(_) => kind::REMOVE_KEY,
             Body::Boot(_) => kind::BOOT,
+            Body::Undelete(_) => kind::UNDELETE,
             Body::Checkpoint(_) => kind::CHECKPOINT,
         }
     }
@@ -201,6 +222,7 @@ impl Body {
             Body::Read(_) => "read",
             Body::RemoveKey(_) => "remove-key",
             Body::Boot(_) => "boot",
+            Body::Undelete(_) => "undelete",
             Body::Checkpoint(_) => "checkpoint",
         }
     }
@@ -238,6 +260,7 @@ impl Body {
                 writer.short(boot.root);
                 writer.bytes(&boot.payload);
             }
+            Body::Undelete(undelete) => undelete.encode(&mut writer),
             Body::Checkpoint(checkpoint) => {
                 writer.short(checkpoint.ordinal);
                 writer.raw(&checkpoint.state);
@@ -282,6 +305,7 @@ impl Body {
             kind::BOOT => {
                 Body::Boot(Boot { root: reader.short()?, payload: reader.bytes(MAX_BOOT)?.to_vec() })
             }
+            kind::UNDELETE => Body::Undelete(Undelete::decode(reader)?),
             kind::CHECKPOINT => {
                 let ordinal = reader.short()?;
                 let state = reader.take(reader.0.len())?.to_vec();
@@ -340,6 +364,34 @@ impl Commit {
             parent: reader.optional()?,
             segment: Segment::decode(reader)?,
             base: reader.optional()?,
+            packs: Numbers::decode(reader)?,
+            retain_until: reader.optional()?.map(WallTime),
+            payload: reader.bytes(MAX_PAYLOAD)?.to_vec(),
+        })
+    }
+}
+
+impl Undelete {
+    fn encode(&self, writer: &mut Writer) {
+        writer.short(self.root);
+        writer.raw(&self.chain.0);
+        writer.optional(self.parent);
+        writer.raw(&self.domain.0);
+        writer.raw(&self.key.0);
+        writer.short(self.written.0);
+        self.packs.encode(writer);
+        writer.optional(self.retain_until.map(|time| time.0));
+        writer.bytes(&self.payload);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Option<Undelete> {
+        Some(Undelete {
+            root: reader.short()?,
+            chain: ChainId(reader.array()?),
+            parent: reader.optional()?,
+            domain: DomainId(reader.array()?),
+            key: KeyId(reader.array()?),
+            written: WallTime(reader.short()?),
             packs: Numbers::decode(reader)?,
             retain_until: reader.optional()?.map(WallTime),
             payload: reader.bytes(MAX_PAYLOAD)?.to_vec(),

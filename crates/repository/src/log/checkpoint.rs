@@ -117,15 +117,27 @@ impl State {
             read.encode(w);
         }
         // Nothing where there are none, as it was before there were any.
-        if !self.removed_keys.is_empty() || !self.boots.is_empty() {
+        let moved = || {
+            let moved = self.roots.iter().filter(|(number, root)| root.entry != **number);
+            moved.filter(|_| !planted(Bug::UndeletedNotFolded))
+        };
+        let is_moved = moved().next().is_some();
+        if !self.removed_keys.is_empty() || !self.boots.is_empty() || is_moved {
             w.short(self.removed_keys.len() as u64);
             self.removed_keys.iter().for_each(|key| w.raw(&key.0));
         }
-        if !self.boots.is_empty() {
+        if !self.boots.is_empty() || is_moved {
             w.short(self.boots.len() as u64);
             for (root, payload) in &self.boots {
                 w.short(*root);
                 w.bytes(payload);
+            }
+        }
+        if is_moved {
+            w.short(moved().count() as u64);
+            for (number, root) in moved() {
+                w.short(*number);
+                w.short(root.entry);
             }
         }
         each(&w.0);
@@ -154,11 +166,12 @@ impl State {
         let mut before = BTreeMap::new();
         let roots = r.list(MANY, |r| {
             let number = r.short()?;
-            let root = decode_root(r, &before)?;
+            let root = decode_root(r, number, &before)?;
             before.insert(root.chain, root.required.clone());
             Some((number, root))
         })?;
         drop(before);
+        let mut roots = distinct(roots)?;
         let next_object = r.short()?;
         let mut objects = Table::default();
         // One after the other: all of them twice is more than there is room for.
@@ -182,7 +195,17 @@ impl State {
             }
             if count == 0 || r.at_end().is_none() {
                 boots = distinct(r.list(MANY, |r| Some((r.short()?, r.bytes(MAX_BOOT)?.to_vec())))?)?;
-                if boots.is_empty() {
+                if boots.is_empty() && r.at_end().is_some() {
+                    return None;
+                }
+            }
+            if r.at_end().is_none() {
+                let moved = r.list(MANY, |r| Some((r.short()?, r.short()?)))?;
+                for (number, entry) in &moved {
+                    let root = roots.get_mut(number).filter(|_| entry != number)?;
+                    root.entry = *entry;
+                }
+                if moved.is_empty() {
                     return None;
                 }
             }
@@ -201,7 +224,7 @@ impl State {
             sessions: distinct(sessions)?,
             next_session,
             by_id,
-            roots: distinct(roots)?,
+            roots,
             objects,
             verified,
             damaged: distinct(damaged)?,
@@ -259,9 +282,11 @@ fn encode_root(w: &mut Writer, root: &Root, before: Option<&Numbers>) {
     root.required.difference(before).encode(w);
 }
 
-fn decode_root(r: &mut Reader<'_>, before: &BTreeMap<ChainId, Numbers>) -> Option<Root> {
+/// In the entry of its number.
+fn decode_root(r: &mut Reader<'_>, number: u64, before: &BTreeMap<ChainId, Numbers>) -> Option<Root> {
     let chain = ChainId(r.array()?);
     Some(Root {
+        entry: number,
         chain,
         parent: r.optional()?,
         domain: DomainId(r.array()?),

@@ -15,6 +15,7 @@ mod checkpoint;
 mod codec;
 mod entry;
 mod error;
+mod history;
 mod live_packs;
 mod numbers;
 mod read;
@@ -29,10 +30,11 @@ pub(crate) mod tests;
 pub use append::Appended;
 pub use body::{
     Body, Boot, Checkpoint, Commit, Condemn, Create, Damaged, Key, MAX_BOOT, MAX_OBJECTS, MAX_PAYLOAD,
-    MAX_ROOTS, Read, Segment,
+    MAX_ROOTS, Read, Segment, Undelete,
 };
 pub use entry::{Header, name, number_of};
 pub use error::LogError;
+pub use history::{Forgetting, Forgotten, OldPack};
 pub(crate) use live_packs::LivePacks;
 pub use numbers::{Number, Numbers};
 pub use read::{Log, payload};

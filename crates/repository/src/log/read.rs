@@ -6,7 +6,7 @@ use super::entry::{self, MAX_CHECKPOINT, Meaning, Parsed};
 use super::error::LogError;
 use super::refusal::Remark;
 use super::sign::{Sign, Verify};
-use super::state::{Followed, State};
+use super::state::{Followed, Root, State};
 use crate::bug::{Bug, planted};
 use crate::{CHECKPOINTS, EntryHash, RepositoryId, SIGNATURE, Verifier};
 use rempart_objects::{Created, ErrorKind, Name, Objects};
@@ -34,9 +34,9 @@ pub struct Log {
 /// Where a checkpoint stands. Signed, in an object of its own that is never removed, and there before any entry is removed:
 /// who finds a slot empty can tell the log's head from a slot that was freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Pointer {
+pub(super) struct Pointer {
     ordinal: u64,
-    number: u64,
+    pub(super) number: u64,
     hash: EntryHash,
 }
 
@@ -125,7 +125,7 @@ impl Log {
         Err(LogError::Contended(CHASES))
     }
 
-    fn pointer(&self, ordinal: u64) -> Result<Option<Pointer>, LogError> {
+    pub(super) fn pointer(&self, ordinal: u64) -> Result<Option<Pointer>, LogError> {
         read_pointer(&*self.objects, &*self.verify, self.state.repository, self.state.maintenance, ordinal)
     }
 
@@ -168,14 +168,19 @@ impl Log {
 
 /// What a backup of `state` carries sealed.
 pub fn payload(objects: &dyn Objects, state: &State, root: u64) -> Result<Vec<u8>, LogError> {
-    let name = entry::name(root);
-    let hash = state.roots.get(&root).ok_or(super::Refusal::NoSuchRoot(root))?.hash;
-    let bytes = slot(objects, root)?.ok_or_else(|| damaged(objects, &name, "it is missing"))?;
-    if entry::hash(&bytes) != hash {
+    payload_in(objects, state.roots.get(&root).ok_or(super::Refusal::NoSuchRoot(root))?)
+}
+
+/// What a backup carries sealed, which may be forgotten.
+pub(super) fn payload_in(objects: &dyn Objects, root: &Root) -> Result<Vec<u8>, LogError> {
+    let name = entry::name(root.entry);
+    let bytes = slot(objects, root.entry)?.ok_or_else(|| damaged(objects, &name, "it is missing"))?;
+    if entry::hash(&bytes) != root.hash {
         return Err(damaged(objects, &name, "its hash is wrong"));
     }
     match Parsed::new(&bytes).map(|parsed| parsed.meaning()) {
         Ok(Meaning::Body(Body::Commit(commit))) => Ok(commit.payload),
+        Ok(Meaning::Body(Body::Undelete(undelete))) => Ok(undelete.payload),
         _ => Err(damaged(objects, &name, "it is no backup")),
     }
 }
@@ -217,7 +222,7 @@ fn pointer_name(ordinal: u64) -> Name {
     Name::new(format!("{CHECKPOINTS}{ordinal:016x}")).expect("hexadecimal digits fit a name")
 }
 
-fn read_pointer(
+pub(super) fn read_pointer(
     objects: &dyn Objects,
     verify: &dyn Verify,
     repository: RepositoryId,
@@ -248,6 +253,12 @@ fn newest_listed(
         let digits = page.iter().filter_map(|object| object.name.as_str().strip_prefix(CHECKPOINTS));
         listed.extend(digits.filter_map(|digits| u64::from_str_radix(digits, 16).ok()));
     }
+    if listed.is_empty() {
+        // Somebody may have hidden them.
+        let hidden = objects.hidden(CHECKPOINTS)?;
+        let digits = hidden.iter().filter_map(|name| name.as_str().strip_prefix(CHECKPOINTS));
+        listed.extend(digits.filter_map(|digits| u64::from_str_radix(digits, 16).ok()));
+    }
     for ordinal in listed.into_iter().rev() {
         if let Some(pointer) = read_pointer(objects, verify, repository, maintenance, ordinal)?
             && let Some(state) = load(objects, verify, repository, maintenance, pointer)?
@@ -259,7 +270,7 @@ fn newest_listed(
 }
 
 /// `None` if the checkpoint is not there any more.
-fn load(
+pub(super) fn load(
     objects: &dyn Objects,
     verify: &dyn Verify,
     repository: RepositoryId,

@@ -33,6 +33,9 @@ pub enum Refusal {
     /// A backup was forgotten.
     #[error("there is no backup in entry {0}")]
     NoSuchRoot(u64),
+    /// A backup is not to be brought back.
+    #[error("the backup in entry {0} is there")]
+    RootKnown(u64),
     #[error("the backup in entry {0} is in another domain")]
     OtherDomain(u64),
     /// A pack is not live, or must not be referred to from this domain.

@@ -1,7 +1,7 @@
 //! A writer's stay: everything but the first entry is written within one.
 
 use super::append::Appended;
-use super::body::{Body, Boot, Checkpoint, Commit, Condemn, Damaged, Key, Read, Segment};
+use super::body::{Body, Boot, Checkpoint, Commit, Condemn, Damaged, Key, Read, Segment, Undelete};
 use super::entry;
 use super::error::LogError;
 use super::numbers::Numbers;
@@ -118,6 +118,16 @@ impl Session {
         self.append(now, Body::Forget(roots))
     }
 
+    /// Brings back a backup that was forgotten. `resolve` says what it requires behind the state that it is given, and is asked
+    /// again whenever that was not the newest.
+    pub fn undelete<E: From<LogError>>(
+        &mut self,
+        now: WallTime,
+        mut resolve: impl FnMut(&State) -> Result<Undelete, E>,
+    ) -> Result<Appended, E> {
+        self.append_with(now, |state| Ok(Body::Undelete(resolve(state)?)))
+    }
+
     /// Has these backups in use from now on, and no others.
     pub fn read(&mut self, now: WallTime, read: Read) -> Result<Appended, LogError> {
         self.append(now, Body::Read(read))
@@ -204,7 +214,7 @@ impl Session {
         self.publish()?;
         let state = self.log.state();
         let Some((floor, _)) = state.floor() else { return Ok(0) };
-        let objects = self.log.objects();
+        let (objects, needed) = (self.log.objects(), state.entries_of_roots());
         let mut removed = 0;
         let mut after = None;
         loop {
@@ -213,7 +223,7 @@ impl Session {
             after = Some(last.name.clone());
             let numbers = page.iter().filter_map(|object| entry::number_of(&object.name));
             for number in numbers.take_while(|number| *number < floor) {
-                if !state.roots().contains_key(&number) {
+                if !needed.contains(&number) {
                     removed += u64::from(remove_unless_kept(&**objects, number)?);
                 }
             }

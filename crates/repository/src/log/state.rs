@@ -1,6 +1,8 @@
 //! What the log says when it is folded: pure, and the same for whoever reads the same entries.
 
-use super::body::{Body, Checkpoint, Commit, Condemn, Damaged, Key, MAX_OBJECTS, MAX_ROOTS, Read, Segment};
+use super::body::{
+    Body, Checkpoint, Commit, Condemn, Damaged, Key, MAX_OBJECTS, MAX_ROOTS, Read, Segment, Undelete,
+};
 use super::entry::{self, Header, MAX_CHECKPOINT, Meaning, Parsed};
 use super::live_packs::LivePacks;
 use super::numbers::{Number, Numbers, Shared};
@@ -71,7 +73,9 @@ pub struct Root {
     pub key: KeyId,
     pub written: WallTime,
     pub retain_until: Option<WallTime>,
-    /// Of the entry, which stays as long as this.
+    /// The entry it stands in: the one that committed it, or that brought it back.
+    pub entry: u64,
+    /// Of that entry, which stays as long as this.
     pub hash: EntryHash,
     /// The packs that hold what it reaches. All are live.
     pub required: Numbers,
@@ -140,6 +144,14 @@ impl State {
         &self.roots
     }
 
+    /// Entries in which backups stand: those that stay when the ones before a checkpoint go.
+    pub(super) fn entries_of_roots(&self) -> BTreeSet<u64> {
+        let entry = |(number, root): (&u64, &Root)| {
+            if planted(Bug::UndeletedEntryFreed) { *number } else { root.entry }
+        };
+        self.roots.iter().map(entry).collect()
+    }
+
     /// The newest backup of a chain.
     pub fn latest(&self, chain: ChainId) -> Option<(u64, &Root)> {
         self.roots.iter().rev().find(|(_, root)| root.chain == chain).map(|(number, root)| (*number, root))
@@ -175,6 +187,12 @@ impl State {
 
     pub fn owner(&self, object: &Object) -> &SessionRecord {
         self.sessions.get(&object.session).expect("an object's session is known")
+    }
+
+    /// The number of an object put by `session`; `None` if no entry tells, or it is forgotten.
+    pub fn number(&self, session: SessionId, content: Content) -> Option<Number> {
+        let session = self.by_id.get(&session)?;
+        self.objects.find(content, *session).map(|object| object.number)
     }
 
     /// What an object put by `session` has become; `None` if no entry tells.
@@ -423,6 +441,7 @@ impl State {
             Body::RemoveKey(_) => Ok(()),
             Body::Boot(boot) if !self.roots.contains_key(&boot.root) => Err(Refusal::NoSuchRoot(boot.root)),
             Body::Boot(_) => Ok(()),
+            Body::Undelete(undelete) => self.check_undelete(undelete),
             Body::Gone(objects) => self.all(objects, |object| object.status == Status::Condemned),
             Body::Verified(packs) => self.all(packs, |object| {
                 object.status == Status::Live && matches!(object.content, Content::Pack(_))
@@ -512,6 +531,25 @@ impl State {
             _ if !is_ascending(&read.roots) => Err(Refusal::Nothing),
             _ => Ok(()),
         }
+    }
+
+    /// What it requires is asked to be live and no more: what a condemnation put in place of a pack may be of any domain.
+    fn check_undelete(&self, undelete: &Undelete) -> Result<(), Refusal> {
+        if undelete.root >= self.next {
+            return Err(Refusal::NoSuchRoot(undelete.root));
+        }
+        if self.roots.contains_key(&undelete.root) {
+            return Err(Refusal::RootKnown(undelete.root));
+        }
+        if let Some(parent) = undelete.parent.filter(|parent| *parent >= undelete.root) {
+            return Err(Refusal::NoSuchRoot(parent));
+        }
+        if planted(Bug::UndeletedUnchecked) {
+            return Ok(());
+        }
+        self.all(&undelete.packs, |object| {
+            object.status == Status::Live && matches!(object.content, Content::Pack(_))
+        })
     }
 
     fn check_damaged(&self, damaged: &Damaged) -> Result<(), Refusal> {
@@ -613,6 +651,7 @@ impl State {
             Body::Boot(boot) => {
                 self.boots.insert(boot.root, boot.payload);
             }
+            Body::Undelete(undelete) => self.apply_undelete(header, hash, undelete),
             Body::Checkpoint(_) => {
                 self.checkpoints += 1;
                 self.floor = Some((header.number, hash));
@@ -638,10 +677,22 @@ impl State {
             key: header.key,
             written: header.written,
             retain_until: commit.retain_until,
+            entry: header.number,
             hash,
             required,
         };
         self.roots.insert(header.number, root);
+    }
+
+    fn apply_undelete(&mut self, header: &Header, hash: EntryHash, undelete: Undelete) {
+        let Undelete { root, chain, parent, domain, key, written, packs, retain_until, payload: _ } =
+            undelete;
+        if let Some(until) = retain_until {
+            self.objects.retain(&packs, until);
+        }
+        let entry = header.number;
+        let again = Root { chain, parent, domain, key, written, retain_until, entry, hash, required: packs };
+        self.roots.insert(root, again);
     }
 
     fn apply_condemn(&mut self, condemn: &Condemn) {
@@ -701,6 +752,10 @@ impl State {
         if self.roots.keys().any(|number| *number >= self.next) {
             return Some("a backup is in the future");
         }
+        let stands = |(number, root): (&u64, &Root)| (*number..self.next).contains(&root.entry);
+        if !self.roots.iter().all(stands) {
+            return Some("a backup stands where it cannot");
+        }
         if !self.required().difference(&live).is_empty() {
             return Some("a backup requires what is no live pack");
         }
@@ -756,6 +811,7 @@ impl<'s> Valid<'s> {
     pub(super) fn retain_until(&self) -> Option<WallTime> {
         match &self.body {
             Body::Commit(commit) => commit.retain_until,
+            Body::Undelete(undelete) => undelete.retain_until,
             _ => None,
         }
     }

@@ -1,17 +1,18 @@
 //! The log on objects in memory, one story a test.
 
-use super::body::{Boot, Commit, Condemn, Read, Segment};
+use super::body::{Boot, Commit, Condemn, Read, Segment, Undelete};
 use super::entry::{self, Header};
 use super::numbers::pages_in_memory;
 use super::sign::Ed25519;
 use super::*;
 use crate::{
-    ChainId, DomainId, EntryHash, PackId, RepositoryId, SIGNATURE, SegmentId, SessionId, Verifier,
+    ChainId, DomainId, EntryHash, PackId, PackName, RepositoryId, SIGNATURE, SegmentId, SessionId, Verifier,
     WrappedKeyId,
 };
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use rempart_objects::{Created, Error, ErrorKind, Front, Memory, Name, Objects};
 use rempart_types::WallTime;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -92,6 +93,20 @@ pub(crate) fn commit(session: &mut Session, commit: &Commit) -> Result<Appended,
 fn condemn(session: &mut Session, objects: Numbers) -> Result<Appended, LogError> {
     let condemn = Condemn { objects, followed: false, survivors: Numbers::new() };
     session.condemn(NOW, |_| Ok(condemn.clone()))
+}
+
+fn undelete(root: u64, packs: Numbers) -> Undelete {
+    Undelete {
+        root,
+        chain: ChainId([3; 16]),
+        parent: None,
+        domain: OWNER,
+        key: owner().verifier().id(),
+        written: NOW,
+        packs,
+        retain_until: None,
+        payload: b"sealed".to_vec(),
+    }
 }
 
 /// Puts an entry into the next slot whatever the rules say, as a hostile writer does.
@@ -275,6 +290,7 @@ fn an_agent_writes_into_its_domain_and_maintains_nothing() {
     // What it writes nevertheless counts for nothing, and those who follow go on behind it.
     let before = open(&objects).state().clone();
     let bodies = [
+        Body::Undelete(undelete(1, numbers([1]))),
         Body::Condemn(Condemn { objects: numbers([1]), followed: true, survivors: Numbers::new() }),
         Body::Fence(SessionId([1; 16])),
         Body::Forget(vec![root]),
@@ -824,4 +840,116 @@ mod any_bytes {
             }
         }
     }
+}
+
+#[test]
+fn a_forgotten_backup_is_brought_back_under_its_number() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    writer.segment(NOW, packs(&[10, 11])).unwrap();
+    let number = commit(&mut writer, &commit_of(numbers([0]))).unwrap().number;
+    let later = commit(&mut writer, &commit_of(numbers([1]))).unwrap().number;
+    let before = writer.state().roots()[&number].clone();
+    assert_eq!(writer.log().forgotten().unwrap(), []);
+    let wrong = undelete(number, numbers([0]));
+    let refused = |writer: &mut Session, body: &Undelete| {
+        refusal(writer.undelete::<LogError>(WallTime(3000), |_| Ok(body.clone())))
+    };
+    assert_eq!(refused(&mut writer, &wrong), Refusal::RootKnown(number));
+    let forgot = writer.forget(WallTime(2000), vec![number]).unwrap().number;
+
+    let forgotten = writer.log().forgotten().unwrap();
+    let [one] = &forgotten[..] else { panic!("{forgotten:?}") };
+    let by = Forgetting { entry: forgot, key: owner().verifier().id(), written: WallTime(2000) };
+    assert_eq!((one.number, &one.root, one.by, one.condemned.len()), (number, &before, Some(by), 0));
+    assert_eq!(writer.log().forgotten_payload(one).unwrap(), b"sealed");
+    let again = one.undelete(&BTreeMap::new(), None, b"sealed".to_vec());
+    for (wrong, why) in [
+        (Undelete { root: 999, ..again.clone() }, Refusal::NoSuchRoot(999)),
+        (Undelete { parent: Some(later), ..again.clone() }, Refusal::NoSuchRoot(later)),
+        (Undelete { packs: numbers([0, 7]), ..again.clone() }, Refusal::NotFit(7)),
+    ] {
+        assert_eq!(refused(&mut writer, &wrong), why);
+    }
+    let entry = writer.undelete::<LogError>(WallTime(3000), |_| Ok(again.clone())).unwrap();
+    let root = writer.state().roots()[&number].clone();
+    assert_eq!(root, Root { entry: entry.number, hash: entry.hash, ..before });
+    assert_eq!(refused(&mut writer, &again), Refusal::RootKnown(number));
+    assert_eq!(writer.log().forgotten().unwrap(), []);
+
+    // The entry that it stands in stays as long as it does; the one that it was committed in need not.
+    writer.checkpoint(NOW).unwrap();
+    writer.truncate().unwrap();
+    let log = open(&objects);
+    assert_eq!((log.state(), log.state().contradiction()), (writer.state(), None));
+    assert_eq!(log.payload(number).unwrap(), b"sealed");
+    objects.len(&name(number)).expect_err("it was freed");
+    // And it can be forgotten and brought back once more.
+    writer.forget(NOW, vec![number]).unwrap();
+    let forgotten = writer.log().forgotten().unwrap();
+    assert_eq!(forgotten[0].root, root);
+    writer.undelete::<LogError>(NOW, |_| Ok(again.clone())).unwrap();
+    assert_eq!(writer.log().payload(number).unwrap(), b"sealed");
+}
+
+#[test]
+fn a_backup_whose_pack_was_condemned_is_brought_back_from_a_copy_only() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    writer.segment(NOW, packs(&[10, 11])).unwrap();
+    let number = commit(&mut writer, &commit_of(numbers([0, 1]))).unwrap().number;
+    writer.forget(NOW, vec![number]).unwrap();
+    writer.end(NOW).unwrap();
+    let mut other = session(&objects, 2);
+    condemn(&mut other, numbers([1])).unwrap();
+    let forgotten = other.log().forgotten().unwrap();
+    let name = PackName { session: SessionId([1; 16]), pack: PackId([11; 32]) };
+    assert_eq!(forgotten[0].condemned, BTreeMap::from([(1, OldPack { name, domain: OWNER })]));
+    let undelete = |copies: &[(Number, Number)]| {
+        forgotten[0].undelete(&copies.iter().copied().collect(), None, b"sealed".to_vec())
+    };
+    let alone = undelete(&[]);
+    assert_eq!(refusal(other.undelete::<LogError>(NOW, |_| Ok(alone.clone()))), Refusal::NotFit(1));
+    // Also when it is gone and the log has forgotten it.
+    other.gone(NOW, |_| numbers([1])).unwrap();
+    assert_eq!(other.log().forgotten().unwrap(), forgotten);
+    assert_eq!(refusal(other.undelete::<LogError>(NOW, |_| Ok(alone.clone()))), Refusal::NotFit(1));
+    other.segment(NOW, packs(&[11])).unwrap();
+    let copied = undelete(&[(1, 2)]);
+    other.undelete::<LogError>(NOW, |_| Ok(copied.clone())).unwrap();
+    assert_eq!(other.state().roots()[&number].required, numbers([0, 2]));
+    assert_eq!(other.state().contradiction(), None);
+}
+
+/// As long as an older checkpoint is kept, what was forgotten since is found, whatever became of the entries in between.
+#[test]
+fn what_was_forgotten_before_a_checkpoint_is_found_from_an_older_one() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    writer.segment(NOW, packs(&[10])).unwrap();
+    let roots = [(); 3].map(|()| commit(&mut writer, &commit_of(numbers([0]))).unwrap().number);
+    let older = writer.checkpoint(NOW).unwrap().number;
+    let forgot = writer.forget(NOW, roots[..2].to_vec()).unwrap().number;
+    condemn(&mut writer, numbers([0])).expect_err("the third requires it");
+    writer.forget(NOW, vec![roots[2]]).unwrap();
+    condemn(&mut writer, numbers([0])).unwrap();
+    writer.checkpoint(NOW).unwrap();
+    writer.checkpoint(NOW).unwrap();
+    let found = |objects: &Arc<dyn Objects>| {
+        let found = open(objects).forgotten().unwrap();
+        found
+            .into_iter()
+            .map(|one| (one.number, one.by.map(|by| by.entry), one.condemned.len()))
+            .collect::<Vec<_>>()
+    };
+    let all = [(roots[0], Some(forgot), 1), (roots[1], Some(forgot), 1), (roots[2], Some(forgot + 1), 1)];
+    assert_eq!(found(&objects), all);
+    // From the checkpoint on.
+    objects.remove(&name(0)).unwrap();
+    assert_eq!(found(&objects), all);
+    // Who forgot the first two, and which pack was condemned, is not to be read any more, but that they are gone is.
+    objects.remove(&name(forgot)).unwrap();
+    assert_eq!(found(&objects), [0, 1, 2].map(|at| (roots[at], None, 1)));
+    objects.remove(&name(older)).unwrap();
+    assert_eq!(found(&objects), []);
 }
