@@ -12,8 +12,8 @@ use crate::names::PackName;
 use crate::pack::{PACK_HEADER, PackHeader, PackOpener, TRAILER, seal_footer};
 use crate::tree::{Differences, Node, NodeSource, Tree, Walk};
 use crate::{
-    ChunkId, Cipher, Description, KeyFile, KeyRing, LocalIndex, MasterKey, PackId, RepositoryId, Segment,
-    SessionId, WrappedKey, WriterKey,
+    ChunkId, ChunkSize, Cipher, Description, KeyFile, KeyRing, LocalIndex, MasterKey, PackId, Point,
+    RepositoryId, Segment, SessionId, WrappedKey, WriterKey,
 };
 use std::sync::LazyLock;
 
@@ -173,6 +173,31 @@ pub fn tree_node(data: &[u8]) {
     }
 }
 
+/// What stands in the log behind a signature: the body of an entry, of the kind that the first byte says; or, of kind 255, the
+/// state in a checkpoint.
+///
+/// # Panics
+/// If something is accepted that does not read back.
+pub fn log_entry(data: &[u8]) {
+    let [kind, data @ ..] = data else { return };
+    match kind {
+        255 => crate::log::fuzz_state(REPOSITORY, data),
+        kind => crate::log::fuzz_body((*kind).into(), data),
+    }
+}
+
+/// What a backup says of itself.
+///
+/// # Panics
+/// If something is accepted that does not read back.
+pub fn point(data: &[u8]) {
+    if let Ok(point) = Point::decode("point", data) {
+        let again = Point::decode("point", &point.encode()).expect("it was written");
+        assert_eq!(again, point);
+        point.reaches(ChunkSize::DEFAULT);
+    }
+}
+
 /// The small objects: a wrapped key, the repository's description, a key as text; as they are, or with checksum and signature
 /// made right.
 ///
@@ -282,6 +307,16 @@ mod tests {
     #[test]
     fn tree_node_corpus() {
         replay("tree_node", super::tree_node);
+    }
+
+    #[test]
+    fn log_entry_corpus() {
+        replay("log_entry", super::log_entry);
+    }
+
+    #[test]
+    fn point_corpus() {
+        replay("point", super::point);
     }
 
     #[test]

@@ -45,3 +45,25 @@ pub use sign::{Ed25519, Sign, Verify};
 pub use state::forge;
 pub use state::{Root, SessionRecord, State, Valid};
 pub use table::{Content, Object, Status};
+
+/// # Panics
+/// If a body has two encodings.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_body(kind: u16, bytes: &[u8]) {
+    if let Some(body) = Body::decode(kind, bytes) {
+        assert_eq!(body.encode(), bytes, "a body has one encoding");
+    }
+}
+
+/// # Panics
+/// If a state that nothing contradicts does not read back.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_state(repository: crate::RepositoryId, bytes: &[u8]) {
+    let Some(state) = State::decode(bytes, repository).filter(|state| state.contradiction().is_none()) else {
+        return;
+    };
+    state.required();
+    state.objects().for_each(|object| drop(state.owner(&object).clone()));
+    let again = State::decode(&state.encode(), repository);
+    assert_eq!(again.as_ref(), Some(&state), "a state reads back");
+}

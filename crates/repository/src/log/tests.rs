@@ -813,9 +813,7 @@ mod any_bytes {
         /// Bodies have one encoding, and no bytes break the decoder.
         #[test]
         fn are_one_body_or_none(kind in 0u16..17, bytes in proptest::collection::vec(0u8..20, 0..80)) {
-            if let Some(body) = Body::decode(kind, &bytes) {
-                prop_assert_eq!(body.encode(), bytes);
-            }
+            fuzz_body(kind, &bytes);
         }
 
         /// A state that was changed anywhere is refused, or holds together and has that encoding.
@@ -832,12 +830,7 @@ mod any_bytes {
             if let Some(cut) = cut {
                 bytes.truncate(cut.index(bytes.len()));
             }
-            if let Some(state) = State::decode(&bytes, REPOSITORY)
-                && state.contradiction().is_none()
-            {
-                state.required();
-                state.objects().for_each(|object| drop(state.owner(&object).clone()));
-            }
+            fuzz_state(REPOSITORY, &bytes);
         }
     }
 }
