@@ -69,6 +69,9 @@ impl World {
             Role::Fencer,
             Role::Reader,
             Role::Repacker,
+            // What they look for is there for a short time only: between a condemnation and its removals.
+            Role::Undeleter,
+            Role::Undeleter,
             Role::Undeleter,
             Role::Undeleter,
             Role::Liar,
