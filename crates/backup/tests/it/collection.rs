@@ -610,3 +610,52 @@ fn who_reads_goes_on_where_a_collection_put_what_is_read() {
     assert_ne!(damaged(&fixed), 0, "what it reads was moved");
     assert_eq!(damaged(&following), 0);
 }
+
+/// Without object lock, too, as long as nothing was removed; and not in part.
+#[test]
+fn a_mistake_is_undone_until_a_collection_removed_something() {
+    let mut lab = Lab::new();
+    lab.make_disk(4 * MIB);
+    let mut points = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    let changed = lab.change(30);
+    back_up(&mut lab, &mut points, Some(changed));
+    // One that holds nothing of its own.
+    back_up(&mut lab, &mut points, None);
+    let roots: Vec<u64> = points.iter().map(|(root, ..)| *root).collect();
+    forget(&lab, &roots[..2]);
+    assert_eq!(undelete(&lab), [(roots[0], Remains::Whole), (roots[1], Remains::Whole)]);
+    all_restore(&lab, &points);
+    gc(&lab, HOW);
+    all_restore(&lab, &points);
+
+    forget(&lab, &roots[..2]);
+    gc(&lab, Collection { checkpoint_after: 1000, ..HOW });
+    let remains = undelete(&lab);
+    assert!(
+        matches!(remains[0], (root, Remains::Removed { packs: 1.., of: 2.. }) if root == roots[0]),
+        "{remains:?}"
+    );
+    for ((root, remains), (_, _, content)) in remains.iter().zip(&points) {
+        match remains.is_good() {
+            true => assert!(lab.restore(*root).expect("restores") == *content, "point {root}"),
+            false => drop(lab.restore(*root).expect_err("it was removed")),
+        }
+    }
+    all_restore(&lab, &points[2..]);
+    // What somebody took away behind the repository's back is missed before anything is promised.
+    let there: Vec<u64> = lab.repository.log().expect("opens").state().roots().keys().copied().collect();
+    forget(&lab, &there);
+    for pack in lab.repository.objects().list("packs/", None).expect("lists") {
+        lab.repository.objects().remove(&pack.name).expect("removes");
+    }
+    let log = lab.repository.log().expect("opens");
+    let found = lab.repository.forgotten(&log).expect("reads").points;
+    let last = found.last().expect("it was forgotten");
+    let error = lab
+        .repository
+        .undelete(&[last], NOW, |_| panic!("a pack is missing"))
+        .expect_err("a pack is missing");
+    assert_eq!(error.kind, ErrorKind::Missing, "{error}");
+    assert!(lab.repository.log().expect("opens").state().roots().is_empty());
+}
