@@ -17,6 +17,8 @@ pub enum BackupError {
     File { action: &'static str, path: std::path::PathBuf, source: std::io::Error },
     #[error("the guest's file system cannot be read")]
     Guest(#[source] crate::GuestError),
+    #[error(transparent)]
+    Freeze(#[from] crate::FreezeError),
     #[error("it was stopped")]
     Stopped,
 }

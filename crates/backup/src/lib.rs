@@ -5,6 +5,7 @@ mod copy;
 mod disk;
 mod error;
 mod files;
+mod freeze;
 mod guest_files;
 mod image;
 pub mod leave_out;
@@ -26,6 +27,7 @@ pub use files::{
     CheckedFiles, DamagedFile, Entry, FileFinder, FileReader, FilesJob, Found, InvalidPattern, Kind,
     RestoredFiles, Selection, StoredFiles, Time, back_up_files, check_files, copy_files, restore_files,
 };
+pub use freeze::{FreezeError, FrozenDevices, FrozenSource, Thawed, thaw_file_systems};
 pub use guest_files::{
     FileContent, GuestDisks, GuestError, GuestReaders, GuestVolume, Looked, ReadLimits, list_guest_files,
     read_files, restore_guest_files,

@@ -454,13 +454,8 @@ fn tell(written: &Written, point: &Point, output: Output) {
         if let Some(why) = &disk.how.full_because {
             output.tell(&format!("`{}` was read in full: {why}", disk.name));
         }
-        let left_out: u64 = disk.excluded.iter().map(|one| one.len).sum();
-        if left_out > 0 {
-            let reasons: BTreeSet<&str> = disk.excluded.iter().map(|one| one.reason.as_str()).collect();
-            let reasons = Vec::from_iter(reasons).join(", ");
-            output.tell(&format!("`{}`: {} were left out ({reasons})", disk.name, bytes(left_out)));
-        }
     }
+    tell_left_out(&point.disks, output);
     if let Some(memory) = &point.memory {
         let size = bytes(memory.size);
         output.tell(&format!("memory: {size}; without it the disks are as after a power cut"));
@@ -471,6 +466,17 @@ fn tell(written: &Written, point: &Point, output: Output) {
     output.tell(&format!("consistency: {}{why}{pause}", level_name(*level)));
     for note in &point.notes {
         output.tell(&format!("note: {note}"));
+    }
+}
+
+pub fn tell_left_out(disks: &[PointDisk], output: Output) {
+    for disk in disks {
+        let left_out: u64 = disk.excluded.iter().map(|one| one.len).sum();
+        if left_out > 0 {
+            let reasons: BTreeSet<&str> = disk.excluded.iter().map(|one| one.reason.as_str()).collect();
+            let reasons = Vec::from_iter(reasons).join(", ");
+            output.tell(&format!("`{}`: {} were left out ({reasons})", disk.name, bytes(left_out)));
+        }
     }
 }
 

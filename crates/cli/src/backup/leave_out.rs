@@ -38,7 +38,8 @@ impl LeaveOutArgs {
             free_space: wants(Include::FreeSpace),
             is_quiet: matches!(level, ConsistencyLevel::FileSystem | ConsistencyLevel::Application),
         };
-        if !wanted.swap && !wanted.free_space {
+        // What changes while it is read may not be free any more when that is read.
+        if level == ConsistencyLevel::Live || !wanted.swap && !wanted.free_space {
             return Ok((vec![Vec::new(); disks.len()], Vec::new()));
         }
         // This program, also where another one has taken its place since.

@@ -70,6 +70,9 @@ pub enum BackupCommand {
     /// Reads the file system behind its standard input and output; started by who shows or restores its files.
     #[command(name = guest_files::READ, hide = true)]
     ReadGuestFiles,
+    /// Thaws what its parent froze, should that die or hang; started by who freezes.
+    #[command(name = agent::THAW, hide = true)]
+    ThawFileSystems,
     /// Read all that restore points hold, and compare it with what was backed up.
     Verify(Box<check::Verify>),
     /// Copy restore points into a second repository.
@@ -137,6 +140,7 @@ pub fn run_backup(
         BackupCommand::Mount(command) => mount::run(&command, output),
         BackupCommand::LookAtDisk => leave_out::run(),
         BackupCommand::ReadGuestFiles => guest_files::run(),
+        BackupCommand::ThawFileSystems => agent::thaw(),
         BackupCommand::Verify(command) => check::run(&command, output),
         BackupCommand::Copy(command) => copy::run(&command, output),
         BackupCommand::Retain(command) => retain::run(&command, output),

@@ -10,6 +10,7 @@ mod changes;
 mod command_line;
 mod copy;
 mod export;
+mod frozen;
 mod golden;
 // A part of the hypervisor's tests; not all of it is wanted here.
 #[allow(dead_code)]

@@ -92,6 +92,8 @@ impl Check {
     /// What is asked of a machine of which nobody said anything: its agent, where that took part in the backup.
     pub fn of(point: &Point) -> Check {
         match point.consistency.level {
+            // What a machine froze itself nobody's agent had a hand in.
+            _ if point.definition.is_none() => Check::Quiet,
             ConsistencyLevel::FileSystem | ConsistencyLevel::Application => Check::Agent,
             _ => Check::Quiet,
         }
