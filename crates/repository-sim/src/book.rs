@@ -30,6 +30,9 @@ pub struct Book {
     pub committed: BTreeMap<u64, (EntryHash, Chunks)>,
     /// Backups that somebody set out to forget, and nobody brought back since.
     pub given_up: BTreeSet<u64>,
+    /// How often somebody set out to forget something, and what that count was when it was this backup.
+    pub set_out: u64,
+    pub set_out_last: BTreeMap<u64, u64>,
     /// Backups that were forgotten and are there again: the hashes of their entries. Also of such whose writer does not know yet
     /// that it was through.
     pub brought_back: BTreeMap<u64, EntryHash>,
@@ -62,7 +65,19 @@ impl Book {
 
     pub fn set_out_to_forget(&mut self, actor: usize, backups: &[u64]) {
         self.given_up.extend(backups);
+        self.set_out += 1;
+        self.set_out_last.extend(backups.iter().map(|backup| (*backup, self.set_out)));
         self.forgetting.insert(actor, backups.to_vec());
+    }
+
+    /// A backup is there again, by an entry that somebody began to append after `set_out` times. Who set out to forget it since, or is
+    /// about to, may have done so behind that entry.
+    pub fn bring_back(&mut self, backup: u64, hash: EntryHash, set_out: u64) {
+        let since = self.set_out_last.get(&backup).is_some_and(|last| *last > set_out);
+        if !since && !self.forgetting.values().flatten().any(|number| *number == backup) {
+            self.given_up.remove(&backup);
+        }
+        self.brought_back.insert(backup, hash);
     }
 
     pub fn chunks_of(&self, pack: PackId) -> Chunks {

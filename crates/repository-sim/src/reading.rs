@@ -76,13 +76,21 @@ impl Actor {
 
     /// All that a backup reaches, unless it is forgotten meanwhile.
     fn find_all(&self, log: &mut Log, root: u64) -> Result<(), LogError> {
+        let entry = |log: &Log| log.state().roots().get(&root).map(|root| root.entry);
+        let before = entry(log);
         let chunks = match log.payload(root) {
             Ok(payload) => chunks_in(&payload),
             Err(LogError::Objects(error)) => return Err(error.into()),
             Err(error) => {
                 // It may have been forgotten, and its entry removed.
                 log.refresh()?;
-                if log.state().roots().contains_key(&root) {
+                let now = entry(log);
+                if now.is_some() && now != before {
+                    // And brought back.
+                    self.book().meet("read again: it stands in another entry");
+                    return self.find_all(log, root);
+                }
+                if now.is_some() {
                     self.book().broken.get_or_insert(format!("backup {root} cannot be read: {error}"));
                 }
                 return Ok(());

@@ -43,7 +43,7 @@ impl Actor {
             return Ok(());
         }
         let undelete = one.undelete(copies, None, payload);
-        // Others who forget it just now may mean it as it is from here on.
+        let set_out = self.book().set_out;
         let appended = session.undelete::<LogError>(self.now(), |_| Ok(undelete.clone()))?;
         let mut book = self.book();
         book.meet(if one.condemned.is_empty() {
@@ -51,10 +51,7 @@ impl Actor {
         } else {
             "brought back from condemned packs"
         });
-        if !book.forgetting.values().flatten().any(|number| *number == one.number) {
-            book.given_up.remove(&one.number);
-        }
-        book.brought_back.insert(one.number, appended.hash);
+        book.bring_back(one.number, appended.hash, set_out);
         drop(book);
         self.place.store().changed = true;
         Ok(())
