@@ -14,7 +14,7 @@ use super::table::{Content, Object, Status};
 use crate::{DomainId, KeyId, PackName};
 use rempart_objects::ErrorKind;
 use rempart_types::WallTime;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// A backup that was forgotten, and is not there again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +39,7 @@ impl Forgotten {
     ) -> Undelete {
         let Root { chain, parent, domain, key, written, .. } = self.root;
         let packs = self.root.required.iter().map(|pack| copies.get(&pack).copied().unwrap_or(pack));
-        let packs: BTreeSet<Number> = packs.collect();
-        let packs = packs.into_iter().collect();
+        let packs = packs.collect();
         Undelete { root: self.number, chain, parent, domain, key, written, packs, retain_until, payload }
     }
 }
