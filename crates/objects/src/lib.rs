@@ -8,6 +8,7 @@ mod directory;
 mod error;
 mod memory;
 mod name;
+mod pages;
 mod place;
 mod probe;
 pub mod testing;
@@ -17,6 +18,7 @@ pub use directory::Directory;
 pub use error::{Error, ErrorKind};
 pub use memory::Memory;
 pub use name::{InvalidName, Name};
+pub use pages::pages;
 pub use place::{create, open};
 pub use probe::probe;
 

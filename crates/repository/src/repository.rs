@@ -17,7 +17,7 @@ use crate::{
     BlobReader, ChainId, ChunkId, ChunkSize, Description, KeyId, PACKS, PackName, PackOpener, Point,
     RepositoryId, SegmentName, SessionId, WrappedKeyId,
 };
-use rempart_objects::{Created, ErrorKind as ObjectErrorKind, Name, Objects, probe};
+use rempart_objects::{Created, ErrorKind as ObjectErrorKind, Name, Objects, pages, probe};
 use rempart_types::WallTime;
 use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt;
@@ -594,12 +594,8 @@ fn writer_name(key: KeyId) -> Name {
 /// The wrapped copies of a repository's master key that are whole.
 pub fn keys(objects: &dyn Objects) -> Result<Vec<WrappedKey>, Error> {
     let mut keys = Vec::new();
-    let mut after = None;
-    loop {
-        let page = objects.list(WRAPPED_KEYS, after.as_ref())?;
-        let Some(last) = page.last() else { return Ok(keys) };
-        after = Some(last.name.clone());
-        for listed in &page {
+    for page in pages(objects, WRAPPED_KEYS) {
+        for listed in page? {
             let read = objects.get(&listed.name, WrappedKey::LEN).map_err(Error::from);
             match read.and_then(|bytes| WrappedKey::decode(&listed.name, &bytes)) {
                 Ok(key) => keys.push(key),
@@ -609,6 +605,7 @@ pub fn keys(objects: &dyn Objects) -> Result<Vec<WrappedKey>, Error> {
             }
         }
     }
+    Ok(keys)
 }
 
 /// The master key, by whichever wrapped copy `unlock` opens.

@@ -5,7 +5,7 @@ use super::points::{open_log, time};
 use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
-use rempart_objects::{ErrorKind as PlaceError, Name, Objects};
+use rempart_objects::{ErrorKind as PlaceError, Name, Objects, pages};
 use rempart_repository::Description;
 use rempart_types::WallTime;
 use serde::Deserialize;
@@ -229,12 +229,9 @@ fn look_at(named: &Named, told: &mut Told) -> Result<(), Error> {
         told.points = Some(roots.len());
         told.last = roots.values().map(|root| root.written).max();
     }
-    let (mut size, mut after) = (0, None);
-    loop {
-        let page = place.list("", after.as_ref()).map_err(failed)?;
-        let Some(last) = page.last() else { break };
-        after = Some(last.name.clone());
-        size += page.iter().map(|object| object.len).sum::<u64>();
+    let mut size = 0;
+    for page in pages(&*place, "") {
+        size += page.map_err(failed)?.iter().map(|object| object.len).sum::<u64>();
     }
     told.size = Some(size);
     Ok(())

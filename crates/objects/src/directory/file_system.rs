@@ -21,9 +21,9 @@ pub struct Stat {
 }
 
 /// An entry of a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    pub name: String,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
+    pub name: &'a str,
     pub is_dir: bool,
 }
 
@@ -38,8 +38,8 @@ pub trait FileSystem: Debug + Send + Sync {
     fn remove_dir(&self, parent: &Self::Dir, name: &str) -> io::Result<()>;
     /// Its entries and their names are on the disk.
     fn sync_dir(&self, dir: &Self::Dir) -> io::Result<()>;
-    /// In no order.
-    fn entries(&self, dir: &Self::Dir) -> io::Result<Vec<Entry>>;
+    /// In no order, one after the other: all packs may be in one directory.
+    fn entries(&self, dir: &Self::Dir, each: &mut dyn FnMut(Entry<'_>)) -> io::Result<()>;
 
     /// A new file, locked until it is closed.
     fn create_file(&self, dir: &Self::Dir, name: &str) -> io::Result<Self::File>;
@@ -136,8 +136,7 @@ impl FileSystem for Linux {
         Ok(rustix::io::retry_on_intr(|| rustix::fs::fsync(dir))?)
     }
 
-    fn entries(&self, dir: &OwnedFd) -> io::Result<Vec<Entry>> {
-        let mut entries = Vec::new();
+    fn entries(&self, dir: &OwnedFd, each: &mut dyn FnMut(Entry<'_>)) -> io::Result<()> {
         for entry in rustix::fs::Dir::read_from(dir)? {
             let entry = entry?;
             // A name that is no text is no object's.
@@ -151,10 +150,10 @@ impl FileSystem for Linux {
                 kind => kind,
             };
             if name != "." && name != ".." && matches!(kind, FileType::Directory | FileType::RegularFile) {
-                entries.push(Entry { name: name.to_owned(), is_dir: kind == FileType::Directory });
+                each(Entry { name, is_dir: kind == FileType::Directory });
             }
         }
-        Ok(entries)
+        Ok(())
     }
 
     fn create_file(&self, dir: &OwnedFd, name: &str) -> io::Result<File> {

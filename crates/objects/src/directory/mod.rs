@@ -192,8 +192,10 @@ impl<F: FileSystem> Directory<F> {
     /// Removes what dead processes left. What cannot be removed does no harm, and waits for the next time.
     fn sweep(&self) {
         let Ok(temporaries) = self.temporaries() else { return };
-        for entry in self.files.entries(&temporaries).unwrap_or_default() {
-            let Ok(file) = self.files.open_file(&temporaries, &entry.name) else { continue };
+        let mut names = Vec::new();
+        let _ = self.files.entries(&temporaries, &mut |entry| names.push(entry.name.to_owned()));
+        for name in names {
+            let Ok(file) = self.files.open_file(&temporaries, &name) else { continue };
             let Ok(stat) = self.files.stat(&file) else { continue };
             if !stat.is_file || stat.age < LEFTOVER_AGE || matches!(self.files.lock_file(&file), Ok(false)) {
                 continue;
@@ -202,7 +204,7 @@ impl<F: FileSystem> Directory<F> {
             if stat.links > 1 && self.files.sync_all(&temporaries).is_err() {
                 return;
             }
-            let _ = self.files.unlink(&temporaries, &entry.name);
+            let _ = self.files.unlink(&temporaries, &name);
         }
     }
 

@@ -306,13 +306,12 @@ impl FileSystem for Simulated {
         Ok(())
     }
 
-    fn entries(&self, dir: &Node) -> io::Result<Vec<Entry>> {
+    fn entries(&self, dir: &Node, each: &mut dyn FnMut(Entry<'_>)) -> io::Result<()> {
         let world = self.turn();
-        let entry = |(name, node): (&String, &Node)| Entry {
-            name: name.clone(),
-            is_dir: matches!(world.nodes[*node], Kind::Dir(_)),
-        };
-        Ok(world.dir(*dir).iter().map(entry).collect())
+        for (name, node) in world.dir(*dir) {
+            each(Entry { name, is_dir: matches!(world.nodes[*node], Kind::Dir(_)) });
+        }
+        Ok(())
     }
 
     fn create_file(&self, dir: &Node, name: &str) -> io::Result<Node> {

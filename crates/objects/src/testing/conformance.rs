@@ -3,7 +3,7 @@
 //!
 //! Panics with the broken promise.
 
-use crate::{Created, ErrorKind, Name, Objects};
+use crate::{Created, ErrorKind, Name, Objects, pages};
 use rempart_types::WallTime;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Barrier};
@@ -24,14 +24,8 @@ fn create(objects: &dyn Objects, text: &str, content: &[u8]) -> Created {
 }
 
 fn names(objects: &dyn Objects, prefix: &str) -> Vec<String> {
-    let mut names: Vec<Name> = Vec::new();
-    loop {
-        let page = objects.list(prefix, names.last()).expect("listed");
-        if page.is_empty() {
-            return names.iter().map(Name::to_string).collect();
-        }
-        names.extend(page.into_iter().map(|listed| listed.name));
-    }
+    let listed = pages(objects, prefix).flat_map(|page| page.expect("listed"));
+    listed.map(|listed| listed.name.to_string()).collect()
 }
 
 /// Everything but what needs several threads. `make` makes an empty place.

@@ -4,7 +4,7 @@ use super::Kept;
 use crate::bug::{Bug, planted};
 use crate::log::{Condemn, Content, LogError, Numbers, Refusal, Session, State, Status};
 use crate::{PACKS, SEGMENTS};
-use rempart_objects::{ErrorKind, Listed, Name, Objects};
+use rempart_objects::{ErrorKind, Listed, Name, Objects, pages};
 use rempart_types::WallTime;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -199,23 +199,21 @@ impl<'s> Collector<'s> {
     /// Removes objects that no entry names, of sessions that are over.
     pub fn sweep(&mut self) -> Result<Removed, CollectError> {
         let mut removed = Removed::default();
+        let objects = self.session.log().objects().clone();
         for prefix in [PACKS, SEGMENTS] {
-            let mut after = None;
+            let mut pages = pages(&*objects, prefix);
             loop {
                 if planted(Bug::ListedAfterLog) {
                     self.session.refresh()?;
                 }
-                let page =
-                    self.session.log().objects().list(prefix, after.as_ref()).map_err(LogError::from)?;
-                let Some(last) = page.last() else { break };
-                after = Some(last.name.clone());
+                let Some(page) = pages.next().transpose().map_err(LogError::from)? else { break };
                 // In this order: what the list shows and is not live *now* was put before, and is not live by any entry
                 // up to now; and no later entry of a session that is over now makes it so.
                 if !planted(Bug::ListedAfterLog) {
                     self.session.refresh()?;
                 }
                 for listed in page.iter().filter(|listed| is_orphan(self.session.state(), listed)) {
-                    remove(&**self.session.log().objects(), &listed.name, &mut removed)?;
+                    remove(&*objects, &listed.name, &mut removed)?;
                 }
             }
         }

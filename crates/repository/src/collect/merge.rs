@@ -7,6 +7,7 @@ use crate::log::{Condemn, Content, Numbers, Segment as LogSegment, Session, Stat
 use crate::repository::is_of_a_segment;
 use crate::writer::put_segment;
 use crate::{PackId, Repository, SEGMENTS, SegmentName};
+use rempart_objects::pages;
 use rempart_types::WallTime;
 use std::collections::BTreeMap;
 
@@ -61,14 +62,12 @@ pub(super) fn merge(
 /// Lengths, by what a list shows. What it does not show is left for another time.
 fn lens(repository: &Repository) -> Result<BTreeMap<SegmentName, u64>, Error> {
     let mut lens = BTreeMap::new();
-    let mut after = None;
-    loop {
-        let page = repository.objects().list(SEGMENTS, after.as_ref())?;
-        let Some(last) = page.last() else { return Ok(lens) };
-        after = Some(last.name.clone());
+    for page in pages(&**repository.objects(), SEGMENTS) {
+        let page = page?;
         let parsed = page.iter().filter_map(|listed| Some((SegmentName::parse(&listed.name)?, listed.len)));
         lens.extend(parsed);
     }
+    Ok(lens)
 }
 
 /// Returns which of them are told anew.

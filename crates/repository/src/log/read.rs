@@ -9,7 +9,7 @@ use super::sign::{Sign, Verify};
 use super::state::{Followed, Root, State};
 use crate::bug::{Bug, planted};
 use crate::{CHECKPOINTS, EntryHash, RepositoryId, SIGNATURE, Verifier};
-use rempart_objects::{Created, ErrorKind, Name, Objects};
+use rempart_objects::{Created, ErrorKind, Name, Objects, pages};
 use std::sync::Arc;
 
 /// What counts for nothing is remembered, up to so many slots.
@@ -245,11 +245,8 @@ fn newest_listed(
     maintenance: Verifier,
 ) -> Result<Option<State>, LogError> {
     let mut listed = Vec::new();
-    let mut after = None;
-    loop {
-        let page = objects.list(CHECKPOINTS, after.as_ref())?;
-        let Some(last) = page.last() else { break };
-        after = Some(last.name.clone());
+    for page in pages(objects, CHECKPOINTS) {
+        let page = page?;
         let digits = page.iter().filter_map(|object| object.name.as_str().strip_prefix(CHECKPOINTS));
         listed.extend(digits.filter_map(|digits| u64::from_str_radix(digits, 16).ok()));
     }

@@ -11,7 +11,7 @@ use super::sign::Sign;
 use super::state::State;
 use crate::bug::{Bug, planted};
 use crate::{EntryHash, KeyId, SessionId, WrappedKeyId};
-use rempart_objects::Objects;
+use rempart_objects::{Objects, pages};
 use rempart_types::WallTime;
 use std::sync::Arc;
 
@@ -216,21 +216,17 @@ impl Session {
         let Some((floor, _)) = state.floor() else { return Ok(0) };
         let (objects, needed) = (self.log.objects(), state.entries_of_roots());
         let mut removed = 0;
-        let mut after = None;
-        loop {
-            let page = objects.list("log/", after.as_ref())?;
-            let Some(last) = page.last() else { return Ok(removed) };
-            after = Some(last.name.clone());
-            let numbers = page.iter().filter_map(|object| entry::number_of(&object.name));
-            for number in numbers.take_while(|number| *number < floor) {
+        for page in pages(&**objects, "log/") {
+            for number in page?.iter().filter_map(|object| entry::number_of(&object.name)) {
+                if number >= floor {
+                    return Ok(removed);
+                }
                 if !needed.contains(&number) {
                     removed += u64::from(remove_unless_kept(&**objects, number)?);
                 }
             }
-            if after.as_ref().and_then(entry::number_of).is_some_and(|number| number >= floor) {
-                return Ok(removed);
-            }
         }
+        Ok(removed)
     }
 
     /// Ends this session. What it put and did not make live is removed by the next collection.
