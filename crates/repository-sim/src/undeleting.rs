@@ -65,10 +65,10 @@ impl Actor {
         copies: &mut BTreeMap<Number, Number>,
     ) -> Result<bool, LogError> {
         let mut found = BTreeMap::new();
-        for (number, old) in one.condemned.iter().filter(|(number, _)| !copies.contains_key(number)) {
+        for (number, old) in one.condemned_packs().filter(|(number, _)| !copies.contains_key(number)) {
             match self.place.get(&old.name.object(), u64::MAX) {
                 Ok(bytes) if old.domain == OWNERS_DOMAIN => {
-                    found.insert(*number, (old.name.pack, bytes));
+                    found.insert(number, (old.name.pack, bytes));
                 }
                 Err(error) if error.kind != ErrorKind::Missing => return Err(error.into()),
                 _ => {

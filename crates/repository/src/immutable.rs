@@ -1,9 +1,9 @@
 //! Object lock: what a backup needs is kept by the place, against everybody, for a time.
 
 use crate::error::Error;
-use crate::log::{self, Content, Numbers, State, Status};
+use crate::log::{self, Content, Number, Numbers, Object, State, Status};
 use crate::{CHECKPOINTS, Description, PackName, Repository, WRAPPED_KEYS};
-use rempart_objects::{Created, Error as PlaceError, ErrorKind, Front, Name, Objects};
+use rempart_objects::{Created, Error as PlaceError, ErrorKind, Front, Name, Objects, pages};
 use rempart_types::WallTime;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -55,7 +55,9 @@ impl Front for Keeping {
 pub(crate) struct Keeper<'r> {
     repository: &'r Repository,
     until: WallTime,
-    done: BTreeSet<Name>,
+    /// What is kept already: objects that the log knows, of which there may be as many as in 10 TiB, and others.
+    numbered: BTreeSet<Number>,
+    named: BTreeSet<Name>,
 }
 
 impl<'r> Keeper<'r> {
@@ -63,7 +65,7 @@ impl<'r> Keeper<'r> {
     pub fn new(repository: &'r Repository) -> Option<Keeper<'r>> {
         let period_ms = Some(repository.description().kept_ms).filter(|period| *period > 0)?;
         let until = until(wall_time(), period_ms);
-        Some(Keeper { repository, until, done: BTreeSet::new() })
+        Some(Keeper { repository, until, numbered: BTreeSet::new(), named: BTreeSet::new() })
     }
 
     /// Until when.
@@ -76,61 +78,69 @@ impl<'r> Keeper<'r> {
     pub fn keep(&mut self, state: &State, required: &Numbers, own: &[PackName]) -> Result<(), Error> {
         for object in required.iter().filter_map(|number| state.object(number)) {
             if object.retain_until < self.until {
-                self.keep_object(object.content.object(state.owner(&object).id))?;
+                self.keep_numbered(state, &object)?;
             }
         }
-        own.iter().try_for_each(|pack| self.keep_object(pack.object()))?;
+        own.iter().try_for_each(|pack| self.keep_named(pack.object()))?;
         // The last backup that is kept as long has seen to what is older than it.
         let sufficient = |root: &log::Root| root.retain_until >= Some(self.until);
         let seen_to = state.roots().values().filter(|root| sufficient(root)).map(|root| root.entry).max();
         let floor = state.floor().map_or(0, |(number, _)| number);
         for number in seen_to.map_or(floor, |number| floor.max(number + 1))..state.next() {
-            self.keep_object(log::name(number))?;
+            self.keep_named(log::name(number))?;
         }
         if seen_to.is_some() {
             return Ok(());
         }
-        self.keep_object(Description::name())?;
+        self.keep_named(Description::name())?;
         for prefix in [WRAPPED_KEYS, CHECKPOINTS] {
-            let mut after = None;
-            loop {
-                let page = self.repository.objects().list(prefix, after.as_ref())?;
-                let Some(last) = page.last() else { break };
-                after = Some(last.name.clone());
-                page.into_iter().try_for_each(|listed| self.keep_object(listed.name))?;
+            for page in pages(&**self.repository.objects(), prefix) {
+                page?.into_iter().try_for_each(|listed| self.keep_named(listed.name))?;
             }
         }
-        let segments = state
+        let mut segments = state
             .objects()
             .filter(|object| object.status == Status::Live && matches!(object.content, Content::Index(_)));
-        segments.map(|object| object.content.object(state.owner(&object).id)).try_for_each(|name| {
-            match self.keep_object(name) {
-                // It can be made again.
-                Err(error) if error.is_loss() => Ok(()),
-                kept => kept,
-            }
+        segments.try_for_each(|segment| match self.keep_numbered(state, &segment) {
+            // It can be made again.
+            Err(error) if error.is_loss() => Ok(()),
+            kept => kept,
         })
     }
 
-    fn keep_object(&mut self, name: Name) -> Result<(), Error> {
-        if self.done.contains(&name) {
-            return Ok(());
+    fn keep_numbered(&mut self, state: &State, object: &Object) -> Result<(), Error> {
+        if !self.numbered.contains(&object.number) {
+            self.retain(&object.content.object(state.owner(object).id))?;
+            self.numbered.insert(object.number);
         }
+        Ok(())
+    }
+
+    fn keep_named(&mut self, name: Name) -> Result<(), Error> {
+        if !self.named.contains(&name) {
+            self.retain(&name)?;
+            self.named.insert(name);
+        }
+        Ok(())
+    }
+
+    fn retain(&self, name: &Name) -> Result<(), Error> {
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
-            match self.repository.objects().retain(&name, self.until) {
-                Ok(()) => break,
+            match self.repository.objects().retain(name, self.until) {
+                Ok(()) => return Ok(()),
                 Err(error) if error.is_transient() && attempt < TRIES => {
                     std::thread::sleep(pause);
                     pause *= 2;
                 }
                 // An entry of the log, freed since.
-                Err(error) if error.kind == ErrorKind::Missing && log::number_of(&name).is_some() => break,
+                Err(error) if error.kind == ErrorKind::Missing && log::number_of(name).is_some() => {
+                    return Ok(());
+                }
                 Err(error) => return Err(error.into()),
             }
         }
-        self.done.insert(name);
-        Ok(())
+        unreachable!("the last attempt returns")
     }
 }
 

@@ -16,9 +16,10 @@ use crate::{
     CHECKPOINTS, Description, MAX_PACK, PACKS, PackId, PackName, PackOpener, Point, Repository, SEGMENTS,
     SessionId, WRAPPED_KEYS,
 };
-use rempart_objects::{ErrorKind as PlaceErrorKind, Name};
+use rempart_objects::{ErrorKind as PlaceErrorKind, Name, pages};
 use rempart_types::WallTime;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// Names of the log's entries start with it.
 const LOG: &str = "log/";
@@ -95,25 +96,21 @@ impl Repository {
     fn remains(
         &self,
         forgotten: &Forgotten,
-        lens: &mut BTreeMap<PackName, Option<u64>>,
+        lens: &mut BTreeMap<Number, Option<u64>>,
     ) -> Result<Remains, Error> {
         let own = self.writer().domain().id();
         let (mut removed, mut others, mut bytes) = (0, 0, 0);
-        for OldPack { name, domain } in forgotten.condemned.values() {
-            let len = match lens.get(name) {
-                Some(len) => *len,
-                None => {
-                    let len = self.len_of(name)?;
-                    lens.insert(*name, len);
-                    len
-                }
+        for (number, OldPack { name, domain }) in forgotten.condemned_packs() {
+            let len = match lens.entry(number) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(unknown) => *unknown.insert(self.len_of(&name)?),
             };
-            others += u64::from(*domain != own);
+            others += u64::from(domain != own);
             removed += u64::from(len.is_none());
             bytes += len.unwrap_or(0);
         }
         let of = forgotten.root.required.len();
-        Ok(match forgotten.condemned.len() as u64 {
+        Ok(match forgotten.condemned.len() {
             0 => Remains::Whole,
             _ if removed > 0 => Remains::Removed { packs: removed, of },
             _ if others > 0 => Remains::OtherDomain { packs: others },
@@ -155,12 +152,13 @@ impl Repository {
             return Ok(());
         }
         let mut session = Session::open(self.log()?, self.signer(), SessionId::random(), now)?;
+        let there = self.packs_there(session.state())?;
         let mut undeleter = Undeleter {
             repository: self,
             session: &mut session,
             now,
             copies: BTreeMap::new(),
-            listed: self.packs_listed()?,
+            there,
             keeper: Keeper::new(self),
         };
         let ended = points.iter().try_for_each(|point| {
@@ -173,14 +171,14 @@ impl Repository {
         ended
     }
 
-    fn packs_listed(&self) -> Result<BTreeSet<PackName>, Error> {
-        let (mut listed, mut after) = (BTreeSet::new(), None);
-        loop {
-            let page = self.objects().list(PACKS, after.as_ref())?;
-            let Some(last) = page.last() else { return Ok(listed) };
-            after = Some(last.name.clone());
-            listed.extend(page.iter().filter_map(|object| PackName::parse(&object.name)));
+    /// Packs that the place shows, of those that the log knows. Numbers take little; names would be 100 MB in 10 TiB.
+    fn packs_there(&self, state: &State) -> Result<Numbers, Error> {
+        let mut there = Vec::new();
+        for page in pages(&**self.objects(), PACKS) {
+            let names = page?.into_iter().filter_map(|listed| PackName::parse(&listed.name));
+            there.extend(names.filter_map(|name| state.number(name.session, Content::Pack(name.pack))));
         }
+        Ok(there.into_iter().collect())
     }
 }
 
@@ -191,8 +189,8 @@ struct Undeleter<'a> {
     now: WallTime,
     /// Of packs that were condemned, by the numbers of the originals.
     copies: BTreeMap<Number, Number>,
-    /// Packs that are there.
-    listed: BTreeSet<PackName>,
+    /// Packs that are there, but for copies.
+    there: Numbers,
     keeper: Option<Keeper<'a>>,
 }
 
@@ -223,18 +221,19 @@ impl Undeleter<'_> {
     /// All packs that it requires and that are live have to be there: whoever brings a point back relies on them.
     fn look(&mut self, forgotten: &Forgotten) -> Result<(), Error> {
         let state = self.session.state();
-        for object in forgotten.root.required.iter().filter_map(|number| state.object(number)) {
+        let unseen = forgotten.root.required.difference(&self.there);
+        let objects = || unseen.iter().filter_map(|number| state.object(number));
+        let live = || objects().filter(|object| object.status == Status::Live);
+        for object in live() {
             let Content::Pack(pack) = object.content else { continue };
+            // No list tells that something is not there.
             let name = PackName { session: state.owner(&object).id, pack };
-            if object.status != Status::Live || self.listed.contains(&name) {
-                continue;
-            }
             if self.repository.len_of(&name)?.is_none() {
                 let why = format!("it is not there any more, and point {} requires it", forgotten.number);
                 return Err(Error::new(ErrorKind::Missing, name.object(), why));
             }
-            self.listed.insert(name);
         }
+        self.there = self.there.union(&live().map(|object| object.number).collect());
         Ok(())
     }
 
@@ -244,8 +243,8 @@ impl Undeleter<'_> {
         let own = self.repository.writer().domain().id();
         let id = self.session.id();
         let (mut builder, mut put_here) = (SegmentBuilder::new(), Vec::new());
-        for (number, old) in &forgotten.condemned {
-            if self.copies.contains_key(number) {
+        for (number, old) in forgotten.condemned_packs() {
+            if self.copies.contains_key(&number) {
                 continue;
             }
             if old.domain != own {
@@ -264,7 +263,7 @@ impl Undeleter<'_> {
                 self.make_live(std::mem::take(&mut builder), &mut put_here)?;
             }
             builder.add(copy.pack, &blobs);
-            put_here.push((*number, copy));
+            put_here.push((number, copy));
         }
         self.make_live(builder, &mut put_here)
     }
@@ -279,7 +278,6 @@ impl Undeleter<'_> {
         for (old, name) in put.drain(..) {
             // It is told as not live if somebody ended this session meanwhile.
             self.copies.extend(state.number(name.session, Content::Pack(name.pack)).map(|new| (old, new)));
-            self.listed.insert(name);
         }
         Ok(())
     }

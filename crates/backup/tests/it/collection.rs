@@ -6,7 +6,7 @@ use rand::{Rng, RngCore, SeedableRng};
 use rempart_backup::{
     BackupError, ChunkCache, ChunkSet, Content as DiskContent, DiskReader, Progress, check_disk,
 };
-use rempart_objects::{Memory, Objects};
+use rempart_objects::{Memory, Objects, pages};
 use rempart_repository::collect::{Collected, Collection, Follow, Kept, Reach, collect, look};
 use rempart_repository::log::{Content, Session, Status};
 use rempart_repository::{
@@ -48,14 +48,8 @@ fn forget(lab: &Lab, roots: &[u64]) {
 
 /// Objects under a prefix, and their bytes.
 fn there(objects: &Arc<dyn Objects>, prefix: &str) -> (usize, u64) {
-    let (mut count, mut bytes, mut after) = (0, 0, None);
-    loop {
-        let page = objects.list(prefix, after.as_ref()).expect("lists");
-        let Some(last) = page.last() else { return (count, bytes) };
-        after = Some(last.name.clone());
-        count += page.len();
-        bytes += page.iter().map(|listed| listed.len).sum::<u64>();
-    }
+    let listed = pages(&**objects, prefix).flat_map(|page| page.expect("lists"));
+    listed.fold((0, 0), |(count, bytes), listed| (count + 1, bytes + listed.len))
 }
 
 fn packs(lab: &Lab) -> (usize, u64) {
@@ -517,15 +511,41 @@ fn what_is_shared_is_kept_for_the_newest() {
     let until = |at: usize| log.state().roots()[&points[at].0].retain_until.expect("it is kept");
     assert!(until(1) > until(0));
     // The second brought nothing of its own: all that there is, but for what came before it and is of no need, is kept.
-    place.set_time(WallTime(until(1).0 - 1));
-    let needed = |name: &str| {
-        ["packs/", "segments/", "keys/", "repository", "log/"].iter().any(|p| name.starts_with(p))
-    };
-    for object in place.list("", None).expect("lists") {
-        if needed(object.name.as_str()) {
+    all_of_need_is_kept(&place, until(1));
+}
+
+/// Until the moment before.
+fn all_of_need_is_kept(place: &Memory, until: WallTime) {
+    place.set_time(WallTime(until.0 - 1));
+    for object in pages(place, "").flat_map(|page| page.expect("lists")) {
+        let name = object.name.as_str();
+        if ["packs/", "segments/", "keys/", "repository", "log/"].iter().any(|p| name.starts_with(p)) {
             place.remove(&object.name).expect_err("it is kept");
         }
     }
+}
+
+/// As a point that is made then.
+#[test]
+fn what_is_brought_back_is_kept_from_then_on() {
+    let place = Arc::new(Memory::default());
+    let kept = Some(Duration::from_millis(1500));
+    let mut lab = Lab::keeping(tempfile::tempdir().expect("a folder"), place.clone(), kept);
+    lab.make_disk(4 * MIB);
+    let mut points = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    let root = points[0].0;
+    let until = || {
+        let log = lab.repository.log().expect("opens");
+        log.state().roots()[&root].retain_until.expect("it is kept")
+    };
+    let before = until();
+    forget(&lab, &[root]);
+    // More than ends of periods are rounded by.
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(undelete(&lab), [(root, Remains::Whole)]);
+    assert!(until() > before);
+    all_of_need_is_kept(&place, until());
 }
 
 /// Who is interrupted has not worked in vain.

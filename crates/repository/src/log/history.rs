@@ -15,6 +15,7 @@ use crate::{DomainId, KeyId, PackName};
 use rempart_objects::ErrorKind;
 use rempart_types::WallTime;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A backup that was forgotten, and is not there again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,10 +27,17 @@ pub struct Forgotten {
     /// `None` if the entry that forgot it is gone, too.
     pub by: Option<Forgetting>,
     /// Packs that it requires and that are not live any more.
-    pub condemned: BTreeMap<Number, OldPack>,
+    pub condemned: Numbers,
+    /// What they were, and those of other backups: most are of many.
+    packs: Arc<BTreeMap<Number, OldPack>>,
 }
 
 impl Forgotten {
+    /// In order of their numbers.
+    pub fn condemned_packs(&self) -> impl Iterator<Item = (Number, OldPack)> + '_ {
+        self.condemned.iter().map(|number| (number, self.packs[&number]))
+    }
+
     /// What brings it back. `copies`: for each condemned pack that it requires, a live one with the same bytes.
     pub fn undelete(
         &self,
@@ -220,12 +228,12 @@ impl Found {
 
     /// Those that are not there again.
     fn without(self, state: &State) -> Vec<Forgotten> {
-        let Found { forgotten, condemned, .. } = self;
+        let Found { forgotten, condemned: packs, .. } = self;
         let forgotten = forgotten.into_iter().filter(|(number, _)| !state.roots.contains_key(number));
+        let (all, packs): (Numbers, _) = (packs.keys().copied().collect(), Arc::new(packs));
         let described = forgotten.map(|(number, (root, by))| {
-            let condemned = condemned.iter().filter(|(number, _)| root.required.contains(**number));
-            let condemned = condemned.map(|(number, pack)| (*number, *pack)).collect();
-            Forgotten { number, root, by, condemned }
+            let condemned = root.required.intersection(&all);
+            Forgotten { number, root, by, condemned, packs: packs.clone() }
         });
         described.collect()
     }

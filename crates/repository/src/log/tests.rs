@@ -897,7 +897,8 @@ fn a_backup_whose_pack_was_condemned_is_brought_back_from_a_copy_only() {
     condemn(&mut other, numbers([1])).unwrap();
     let forgotten = other.log().forgotten().unwrap();
     let name = PackName { session: SessionId([1; 16]), pack: PackId([11; 32]) };
-    assert_eq!(forgotten[0].condemned, BTreeMap::from([(1, OldPack { name, domain: OWNER })]));
+    let condemned: Vec<_> = forgotten[0].condemned_packs().collect();
+    assert_eq!(condemned, [(1, OldPack { name, domain: OWNER })]);
     let undelete = |copies: &[(Number, Number)]| {
         forgotten[0].undelete(&copies.iter().copied().collect(), None, b"sealed".to_vec())
     };
