@@ -147,6 +147,22 @@ fn a_frozen_machine_may_learn_of_the_past_but_not_change_the_present() {
     assert!(tale.reads(late).is_err());
 }
 
+/// Seed 709463: a machine went on with its node, its daemon and guard did not yet; what it flushed before was safe.
+#[test]
+fn a_flush_of_a_machine_that_was_superseded_before_promises_nothing() {
+    let (mut tale, old, _) = flushed_and_written();
+    let before = tale.life;
+    tale.restart();
+    let at = tale.tick();
+    let late = tale.history.begin(before, Request::Flush, at);
+    tale.ack(late).unwrap();
+    for node in [0, 1] {
+        let at = tale.tick();
+        tale.history.memory_wiped(node, 0b11, at);
+    }
+    tale.reads(old).unwrap();
+}
+
 #[test]
 fn power_loss_on_every_copy_undoes_only_what_no_flush_covers() {
     let story = |wiped: &[usize], flushed: bool| {
