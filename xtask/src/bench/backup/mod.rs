@@ -193,11 +193,15 @@ pub fn run(options: &Options) -> Result<()> {
                 let taken = match step {
                     Step::Full | Step::Again(_) => tool.back_up(&image)?,
                     Step::Restore | Step::Synced => {
+                        forget(tool)?;
                         let (taken, synced) = tool.restore(&image)?;
                         column.add(Step::Synced, synced, 0);
                         taken
                     }
-                    Step::Check => tool.check()?,
+                    Step::Check => {
+                        forget(tool)?;
+                        tool.check()?
+                    }
                 };
                 column.add(step, taken, tool.stored()?.saturating_sub(before));
             }
@@ -221,6 +225,13 @@ pub fn run(options: &Options) -> Result<()> {
 /// Has all that was written before on the disk: nobody waits for what others left in memory.
 fn settle() -> Result<()> {
     output(&mut Command::new("sync")).map(drop)
+}
+
+/// Takes out of the page cache all but the program: who restores has not backed up the minute before, and not every program leaves
+/// there what it wrote.
+fn forget(tool: &Tool) -> Result<()> {
+    std::fs::write("/proc/sys/vm/drop_caches", "1")?;
+    output(&mut tool.command(&["--help"])).map(drop)
 }
 
 fn tell_served(options: &Options, served: &[Served]) {

@@ -1,7 +1,7 @@
 //! A machine of a node, whose engine tells what changed. It never runs: its disk is written over NBD, and nothing else is
 //! measured than its backup.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -28,7 +28,7 @@ impl Machine {
     pub fn start(lab: Lab, program: &Path, image: &Image) -> Result<Machine> {
         let mut rack = Rack::new(lab, program, Stage::default())?;
         rack.form_cluster(&[])?;
-        let disk = rack.lab.folder().join("machine.raw");
+        let disk = disk_of(&rack);
         let mut copy = std::process::Command::new("cp");
         workspace::output(copy.args(["--sparse=never"]).args([&image.path, &disk]))?;
         let path = disk.to_str().expect("the lab's paths are plain text");
@@ -53,9 +53,18 @@ impl Machine {
         Ok(())
     }
 
+    /// All of its disk is read before, past the page cache, as the daemon reads it: the image that the others back up is in memory,
+    /// and whether a virtual disk is in its host's is not what is measured.
     pub fn back_up(&self, repository: &Tool) -> Result<Taken> {
+        let mut read = std::process::Command::new("dd");
+        read.arg(format!("if={}", disk_of(&self.rack).display()));
+        workspace::output(read.args(["of=/dev/null", "bs=4M", "iflag=direct"]))?;
         let mut command = self.rack.command(Host::A, &["backup", VM]);
         repository.environment(&mut command);
         measure::run(&mut command)
     }
+}
+
+fn disk_of(rack: &Rack) -> PathBuf {
+    rack.lab.folder().join("machine.raw")
 }
