@@ -33,8 +33,8 @@ pub use status::{
     VmStatus,
 };
 pub use view::{
-    Changes, Consistency, ConsistencyLevel, DiskThen, Freeze, OpenView, View, ViewDisk, ViewMessage,
-    ViewPosition, ViewRequest,
+    Changes, Consistency, ConsistencyLevel, DiskThen, Freeze, MemoryRequest, OpenView, View, ViewDisk,
+    ViewMemory, ViewMessage, ViewPosition, ViewRequest,
 };
 pub use vm::{
     Comparison, DiskAdd, DiskResize, DiskSource, FailoverMode, FailoverRequest, Firmware, ForcedLoss,

@@ -15,6 +15,18 @@ pub struct ViewRequest {
     pub since: Option<ViewPosition>,
     #[serde(default)]
     pub freeze: Freeze,
+    /// The guest's memory, too, where its file systems are not frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryRequest>,
+}
+
+/// The guest stands still while its memory is written, and until the view is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRequest {
+    /// No longer than this.
+    pub longest_pause_ms: u64,
+    /// There is no view without it, but of a machine that does not run.
+    pub or_refuse: bool,
 }
 
 /// Whether the guest's file systems stand still while the view is taken.
@@ -35,7 +47,7 @@ pub struct Consistency {
     pub level: ConsistencyLevel,
     /// What made it so good, or why it is no better. For people.
     pub why: String,
-    /// How long the guest's file systems stood still.
+    /// How long the guest's file systems stood still, or the guest itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen_ms: Option<u64>,
     /// What the guest could not undo afterwards. For people.
@@ -48,6 +60,8 @@ pub struct Consistency {
 pub enum ConsistencyLevel {
     /// As after a power cut.
     Crash,
+    /// The guest's memory of the same moment is there, too.
+    SavedState,
     /// File systems were frozen.
     FileSystem,
     /// Applications had prepared themselves, too.
@@ -86,6 +100,18 @@ pub struct View {
     pub nvram_hex: Option<String>,
     pub consistency: Consistency,
     pub disks: Vec<ViewDisk>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ViewMemory>,
+}
+
+/// The guest's memory and devices, as QEMU's `-incoming` reads them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewMemory {
+    /// There until the view is closed.
+    pub path: PathBuf,
+    pub size_bytes: u64,
+    /// What QEMU told of the machine, with its command line.
+    pub qemu: serde_json::Value,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

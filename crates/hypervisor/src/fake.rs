@@ -7,8 +7,9 @@ use crate::clock::boottime;
 use crate::definition::{CpuModel, Disk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{
-    Adopted, DiskExport, ExitCause, ExitRecord, FirstState, HostReport, Hypervisor, Lease, Machine,
-    MachineEvent, MachineEvents, MachineStatus, PauseCause, Pending, RunState, StartRequest,
+    Adopted, DiskExport, ExitCause, ExitRecord, FirstState, HostReport, Hypervisor, KeptMemory, Lease,
+    Machine, MachineEvent, MachineEvents, MachineStatus, MemoryWanted, PauseCause, Pending, RunState,
+    StartRequest,
 };
 use rempart_types::{DiskIndex, MonotonicTime};
 use std::collections::BTreeMap;
@@ -256,6 +257,21 @@ impl Machine for FakeMachine {
             self.set_pause(None);
             Ok(())
         }))
+    }
+
+    fn keep_memory(&self, wanted: MemoryWanted) -> Pending<'_, Result<KeptMemory>> {
+        ready(self.alive("keep the memory of").and_then(|state| {
+            let action = format!("keep the memory of `{}`", self.name());
+            if state.pause_cause.is_none() {
+                return Err(Error::new(ErrorKind::Refused, action, "it runs"));
+            }
+            let bytes = wanted.file.metadata().map_err(|error| Error::io(action, error))?.len();
+            Ok(KeptMemory { bytes, description: serde_json::Value::Null })
+        }))
+    }
+
+    fn stands_as_kept(&self) -> Pending<'_, Result<bool>> {
+        ready(self.alive("look at").map(|state| state.pause_cause.is_some()))
     }
 
     fn power_down(&self, deadline: Duration) -> Pending<'_, Result<ExitRecord>> {

@@ -35,7 +35,8 @@ pub mod tap;
 pub use definition::{Definition, InvalidDefinition, MacAddress, VmUuid};
 pub use error::{Error, ErrorKind, Result};
 pub use machine::{
-    Adopted, DiskExport, ExitCause, ExitRecord, FirstState, HostReport, Hypervisor, Lease, Machine,
-    MachineEvent, MachineEvents, MachineStatus, PauseCause, Pending, RunState, StartRequest,
+    Adopted, DiskExport, ExitCause, ExitRecord, FirstState, HostReport, Hypervisor, KeptMemory, Lease,
+    Machine, MachineEvent, MachineEvents, MachineStatus, MemoryWanted, PauseCause, Pending, RunState,
+    StartRequest,
 };
 pub use qemu::{Qemu, QemuConfig};

@@ -52,6 +52,13 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Lets the vCPUs run. Refused while the lease is over.
     fn resume(&self) -> Pending<'_, Result<()>>;
 
+    /// Writes the memory and devices of a machine that was paused, and stands still. Afterwards, whatever came of it, and
+    /// also when this is dropped, only [`Machine::resume`] has it go on, which ends what is left of this first.
+    fn keep_memory(&self, wanted: MemoryWanted) -> Pending<'_, Result<KeptMemory>>;
+
+    /// Whether it has stood still since its memory was kept.
+    fn stands_as_kept(&self) -> Pending<'_, Result<bool>>;
+
     /// Asks the guest to shut down and waits at most `deadline` for the machine to be gone. A guest that did not
     /// follow is left running, with [`crate::ErrorKind::Deadline`]; `kill` is the caller's to decide.
     fn power_down(&self, deadline: Duration) -> Pending<'_, Result<ExitRecord>>;
@@ -113,6 +120,24 @@ pub struct StartRequest {
     /// W: the guard's time to stop the vCPUs after the end of the lease.
     pub guard_stop: Duration,
     pub first_state: FirstState,
+}
+
+/// How to keep a machine's memory.
+#[derive(Debug)]
+pub struct MemoryWanted {
+    pub file: std::fs::File,
+    /// The file gets no larger.
+    pub most_bytes: u64,
+    /// It takes no longer. What would is given up as soon as that shows.
+    pub limit: Duration,
+}
+
+/// The stream that QEMU's `-incoming` reads: a machine's memory and devices.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptMemory {
+    pub bytes: u64,
+    /// What QEMU tells of the machine, with its command line.
+    pub description: serde_json::Value,
 }
 
 /// Where a disk's bytes are served.

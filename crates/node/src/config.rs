@@ -494,7 +494,7 @@ mod tests {
         for (from, to, line, said) in [
             ("schedule = '@daily'", "schedule = 'daily'", 6, "backup `two`: schedule: `daily`"),
             ("machines = 'all'", "machines = [\n  'a',\n]\nparallel = 0", 8, "parallel: it must be"),
-            ("machines = 'all'", "machines = 'all'\nelse = 'saved-state'", 6, "else: `saved-state` is for"),
+            ("machines = 'all'", "machines = 'all'\nformat = 'raw'", 6, "format: it goes with `disks`"),
             ("machines = 'all'", "machines = 'all'\nconsistency = 'best'", 6, "line"),
             ("machines = 'all'", "machines = 'all'\ntime_limit_s = '6h'", 6, "line"),
             ("key_file = '/k'\n", "", 1, "key_file"),

@@ -119,4 +119,9 @@ impl VmPaths {
     pub fn view_socket(&self, view: u64) -> PathBuf {
         self.run.join(format!("view-{:x}.sock", view & 0xffff_ffff))
     }
+
+    /// The guest's memory in one view, beside the disks: it may be larger than what `run_dir` takes.
+    pub fn view_memory(&self, number: u64) -> PathBuf {
+        self.data.join(format!("view-{number:x}.memory"))
+    }
 }

@@ -1,6 +1,7 @@
 //! How much the guest takes part in a backup.
 
 use clap::{Args, ValueEnum};
+use std::time::Duration;
 
 #[derive(Debug, Default, Args)]
 pub struct ConsistencyArgs {
@@ -11,6 +12,9 @@ pub struct ConsistencyArgs {
     /// What is good enough where the guest's agent does not freeze its file systems, or its memory cannot be kept.
     #[arg(long = "else", value_enum, default_value = "crash", conflicts_with = "disks")]
     otherwise: Enough,
+    /// A guest whose memory is kept stands still no longer than so many seconds. Where it would, its memory is not kept.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600), conflicts_with = "disks")]
+    longest_pause: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,5 +45,9 @@ impl ConsistencyArgs {
 
     pub fn otherwise(&self) -> Enough {
         self.otherwise
+    }
+
+    pub fn longest_pause(&self) -> Duration {
+        Duration::from_secs(self.longest_pause)
     }
 }

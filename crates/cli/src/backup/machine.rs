@@ -3,10 +3,10 @@
 use super::consistency::{ConsistencyArgs, Enough, Wanted};
 use super::create::{Taken, TakenDisk};
 use rempart_api::{
-    Changes as Told, Client, ConsistencyLevel as Level, Error, Freeze, ReplicaRole, Status, View,
-    ViewPosition, ViewRequest,
+    Changes as Told, Client, ConsistencyLevel as Level, Error, Freeze, MemoryRequest, ReplicaRole, Status,
+    View, ViewPosition, ViewRequest,
 };
-use rempart_backup::{BackupError, Changes, NbdEndpoint, NbdSource, Source};
+use rempart_backup::{BackupError, Changes, FileSource, NbdEndpoint, NbdSource, Source};
 use rempart_repository::{Consistency, ConsistencyLevel, Definition, Point};
 use rempart_types::WallTime;
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,7 @@ const CHANGED: u64 = 1;
 pub struct Machine {
     client: Client,
     freeze: Freeze,
+    memory: Option<MemoryRequest>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -26,6 +27,7 @@ pub struct Machine {
 pub struct MachineView {
     view: View,
     sources: Vec<NbdSource>,
+    memory: Option<FileSource>,
     lost: Arc<Mutex<Option<Error>>>,
     watch: tokio::task::JoinHandle<()>,
 }
@@ -44,17 +46,20 @@ pub fn position_of(point: &Point) -> Option<ViewPosition> {
 
 impl Machine {
     pub fn new(client: Client, consistency: &ConsistencyArgs) -> Result<Machine, Error> {
-        let freeze = match (consistency.wanted(true), consistency.otherwise()) {
-            (Wanted::Crash, _) => Freeze::No,
-            (Wanted::Application, Enough::Crash) => Freeze::IfPossible,
-            (Wanted::Application, Enough::Nothing) => Freeze::OrRefuse,
-            (Wanted::SavedState, _) | (_, Enough::SavedState) => {
-                return Err(Error::invalid("`saved-state` is for machines of other QEMUs, by --qmp"));
-            }
+        let keep = |or_refuse| {
+            let longest_pause_ms = consistency.longest_pause().as_millis() as u64;
+            Some(MemoryRequest { longest_pause_ms, or_refuse })
+        };
+        let (freeze, memory) = match (consistency.wanted(true), consistency.otherwise()) {
+            (Wanted::Crash, _) => (Freeze::No, None),
+            (Wanted::Application, Enough::Crash) => (Freeze::IfPossible, None),
+            (Wanted::Application, Enough::Nothing) => (Freeze::OrRefuse, None),
+            (Wanted::Application, Enough::SavedState) => (Freeze::IfPossible, keep(true)),
+            (Wanted::SavedState, enough) => (Freeze::No, keep(enough != Enough::Crash)),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(|e| Error::failed("cannot start the runtime").cause(e))?;
-        Ok(Machine { client, freeze, runtime })
+        Ok(Machine { client, freeze, memory, runtime })
     }
 
     /// The names of all machines that this node leads, but for some.
@@ -71,8 +76,8 @@ impl Machine {
     }
 
     pub fn view(&self, vm: &str, since: Option<ViewPosition>) -> Result<MachineView, Error> {
-        let mut open =
-            self.runtime.block_on(self.client.open_view(vm, &ViewRequest { since, freeze: self.freeze }))?;
+        let request = ViewRequest { since, freeze: self.freeze, memory: self.memory };
+        let mut open = self.runtime.block_on(self.client.open_view(vm, &request))?;
         let view = open.view.clone();
         let lost = Arc::new(Mutex::new(None));
         let watch = self.runtime.spawn({
@@ -82,13 +87,15 @@ impl Machine {
                 *lost.lock().expect("no holder panics") = Some(why);
             }
         });
-        let mut opened = MachineView { view, sources: Vec::new(), lost, watch };
+        let mut opened = MachineView { view, sources: Vec::new(), memory: None, lost, watch };
+        let unreadable =
+            |e: &dyn std::error::Error| Error::failed("cannot read the view").cause(super::access::chain(e));
+        if let Some(memory) = &opened.view.memory {
+            opened.memory = Some(FileSource::open(&memory.path).map_err(|e| unreadable(&e))?);
+        }
         for disk in &opened.view.disks {
             let endpoint = NbdEndpoint { socket: disk.socket.clone(), export: disk.export.clone() };
-            let source = NbdSource::open(endpoint);
-            opened.sources.push(
-                source.map_err(|e| Error::failed("cannot read the view").cause(super::access::chain(&e)))?,
-            );
+            opened.sources.push(NbdSource::open(endpoint).map_err(|e| unreadable(&e))?);
         }
         Ok(opened)
     }
@@ -121,11 +128,19 @@ impl MachineView {
             .nvram_hex
             .as_deref()
             .and_then(|hex| data_encoding::HEXLOWER_PERMISSIVE.decode(hex.as_bytes()).ok());
-        let content = serde_json::to_vec(&self.view.definition).expect("it was JSON");
+        let mut definition = self.view.definition.clone();
+        let mut notes = self.view.consistency.notes.clone();
+        if let Some(memory) = &self.view.memory {
+            // Who starts the machine by its definition passes over it.
+            definition["qemu"] = memory.qemu.clone();
+            notes.extend(super::qemu::hidden(&memory.qemu));
+        }
+        let content = serde_json::to_vec(&definition).expect("it was JSON");
         let told = &self.view.consistency;
         let consistency = Consistency {
             level: match told.level {
                 Level::Crash => ConsistencyLevel::Crash,
+                Level::SavedState => ConsistencyLevel::SavedState,
                 Level::FileSystem => ConsistencyLevel::FileSystem,
                 Level::Application => ConsistencyLevel::Application,
                 Level::Stopped => ConsistencyLevel::Stopped,
@@ -138,9 +153,9 @@ impl MachineView {
             disks,
             definition: Some(Definition { kind: "rempart".to_owned(), content }),
             nvram,
-            memory: None,
+            memory: self.memory.as_ref().map(|memory| memory as &dyn Source),
             consistency,
-            notes: told.notes.clone(),
+            notes,
             lost: Box::new(|| self.lost.lock().expect("no holder panics").clone()),
         })
     }

@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
@@ -30,8 +29,6 @@ const DIRTY: u64 = 1;
 const LONGEST_NAME: usize = 100;
 /// Firmware keeps far less.
 const MOST_VARIABLES: u64 = 64 << 20;
-/// A guest that is stopped for a view goes on after so long, whatever happens here.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub struct QemuArgs {
@@ -117,7 +114,8 @@ impl QemuArgs {
         let mut options = Options::new(tracker(&repository.id(), repository.chain(vm)), &self.scratch_dir);
         options.scratch_bytes = self.scratch_size;
         let wanted = consistency.wanted(self.agent.is_some());
-        let save = |or_crash| Otherwise::SaveState { saving: Saving::new(LONGEST_PAUSE), or_crash };
+        let save =
+            |or_crash| Otherwise::SaveState { saving: Saving::new(consistency.longest_pause()), or_crash };
         let otherwise = match (wanted, consistency.otherwise()) {
             (Wanted::Crash, _) | (Wanted::Application, Enough::Crash) => Otherwise::Crash,
             (Wanted::SavedState, Enough::Crash) => save(true),
@@ -224,10 +222,7 @@ impl QemuView {
         let nvram = variables.and_then(|read| {
             read.map_err(|why| notes.push(format!("the firmware's variables are not in it: {why}"))).ok()
         });
-        let hidden = view.description()["left_out"].as_array().into_iter().flatten();
-        notes.extend(
-            hidden.filter_map(|what| Some(format!("not kept of QEMU's command line: {}", what.as_str()?))),
-        );
+        notes.extend(hidden(view.description()));
         let memory = view.memory().map(|memory| {
             let failed = |source: std::io::Error| SourceError {
                 action: "open",
@@ -294,6 +289,12 @@ impl QemuView {
             lost: Box::new(|| None),
         })
     }
+}
+
+/// What is not kept of what QEMU tells of a machine, for people.
+pub fn hidden(description: &serde_json::Value) -> impl Iterator<Item = String> {
+    let hidden = description["left_out"].as_array().into_iter().flatten();
+    hidden.filter_map(|what| Some(format!("not kept of QEMU's command line: {}", what.as_str()?)))
 }
 
 fn read_variables(shown: &ViewVariables) -> Result<Vec<u8>, String> {

@@ -336,6 +336,8 @@ fn tell_how_to_resume(point: &Point, memory: &PointDisk, path: &Path, output: Ou
     let definition =
         point.definition.as_ref().and_then(|definition| serde_json::from_slice(&definition.content).ok());
     let definition: serde_json::Value = definition.unwrap_or_default();
+    // A machine of a node has a definition of its own, with what QEMU told beside it.
+    let definition = definition.get("qemu").unwrap_or(&definition);
     let version = &definition["told"]["query-version"]["qemu"];
     let version = ["major", "minor", "micro"].map(|part| version[part].to_string()).join(".");
     let machine =

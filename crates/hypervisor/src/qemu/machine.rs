@@ -6,9 +6,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guard::client::GuardClient;
 use crate::guard::protocol::{Command, GuardEvent, Outcome};
 use crate::machine::{
-    DiskExport, ExitCause, ExitRecord, Lease, Machine, MachineEvent, MachineEvents, MachineStatus, Pending,
+    DiskExport, ExitCause, ExitRecord, KeptMemory, Lease, Machine, MachineEvent, MachineEvents,
+    MachineStatus, MemoryWanted, Pending,
 };
 use crate::process::{self, ProcessIdentity};
+use crate::qemu::own_memory;
 use crate::qmp::client::Heard;
 use crate::qmp::{self, Event};
 use crate::run_dir::{RunDir, State};
@@ -448,7 +450,23 @@ impl Machine for QemuMachine {
     }
 
     fn resume(&self) -> Pending<'_, Result<()>> {
-        Box::pin(async move { self.shared.guard("resume", Command::Resume, RESUME_DEADLINE).await.map(drop) })
+        Box::pin(async move {
+            if own_memory::is_marked(&self.shared.run_dir) {
+                own_memory::end(&self.shared.monitor("resume").await?, &self.shared.run_dir).await?;
+            }
+            self.shared.guard("resume", Command::Resume, RESUME_DEADLINE).await.map(drop)
+        })
+    }
+
+    fn keep_memory(&self, wanted: MemoryWanted) -> Pending<'_, Result<KeptMemory>> {
+        Box::pin(async move {
+            let monitor = self.shared.monitor("keep the memory of").await?;
+            own_memory::save(&monitor, &self.shared.run_dir, wanted).await
+        })
+    }
+
+    fn stands_as_kept(&self) -> Pending<'_, Result<bool>> {
+        Box::pin(async move { own_memory::stands_as_kept(&self.shared.monitor("look at").await?).await })
     }
 
     fn power_down(&self, deadline: Duration) -> Pending<'_, Result<ExitRecord>> {

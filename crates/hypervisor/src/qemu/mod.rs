@@ -2,6 +2,8 @@
 
 pub mod backup;
 mod machine;
+mod own_memory;
+mod saved_memory;
 
 use crate::accelerator::{self, Accelerator, Probe};
 use crate::command_line::{self, FirmwareFiles, Runtime, netdev_id};
@@ -139,7 +141,8 @@ impl Qemu {
         };
         let firmware = self.prepare_firmware(&run_dir, &request)?;
         let launch = self.launch(&run_dir, &request, accelerator, firmware);
-        for stale in ["state.json", "exit.json", "qemu.log", "console.log", "console.log.1"] {
+        for stale in ["state.json", "exit.json", "qemu.log", "console.log", "console.log.1", own_memory::MARK]
+        {
             run_dir.remove(stale)?;
         }
         self.give_to_user(run_dir.path())?;

@@ -22,6 +22,9 @@ pub struct Migration {
 pub struct MigratedMemory {
     /// How often QEMU went over all of it.
     pub dirty_sync_count: u64,
+    /// Bytes of it, and those that are not sent yet.
+    pub total: u64,
+    pub remaining: u64,
 }
 
 /// Those that matter here.
@@ -74,6 +77,11 @@ impl Client {
     /// Begins to send the machine to who listens on `socket`.
     pub async fn migrate(&self, socket: &Path) -> Result<()> {
         self.tell("migrate", json!({ "uri": format!("unix:{}", socket.display()) }), THOROUGH).await
+    }
+
+    /// The guest goes on by itself then if it was QEMU that stopped it, and stands still if it was somebody else.
+    pub async fn migrate_cancel(&self) -> Result<()> {
+        self.tell("migrate_cancel", Value::Null, QUICK).await
     }
 
     /// Bytes of the guest's memory.

@@ -13,3 +13,4 @@ mod lab;
 mod lease;
 mod life;
 mod network;
+mod own_memory;

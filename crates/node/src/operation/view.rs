@@ -1,9 +1,11 @@
 //! A view of a machine's disks, for whoever backs them up: opened, told, and closed when nobody holds it any more.
 
+use super::guest_memory::{MemoryFile, WithMemory, keep_and_open};
 use super::quiesce::{self, Quiesced};
 use super::replica::free_bytes;
 use crate::group::{ServedView, Since, ToGroup, ViewServer, ViewedDisk, export_name, view_channel};
 use crate::node::Node;
+use crate::paths::VmPaths;
 use crate::vm::Vm;
 use crate::vm::record::{VmConfig, hex_bytes};
 use crate::vm::unix_ms;
@@ -26,13 +28,14 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(60);
 /// A primary that has just come back leads before it serves: what the others know of its log comes first.
 const SERVE_DEADLINE: Duration = Duration::from_secs(10);
 /// Of what is free beside the copy, this part may be taken by what is overwritten while views are open.
-const KEEP_PART: u64 = 2;
+pub(super) const KEEP_PART: u64 = 2;
 
 /// Closes the view when it is dropped.
 #[derive(Debug)]
 pub struct ViewGuard {
     vm: Arc<Vm>,
     view: ViewId,
+    pub(super) memory: Option<MemoryFile>,
 }
 
 impl Drop for ViewGuard {
@@ -56,7 +59,6 @@ pub async fn open_view(node: &Node, vm: Arc<Vm>, request: ViewRequest) -> Result
     let of_this_log = request.since.as_ref().filter(|since| since.group == group.to_string());
     let since = of_this_log
         .map(|since| LogPosition { term: Term::new(since.epoch, since.incarnation), lsn: Lsn(since.lsn) });
-    let order = Command::OpenView { since, keep_bytes: free_bytes(node)? / KEEP_PART };
     if vm.group.is_primary() {
         let mut status = vm.group.status.clone();
         let settled = status.wait_for(|status| status.serves() || status.engine.role != Role::Primary);
@@ -64,24 +66,38 @@ pub async fn open_view(node: &Node, vm: Arc<Vm>, request: ViewRequest) -> Result
     }
     vm.with_record(|record| record.config.refuse_unfinished("open a view of"))?;
     let quiesced = Quiesced::start(&vm, request.freeze).await?;
-    let opening = tokio::time::timeout(OPEN_DEADLINE, vm.command("open a view of", order)).await;
-    // Before anything else, also if there is no view.
-    let consistency = quiesced.end(&vm).await;
-    let opened = match opening {
-        Ok(Ok(CommandOutput::ViewOpened(opened))) => opened,
-        Ok(Ok(other)) => {
-            return Err(Error::failed(format!("no view of `{name}` was opened")).cause(format!("{other:?}")));
+    let with_memory = match (&quiesced, request.memory) {
+        (Quiesced::No(_), Some(wanted)) => match keep_and_open(node, &vm, since, wanted).await {
+            Err(error) if wanted.or_refuse => return Err(error),
+            kept => Some(kept),
+        },
+        _ => None,
+    };
+    let (opened, guard, memory, consistency) = match (with_memory, quiesced) {
+        (Some(Ok(WithMemory { opened, guard, memory, pause, still })), quiesced) => {
+            let mut consistency = quiesced.end(&vm).await;
+            consistency.level = ConsistencyLevel::SavedState;
+            consistency.frozen_ms = Some(pause.as_millis() as u64);
+            consistency.notes.extend(still.map(|error| error.to_string()));
+            (opened, guard, Some(memory), consistency)
         }
-        Ok(Err(error)) => return Err(error),
-        Err(_) => {
-            return Err(Error::failed(format!("cannot open a view of `{name}`")).cause(format!(
-                "what it wrote did not reach the disks of all copies in {} s",
-                OPEN_DEADLINE.as_secs()
-            )));
+        (without, quiesced) => {
+            let opening = order_view(node, &vm, since, OPEN_DEADLINE).await;
+            // Before anything else, also if there is no view.
+            let mut consistency = quiesced.end(&vm).await;
+            let (opened, guard) = opening?;
+            if let Some(Err(error)) = without {
+                consistency.why = format!("{}; {error}", consistency.why);
+            }
+            (opened, guard, None, consistency)
         }
     };
-    let guard = ViewGuard { vm: vm.clone(), view: opened.view };
-    if request.freeze == Freeze::OrRefuse && consistency.level < ConsistencyLevel::FileSystem {
+    let least = match (request.freeze, request.memory) {
+        (Freeze::OrRefuse, _) => ConsistencyLevel::FileSystem,
+        (_, Some(wanted)) if wanted.or_refuse => ConsistencyLevel::SavedState,
+        _ => ConsistencyLevel::Crash,
+    };
+    if consistency.level < least {
         return Err(quiesce::not_frozen(&name, consistency.why));
     }
     let config = match &opened.config {
@@ -115,9 +131,35 @@ pub async fn open_view(node: &Node, vm: Arc<Vm>, request: ViewRequest) -> Result
         nvram_hex: nvram.map(|bytes| hex_bytes::to_text(&bytes)),
         consistency,
         disks: disks.into_iter().map(|(_, told, _)| told).collect(),
+        memory,
         vm: name,
     };
     Ok(Opened { view, guard, lost: told })
+}
+
+/// A view of what was acknowledged until now, once it is open.
+pub(super) async fn order_view(
+    node: &Node,
+    vm: &Arc<Vm>,
+    since: Option<LogPosition>,
+    deadline: Duration,
+) -> Result<(OpenedView, ViewGuard), Error> {
+    let order = Command::OpenView { since, keep_bytes: free_bytes(node)? / KEEP_PART };
+    let name = vm.name();
+    match tokio::time::timeout(deadline, vm.command("open a view of", order)).await {
+        Ok(Ok(CommandOutput::ViewOpened(opened))) => {
+            let guard = ViewGuard { vm: vm.clone(), view: opened.view, memory: None };
+            Ok((opened, guard))
+        }
+        Ok(Ok(other)) => {
+            Err(Error::failed(format!("no view of `{name}` was opened")).cause(format!("{other:?}")))
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(Error::failed(format!("cannot open a view of `{name}`")).cause(format!(
+            "what it wrote did not reach the disks of all copies in {} s",
+            deadline.as_secs()
+        ))),
+    }
 }
 
 fn listen(vm: &Vm, view: ViewId) -> std::io::Result<(PathBuf, UnixListener)> {
@@ -212,13 +254,14 @@ async fn nvram(vm: &Vm, config: &VmConfig) -> Option<Vec<u8>> {
     running.or_else(|| config.nvram.clone())
 }
 
-/// Sockets of views that the last daemon served.
-pub fn remove_left_sockets(run: &std::path::Path) {
-    let Ok(entries) = std::fs::read_dir(run) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with("view-") && name.ends_with(".sock")) {
-            let _ = std::fs::remove_file(entry.path());
+/// Sockets of views that the last daemon served, and guests' memory in them.
+pub fn remove_left_views(paths: &VmPaths) {
+    for (folder, end) in [(&paths.run, ".sock"), (&paths.data, ".memory")] {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|name| name.starts_with("view-") && name.ends_with(end)) {
+                let _ = std::fs::remove_file(entry.path());
+            }
         }
     }
 }
@@ -234,7 +277,7 @@ mod tests {
 
     fn request(named: bool) -> ViewRequest {
         let since = ViewPosition { group: "g".into(), epoch: 1, incarnation: 0, lsn: 7, disks: Vec::new() };
-        ViewRequest { since: named.then_some(since), freeze: Freeze::No }
+        ViewRequest { since: named.then_some(since), freeze: Freeze::No, memory: None }
     }
 
     #[test]

@@ -243,13 +243,6 @@ impl BackupSection {
                 return Err(Wrong::new(key, format!("it goes with {needs}")));
             }
         }
-        let stops = [
-            ("consistency", self.consistency == Some(Wanted::SavedState)),
-            ("else", self.otherwise == Some(Enough::SavedState)),
-        ];
-        if let Some((key, _)) = stops.into_iter().find(|(_, stops)| *stops && self.qmp.is_none()) {
-            return Err(Wrong::new(key, "`saved-state` is for machines of other QEMUs, by `qmp`"));
-        }
         if self.qmp.is_some() && self.agent.is_none() && self.consistency == Some(Wanted::Application) {
             let what = "`application` needs the guest's agent: `agent` tells where it is";
             return Err(Wrong::new("consistency", what));
@@ -412,6 +405,7 @@ mod tests {
             "--qmp /run/q --agent /run/a --bandwidth 7"
         );
         assert_eq!(backup("disks = ['/a', '/b']\nformat = 'qcow2'"), "--disk /a --disk /b --format qcow2");
+        assert_eq!(backup("consistency = 'saved-state'"), "--consistency saved-state");
         let saved = "qmp = '/run/q'\nconsistency = 'saved-state'";
         assert_eq!(backup(saved), "--qmp /run/q --consistency saved-state");
         let application = "qmp = '/q'\nagent = '/a'\nconsistency = 'application'\nelse = 'saved-state'";
@@ -454,8 +448,6 @@ mod tests {
             ("machines", "time_limit_s = '6h'\nmachines"),
             ("machines", "time_limit_s = -1\nmachines"),
             ("machines", "consistency = 'perfect'\nmachines"),
-            ("machines", "consistency = 'saved-state'\nmachines"),
-            ("machines", "else = 'saved-state'\nmachines"),
             ("machines", "else = 'application'\nmachines"),
         ] {
             assert!(PLAIN.contains(from), "{from}");

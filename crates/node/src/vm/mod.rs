@@ -2,6 +2,7 @@
 
 mod dispatch;
 mod events;
+mod hold;
 pub mod import;
 mod partition;
 pub mod record;
@@ -9,6 +10,7 @@ mod report;
 mod runner;
 
 pub use events::{EventLog, unix_ms};
+pub use hold::Hold;
 pub use report::why_frozen;
 pub use runner::{Allowed, Wanted};
 
@@ -111,6 +113,8 @@ pub struct Vm {
     /// Held across a change of the definition, which builds on the one before.
     changing: tokio::sync::Mutex<()>,
     control: watch::Sender<Control>,
+    /// Whoever has the machine stand still.
+    holder: Arc<tokio::sync::Mutex<()>>,
     lease: watch::Sender<Lease>,
     shown: watch::Receiver<Shown>,
     failure: Mutex<Option<String>>,
@@ -126,7 +130,7 @@ impl Vm {
             Error::failed(format!("cannot {what} of `{name}`")).cause(crate::whole_chain(cause))
         };
         create_private_dir(&paths.run).map_err(|e| failed("make the run directory", &e))?;
-        crate::operation::remove_left_sockets(&paths.run);
+        crate::operation::remove_left_views(&paths);
         let adopted = match host.hypervisor.adopt(&paths.run).await {
             Ok(Adopted::Running(machine)) => Some(machine),
             Ok(Adopted::Gone(_)) => None,
@@ -161,7 +165,7 @@ impl Vm {
 
         let wanted = wanted(&record.config, &host);
         let (control, control_receiver) =
-            watch::channel(Control { allowed: Allowed::Undecided, wanted, attempt: 0, ends: 0 });
+            watch::channel(Control { allowed: Allowed::Undecided, wanted, attempt: 0, ends: 0, held: false });
         let (lease, lease_receiver) = watch::channel(Lease::UntilBoottimeNs(0));
         let (shown_sender, shown) = watch::channel(Shown::default());
         let (tell, told) = mpsc::unbounded_channel();
@@ -174,6 +178,7 @@ impl Vm {
             record: Mutex::new(record),
             changing: tokio::sync::Mutex::default(),
             control,
+            holder: Arc::default(),
             lease,
             shown,
             failure: Mutex::default(),

@@ -9,6 +9,9 @@
 //!      └───────────────────────┴──────── paused
 //! ```
 //!
+//! One that is held stands still for somebody who keeps its memory, and goes on as soon as it is held no more. Orders to
+//! end it come before that.
+//!
 //! *Allowed* comes from the cluster core: whether this replica leads, and whether its lease may hold. *Wanted* comes
 //! from the operator, through the machine's config. The lease itself is renewed beside all this, by a task that
 //! nothing here can hold up.
@@ -24,6 +27,9 @@ use tokio::sync::{mpsc, watch};
 
 /// A machine that ran this long is forgiven its earlier failures.
 const GOOD_RUN: Duration = Duration::from_secs(300);
+
+/// Between two tries to have a machine go on that does not.
+const RESUME_PAUSE: Duration = Duration::from_secs(2);
 
 /// Between its second failure and the next start; twice as long each time. What failed once is tried again at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -62,6 +68,14 @@ pub struct Control {
     pub attempt: u64,
     /// How many times the machine was ordered to end. Each order is answered by `VmFact::Stopped`.
     pub ends: u64,
+    /// One that runs shall stand still for a while.
+    pub held: bool,
+}
+
+impl Control {
+    pub fn may_run(&self) -> bool {
+        self.allowed == Allowed::Run && self.wanted == Wanted::Running
+    }
 }
 
 /// What the runner tells.
@@ -93,6 +107,8 @@ pub struct Shown {
     /// Why it is not kept running any more.
     pub failed: Option<String>,
     pub starting: bool,
+    /// It ran, and stands still because it is held.
+    pub held: bool,
 }
 
 #[derive(Debug)]
@@ -157,6 +173,7 @@ impl Runner {
             shown.machine = None;
             shown.run_state = None;
             shown.qemu_pid = None;
+            shown.held = false;
         });
         if tries.ends_answered < control.ends {
             // Who ordered an end waits to hear of it, also when there was nothing to end. What may run again later
@@ -165,7 +182,7 @@ impl Runner {
             *tries = Tries { ends_answered: control.ends, ..Tries::default() };
         }
         let given_up = tries.given_up == Some(control.attempt);
-        let start = control.allowed == Allowed::Run && control.wanted == Wanted::Running && !given_up;
+        let start = control.may_run() && !given_up;
         if !start {
             return if self.control.changed().await.is_ok() { Some(None) } else { None };
         }
@@ -249,7 +266,11 @@ impl Runner {
             if let Some(record) = self.align(&machine, &control).await {
                 break record;
             }
+            let goes_on = control.may_run() && !control.held;
+            let stands_still = goes_on && self.shown.borrow().run_state == Some(RunState::Paused);
             tokio::select! {
+                // Nothing else may come that has it tried again.
+                () = tokio::time::sleep(RESUME_PAUSE), if stands_still => {}
                 changed = self.control.changed() => if changed.is_err() {
                     // The daemon ends; the machine goes on under its guard.
                     renewing.abort();
@@ -280,11 +301,21 @@ impl Runner {
 
     /// One step towards `control`. `Some` when the machine is gone.
     async fn align(&mut self, machine: &Arc<dyn Machine>, control: &Control) -> Option<ExitRecord> {
-        let paused = self.shown.borrow().run_state == Some(RunState::Paused);
+        let (paused, held) = {
+            let shown = self.shown.borrow();
+            (shown.run_state == Some(RunState::Paused), shown.held)
+        };
         match (control.allowed, control.wanted) {
             (Allowed::Undecided, _) => None,
             (Allowed::No, _) => machine.kill().await.map_err(|e| self.broken(machine, "kill", &e)).ok(),
             (Allowed::ShutDown { grace }, _) | (Allowed::Run, Wanted::Stopped { grace }) => {
+                if held && !grace.is_zero() {
+                    // A guest that stands still does not hear that it is asked. Who holds it lets go of it now.
+                    if control.held {
+                        return None;
+                    }
+                    self.resume(machine).await;
+                }
                 self.stop(machine, grace).await
             }
             // Nothing is waited for: paused or not.
@@ -293,28 +324,48 @@ impl Runner {
             }
             (Allowed::Paused, _) => {
                 if !paused {
-                    match machine.pause().await {
-                        Ok(()) => self.show_state(RunState::Paused),
-                        Err(error) => self.broken(machine, "pause", &error),
-                    }
+                    self.pause(machine).await;
+                }
+                None
+            }
+            (Allowed::Run, Wanted::Running) if control.held => {
+                if !paused && self.pause(machine).await {
+                    self.shown.send_modify(|shown| shown.held = true);
                 }
                 None
             }
             (Allowed::Run, Wanted::Running) => {
                 if paused {
-                    // The guard refuses while the lease is over, so the lease that allows this goes first.
-                    let lease = *self.lease.borrow();
-                    let resumed = async {
-                        machine.renew(lease).await?;
-                        machine.resume().await
-                    };
-                    match resumed.await {
-                        Ok(()) => self.show_state(RunState::Running),
-                        Err(error) => self.broken(machine, "resume", &error),
-                    }
+                    self.resume(machine).await;
                 }
                 None
             }
+        }
+    }
+
+    async fn pause(&self, machine: &Arc<dyn Machine>) -> bool {
+        match machine.pause().await {
+            Ok(()) => {
+                self.show_state(RunState::Paused);
+                true
+            }
+            Err(error) => {
+                self.broken(machine, "pause", &error);
+                false
+            }
+        }
+    }
+
+    async fn resume(&self, machine: &Arc<dyn Machine>) {
+        // The guard refuses while the lease is over, so the lease that allows this goes first.
+        let lease = *self.lease.borrow();
+        let resumed = async {
+            machine.renew(lease).await?;
+            machine.resume().await
+        };
+        match resumed.await {
+            Ok(()) => self.show_state(RunState::Running),
+            Err(error) => self.broken(machine, "resume", &error),
         }
     }
 
@@ -339,6 +390,7 @@ impl Runner {
             shown.machine = None;
             shown.run_state = None;
             shown.qemu_pid = None;
+            shown.held = false;
         });
         tracing::info!(machine = machine.name(), %record, "the machine is gone");
         let control = self.control.borrow().clone();
@@ -347,7 +399,7 @@ impl Runner {
         }
         self.say(Told::Fact(VmFact::Stopped));
         self.say(Told::Machine(MachineEvent::Exited(record.clone())));
-        let unexpected = control.allowed == Allowed::Run && control.wanted == Wanted::Running;
+        let unexpected = control.may_run();
         match record.cause {
             ExitCause::GuestShutdown if unexpected => self.say(Told::GuestShutDown),
             ExitCause::Lease | ExitCause::Request => {}
@@ -361,12 +413,16 @@ impl Runner {
             shown.machine = Some(machine.clone());
             shown.run_state = Some(state);
             shown.qemu_pid = Some(pid);
+            shown.held = false;
             shown.failed = None;
         });
     }
 
     fn show_state(&self, state: RunState) {
-        self.shown.send_modify(|shown| shown.run_state = Some(state));
+        self.shown.send_modify(|shown| {
+            shown.run_state = Some(state);
+            shown.held &= state == RunState::Paused;
+        });
     }
 
     fn broken(&self, machine: &Arc<dyn Machine>, what: &str, error: &rempart_hypervisor::Error) {

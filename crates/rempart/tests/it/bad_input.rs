@@ -157,10 +157,10 @@ fn daemons_that_cannot_run_say_why() {
     std::fs::write(server.config(), text.replace("[vm]", "[vm]\ncolour = \"red\"")).unwrap();
     tell("it holds a key that nobody knows", answer(&mut daemon(&server)));
     let schedule = "[[backup]]\nname = \"nightly\"\nrepository = \"/srv/backups\"\nkey_file = \"/root/key\"\n\
-                    machines = \"all\"\nschedule = \"15 2 * * *\"\nelse = \"saved-state\"\n# [[backup]]\n";
+                    machines = \"all\"\nschedule = \"15 2 * * *\"\nformat = \"qcow2\"\n# [[backup]]\n";
     std::fs::write(server.config(), text.replace("# [[backup]]\n", schedule)).unwrap();
     tell("a schedule has what its machines cannot do", answer(&mut daemon(&server)));
-    let limit = schedule.replace("else = \"saved-state\"", "time_limit_s = \"6h\"");
+    let limit = schedule.replace("format = \"qcow2\"", "time_limit_s = \"6h\"");
     std::fs::write(server.config(), text.replace("# [[backup]]\n", &limit)).unwrap();
     tell("a schedule has a limit in words", answer(&mut daemon(&server)));
     std::fs::write(server.config(), text.replace("[timing]", "[timing]\nlease_ms = 10")).unwrap();

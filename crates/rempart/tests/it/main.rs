@@ -28,6 +28,7 @@ mod left_out;
 mod memory;
 mod mount;
 mod onto_node;
+mod own_memory;
 mod protection;
 mod qemu;
 mod rack;

@@ -199,6 +199,11 @@ impl Server {
         }
     }
 
+    /// Of the daemon, which runs.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("it runs").id()
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.home.join("daemon.log")).unwrap_or_default()
     }

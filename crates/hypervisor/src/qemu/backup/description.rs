@@ -24,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const LONGEST_COMMAND_LINE: usize = 1 << 20;
 
 /// What is not told is not in it.
-pub(super) async fn describe(client: &Client) -> Value {
+pub(in crate::qemu) async fn describe(client: &Client) -> Value {
     let mut told = Map::new();
     for question in QUESTIONS {
         if let Ok(answer) = client.execute(question, Value::Null, DEADLINE).await {

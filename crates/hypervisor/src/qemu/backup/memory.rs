@@ -18,16 +18,13 @@ use super::graph::Graph;
 use super::{Cut, Prepared, TrackingToken, names};
 use crate::dead_man::DeadMan;
 use crate::error::{Error, ErrorKind, Result};
+use crate::qemu::saved_memory::{ACTION, Receiver, SavedMemory, refuse_strange_capabilities, refused};
 use crate::qmp::migration::MigrationParameters;
 use crate::qmp::{Client, Event, Heard};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{ErrorKind as IoErrorKind, Read, Write};
-use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 
 /// How to keep a guest's memory.
 #[derive(Debug, Clone)]
@@ -49,14 +46,6 @@ impl Saving {
     }
 }
 
-/// The stream that QEMU's `-incoming` reads.
-#[derive(Debug)]
-pub struct SavedMemory {
-    /// Without a name.
-    pub file: File,
-    pub bytes: u64,
-}
-
 /// The stream is at most so many times the memory, and so many bytes more.
 const MOST_TIMES: u64 = 4;
 const DEVICES: u64 = 256 << 20;
@@ -65,17 +54,6 @@ const SILENCE: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(100);
 /// Between two looks at something that takes milliseconds.
 const POLL: Duration = Duration::from_millis(2);
-const CONNECT: Duration = Duration::from_secs(10);
-
-/// Capabilities with which the stream is still one that a QEMU reads without more ado, and whole.
-const HARMLESS: [&str; 6] =
-    ["events", "auto-converge", "late-block-activate", "xbzrle", "zero-blocks", "validate-uuid"];
-
-const ACTION: &str = "keep the guest's memory";
-
-fn refused(detail: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Refused, ACTION, detail)
-}
 
 /// What came of it, and how long the guest stood still.
 pub(super) type Saved = (Cut, SavedMemory, Duration);
@@ -138,7 +116,7 @@ impl Prepared {
             receiver: None,
         };
         let rearm = |receiver: &Receiver| {
-            let broken = Some(receiver.stream.as_fd());
+            let broken = Some(receiver.stream());
             DeadMan::insist(descriptor.as_fd(), broken, &message, saving.limit)
                 .map_err(|error| Error::io(ACTION, error))
         };
@@ -170,14 +148,7 @@ impl Prepared {
 
     /// What makes QEMU refuse only after all of the memory was sent, or makes the stream another one.
     async fn refuse_what_hinders(&self) -> Result<()> {
-        let capabilities = self.client.query_migrate_capabilities().await?;
-        let strange =
-            capabilities.iter().find(|found| found.state && !HARMLESS.contains(&found.capability.as_str()));
-        if let Some(strange) = strange {
-            let detail =
-                format!("another program has set QEMU's migration capability `{}`", strange.capability);
-            return Err(refused(detail));
-        }
+        refuse_strange_capabilities(&self.client).await?;
         if let Some(job) = self.client.query_jobs().await?.first() {
             return Err(refused(format!("a block job of another program runs (`{}`)", job.id)));
         }
@@ -207,15 +178,7 @@ impl Prepared {
         let (listener, socket) = self.view.directory.listen_for_memory(self.owner)?;
         client.migrate_set_parameters(&downtime(saving.downtime)).await?;
         let mut events = client.events();
-        let begun = client.migrate(&socket).await;
-        begun.map_err(|error| Error::new(error.kind(), ACTION, error.detail()))?;
-        let accepted = tokio::time::timeout(CONNECT, listener.accept()).await;
-        let (stream, _) = accepted
-            .map_err(|_| Error::deadline("have QEMU send the guest's memory", CONNECT))?
-            .map_err(|error| Error::io(ACTION, error))?;
-        drop(listener);
-        let _ = std::fs::remove_file(&socket);
-        let (receiver, mut ended) = Receiver::start(stream, file, most)?;
+        let (receiver, mut ended) = Receiver::of_migration(client, listener, &socket, file, most).await?;
         let armed = rearm(&receiver)?;
         std::mem::replace(&mut watch.dead_man, armed).stand_down();
         watch.told = Instant::now();
@@ -353,69 +316,5 @@ impl Watch {
                 Err(Error::new(ErrorKind::Deadline, ACTION, detail))
             }
         }
-    }
-}
-
-/// Writes what comes from QEMU to a file, on a thread of its own: QEMU waits for whoever does not take it.
-struct Receiver {
-    stream: UnixStream,
-    file: File,
-    bytes: std::sync::Arc<std::sync::atomic::AtomicU64>,
-}
-
-impl Receiver {
-    fn start(
-        stream: tokio::net::UnixStream,
-        file: File,
-        most: u64,
-    ) -> Result<(Self, oneshot::Receiver<std::io::Result<()>>)> {
-        let failed = |error| Error::io(ACTION, error);
-        let stream = stream.into_std().map_err(failed)?;
-        stream.set_nonblocking(false).map_err(failed)?;
-        let bytes = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
-        let receiver = Self { stream, file, bytes: bytes.clone() };
-        let (mut from, mut to) =
-            (receiver.stream.try_clone().map_err(failed)?, receiver.file.try_clone().map_err(failed)?);
-        let (tell, ended) = oneshot::channel();
-        let work = move || {
-            let mut buffer = vec![0; 1 << 20];
-            let mut all = 0;
-            let end = loop {
-                let count = match from.read(&mut buffer) {
-                    Ok(0) => break Ok(()),
-                    Ok(count) => count,
-                    Err(error) if error.kind() == IoErrorKind::Interrupted => continue,
-                    Err(error) => break Err(error),
-                };
-                all += count as u64;
-                if all > most {
-                    break Err(std::io::Error::other(format!("it is more than {most} bytes")));
-                }
-                if let Err(error) = to.write_all(&buffer[..count]) {
-                    break Err(error);
-                }
-                bytes.store(all, std::sync::atomic::Ordering::Relaxed);
-            };
-            if end.is_err() {
-                let _ = from.shutdown(Shutdown::Both);
-            }
-            let _ = tell.send(end);
-        };
-        std::thread::Builder::new().name("guest-memory".into()).spawn(work).map_err(failed)?;
-        Ok((receiver, ended))
-    }
-
-    fn bytes(&self) -> u64 {
-        self.bytes.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    /// QEMU gives the migration up.
-    fn break_off(&self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
-    }
-
-    fn finish(self) -> Result<SavedMemory> {
-        let bytes = self.bytes();
-        Ok(SavedMemory { file: self.file, bytes })
     }
 }

@@ -27,17 +27,18 @@
 
 mod changes;
 mod consistency;
-mod description;
+pub(super) mod description;
 mod directory;
 mod graph;
 mod memory;
 mod names;
 mod teardown;
 
+pub use super::saved_memory::SavedMemory;
 pub use changes::{Changes, TrackingToken, WhyUnknown};
 pub use consistency::{Agent, Otherwise, Policy, Reached};
 pub use graph::{SkipReason, SkippedDevice};
-pub use memory::{SavedMemory, Saving};
+pub use memory::Saving;
 pub use names::Tracker;
 
 use crate::error::{Error, ErrorKind, Result};
