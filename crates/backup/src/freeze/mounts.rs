@@ -130,6 +130,55 @@ noise
         assert_eq!(found(&pipe), None);
     }
 
+    #[test]
+    fn a_file_system_is_on_its_device_or_by_its_name_where_it_has_a_number_of_its_own() {
+        let is_on_null = |superblock, source: &str| {
+            let mount = Mount { id: 1, superblock, point: "/".into(), source: source.into(), upper: None };
+            mount.is_on(makedev(1, 3))
+        };
+        assert!(is_on_null(makedev(1, 3), "none"));
+        assert!(is_on_null(makedev(0, 45), "/dev/null"), "as btrfs");
+        assert!(!is_on_null(makedev(0, 45), "/dev/zero"));
+        assert!(
+            !is_on_null(makedev(0, 45), "../../../../../../../../dev/null"),
+            "a word that was said when it was mounted"
+        );
+        assert!(!is_on_null(makedev(8, 1), "/dev/null"), "that device had another name then");
+    }
+
+    /// In the order that they were mounted: what lies in files of others came after them.
+    #[test]
+    fn a_file_system_is_known_once_by_all_of_its_mounts() {
+        let line = |device: &str, point: &str| format!("36 35 {device} / {point} rw - ext4 /dev/x rw\n");
+        let text = [("8:2", "/other"), ("8:1", "/z"), ("7:0", "/a"), ("8:1", "/b")];
+        let mounts = parse(text.map(|(device, point)| line(device, point)).concat().as_bytes());
+        let devices = [makedev(7, 0), makedev(8, 1)].into();
+        let found = crate::freeze::devices::file_systems(&mounts, &devices);
+        let points: Vec<Vec<_>> =
+            found.iter().map(|mounts| mounts.iter().map(|mount| mount.point.as_path()).collect()).collect();
+        assert_eq!(points, [vec![Path::new("/z"), Path::new("/b")], vec![Path::new("/a")]]);
+    }
+
+    #[test]
+    fn what_is_written_to_lies_below_overlays_as_deep_as_they_go() {
+        let mut mounts = mounts().expect("the kernel tells");
+        let place = |mounts: &[Mount], path: &str| {
+            let found = mount_of(mounts, Path::new(path)).expect("it is mounted").id;
+            mounts.iter().position(|mount| mount.id == found).expect("it is one of them")
+        };
+        let (proc, sys) = (place(&mounts, "/proc"), place(&mounts, "/sys"));
+        let [of_proc, of_sys] = [proc, sys].map(|place| mounts[place].superblock);
+        let below = |mounts: &[Mount]| written_below(mounts, Path::new("/proc/self"));
+        assert_eq!(below(&mounts), [of_proc]);
+        mounts[proc].upper = Some("/sys".into());
+        assert_eq!(below(&mounts), [of_proc, of_sys]);
+        mounts[sys].upper = Some("/proc".into());
+        assert_eq!(below(&mounts), [of_proc, of_sys].repeat(DEEPEST / 2), "it ends");
+        // An older kernel does not tell by which mount a path was reached.
+        mounts.iter_mut().for_each(|mount| mount.id += 1 << 40);
+        assert_eq!(below(&mounts)[..2], [of_proc, of_sys]);
+    }
+
     proptest! {
         #[test]
         fn nothing_that_is_read_there_panics(text in prop::collection::vec(any::<u8>(), 0..500), cut in 0..TEXT.len()) {
