@@ -362,13 +362,14 @@ impl Actor {
         self.end(session)
     }
 
-    /// Rule 10: the copies are live before the originals are condemned.
+    /// Rule 10: the copies are live before the originals are condemned. Those of the agent's packs lie in its domain, too.
     fn repack(&self) -> Result<(), CollectError> {
+        let domain = if self.chance(500) { OWNERS_DOMAIN } else { AGENTS_DOMAIN };
         let mut session = self.open(OWNER)?;
         let state = session.state();
         let whole = state.objects().filter(|object| {
             object.status == Status::Live
-                && state.may_require(object.number, OWNERS_DOMAIN)
+                && state.may_require(object.number, domain)
                 && state.owner(object).is_over
         });
         let packs: Vec<_> = whole
@@ -385,17 +386,30 @@ impl Actor {
         if held == 0 {
             return Ok(self.end(session)?);
         }
-        let copy = self.put_new_pack(session.id(), held)?;
-        let mut walk = Walk { believed: planted(Bug::RepackedBeforeLive), ..self.walk(Some(copy)) };
-        if !walk.believed {
-            session.segment(self.now(), Segment { packs: vec![copy], indexes: Vec::new() })?;
-        }
+        let believed = planted(Bug::RepackedBeforeLive).then_some(domain);
+        let put = |session: &mut Session| {
+            let copy = self.put_new_pack(session.id(), held)?;
+            if believed.is_none() {
+                session.segment(self.now(), Segment { packs: vec![copy], indexes: Vec::new() })?;
+            }
+            Ok::<_, LogError>(copy)
+        };
+        let copy = if domain == OWNERS_DOMAIN {
+            put(&mut session)?
+        } else {
+            let id = SessionId(self.rng().bytes16());
+            session.within(domain, id, self.now(), put)?
+        };
+        let mut walk = Walk { believed, ..self.walk(Some(copy)) };
         let mut collector = Collector::new(&mut session, self.now(), true)?;
         if collector.condemn(Some(&mut walk))?.objects > 0 {
-            self.book().meet("condemned after a repack");
+            self.book().meet(match domain {
+                OWNERS_DOMAIN => "condemned after a repack",
+                _ => "condemned after a repack in an agent's domain",
+            });
         }
         collector.delete()?;
-        if walk.believed {
+        if believed == Some(OWNERS_DOMAIN) {
             session.segment(self.now(), Segment { packs: vec![copy], indexes: Vec::new() })?;
         }
         self.end(session)?;
@@ -403,7 +417,7 @@ impl Actor {
     }
 
     pub fn walk(&self, preferred: Option<PackId>) -> Walk<'_> {
-        Walk { actor: self, preferred, believed: false }
+        Walk { actor: self, preferred, believed: None }
     }
 }
 
@@ -478,8 +492,8 @@ pub struct Walk<'a> {
     actor: &'a Actor,
     /// A pack that is to be kept rather than others.
     preferred: Option<PackId>,
-    /// It is believed to be live, whether it is or not.
-    believed: bool,
+    /// It is believed to be live in that domain, whether it is or not.
+    believed: Option<DomainId>,
 }
 
 impl Follow for Walk<'_> {
@@ -498,7 +512,7 @@ impl Follow for Walk<'_> {
         let preferred = self.preferred.map_or(0, |pack| book.chunks_of(pack));
         drop(book);
         for chunk in each(chunks) {
-            if self.believed && preferred & chunk != 0 && domain == OWNERS_DOMAIN {
+            if self.believed == Some(domain) && preferred & chunk != 0 {
                 continue;
             }
             let holding = || packs.iter().filter(|(_, _, held)| held & chunk != 0);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a campaign must meet: one that does not says little.
-const MUST_MEET: [&str; 23] = [
+const MUST_MEET: [&str; 24] = [
     "a commit found packs that are not live",
     "a reader was ended by force",
     "a use was taken away",
@@ -18,6 +18,7 @@ const MUST_MEET: [&str; 23] = [
     "committed",
     "committed incrementally",
     "condemned after a repack",
+    "condemned after a repack in an agent's domain",
     "condemned, followed",
     "condemned, not followed",
     "crashed",

@@ -1,10 +1,12 @@
 //! Who has a key that only adds, and writes into the log what it may not.
 
-#[cfg(feature = "planted-bugs")]
-use crate::actor::AGENT;
 use crate::actor::Actor;
 #[cfg(feature = "planted-bugs")]
+use crate::actor::{AGENT, OWNERS_DOMAIN};
+#[cfg(feature = "planted-bugs")]
 use rempart_objects::Objects;
+#[cfg(feature = "planted-bugs")]
+use rempart_repository::SessionId;
 use rempart_repository::log::LogError;
 #[cfg(feature = "planted-bugs")]
 use rempart_repository::log::{self, Body, Condemn, Numbers, Read};
@@ -24,7 +26,9 @@ impl Actor {
             log.refresh()?;
             let state = log.state();
             let any_session = state.sessions().next().map_or(session.id(), |any| any.id);
-            let body = match self.rng().below(7) {
+            let mut by = session.id();
+            let kind = self.rng().below(8);
+            let body = match kind {
                 0 => Body::Condemn(Condemn {
                     objects: state.live(),
                     followed: true,
@@ -38,9 +42,13 @@ impl Actor {
                     let roots = state.roots().keys().copied().collect();
                     Body::Read(Read { roots, payload: Vec::new() })
                 }
+                6 => {
+                    by = SessionId(self.rng().bytes16());
+                    Body::Session(Some(OWNERS_DOMAIN))
+                }
                 _ => Body::End,
             };
-            let mut bytes = log::forge(state, session.id(), &AGENT, &body);
+            let mut bytes = log::forge(state, by, &AGENT, &body);
             if self.chance(200) {
                 let place = self.rng().below(bytes.len() as u64) as usize;
                 bytes[place] ^= 1;

@@ -1,6 +1,6 @@
 //! One seed's world: who is there, who goes next, what goes wrong, and what must hold.
 
-use crate::actor::{AGENT, Actor, IDLE, OWNER, OWNERS_DOMAIN, REPOSITORY, Role};
+use crate::actor::{AGENT, AGENTS_DOMAIN, Actor, IDLE, OWNER, OWNERS_DOMAIN, REPOSITORY, Role};
 use crate::book::{Book, Chunks, chunks_in};
 use crate::fiber::Fiber;
 use crate::keys::Check;
@@ -8,7 +8,7 @@ use crate::place::{Faults, Place, Store};
 use crate::rng::Rng;
 use rempart_objects::Name;
 use rempart_repository::collect::Collector;
-use rempart_repository::log::{self, Content, Log, Session, Status};
+use rempart_repository::log::{self, Content, Log, Object, Session, Status};
 use rempart_repository::{EntryHash, PackName, SessionId};
 use rempart_types::WallTime;
 use std::cell::RefCell;
@@ -218,9 +218,32 @@ impl World {
         }
         drop(book);
         self.check_over()?;
+        self.check_domains()?;
         self.check_gone()?;
         self.check_uses()?;
         self.check_roots()
+    }
+
+    /// An agent writes into its own domain, and nobody requires what others put.
+    fn check_domains(&self) -> Result<(), String> {
+        let state = self.log.state();
+        let agent = log::Sign::verifier(&AGENT).id();
+        if let Some(elsewhere) = state.sessions().find(|of| of.key == agent && of.domain != AGENTS_DOMAIN) {
+            return Err(format!("session {} is an agent's, and in another domain", elsewhere.id));
+        }
+        for (number, root) in state.roots() {
+            let is_foreign = |object: &Object| {
+                state.owner(object).domain != root.domain && !state.verified().contains(object.number)
+            };
+            if let Some(foreign) = root.required.iter().filter_map(|pack| state.object(pack)).find(is_foreign)
+            {
+                return Err(format!(
+                    "backup {number} requires {}, which is of another domain",
+                    foreign.number
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Nothing counts that a session says behind its end.
@@ -417,7 +440,7 @@ fn create(place: &Place) -> Log {
     let mut log = log.expect("nothing befalls the checker");
     let session = Session::open(log, Arc::new(OWNER), SessionId([0xff; 16]), WallTime(0));
     let mut session = session.expect("nothing befalls the checker");
-    let agent = log::Key { public: log::Sign::verifier(&AGENT), domain: crate::actor::AGENTS_DOMAIN };
+    let agent = log::Key { public: log::Sign::verifier(&AGENT), domain: AGENTS_DOMAIN };
     session.register(WallTime(0), agent).expect("nothing befalls the checker");
     log = session.end(WallTime(0)).expect("nothing befalls the checker");
     log

@@ -59,10 +59,14 @@ pub enum Bug {
     AnyKeyMaintains,
     /// Trust: a backup may require what a writer of another domain put.
     OtherDomainsRequired,
+    /// Trust: any key puts into any domain.
+    AnyKeyInAnyDomain,
+    /// Trust: who required something condemned requires what survives of all domains.
+    SurvivorsOfAnyDomain,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 28] = [
+    pub const ALL: [Bug; 30] = [
         Bug::NotValidatedAgain,
         Bug::SlotReplaced,
         Bug::UnknownIsDone,
@@ -91,6 +95,8 @@ impl Bug {
         Bug::UndeletedNotFolded,
         Bug::AnyKeyMaintains,
         Bug::OtherDomainsRequired,
+        Bug::AnyKeyInAnyDomain,
+        Bug::SurvivorsOfAnyDomain,
     ];
 }
 

@@ -55,6 +55,12 @@ impl Error {
         place || matches!(self.kind, ErrorKind::Missing | ErrorKind::Damaged)
     }
 
+    /// Whether what was to be read is lost or makes no sense, by accident or because its writer wants it so. Of what its reader
+    /// has the keys for.
+    pub(crate) fn is_of_its_writer(&self) -> bool {
+        self.is_loss() || matches!(self.kind, ErrorKind::Foreign | ErrorKind::WrongKey | ErrorKind::Newer)
+    }
+
     pub(crate) fn local(path: &std::path::Path, action: &'static str, source: std::io::Error) -> Error {
         let object = path.display().to_string();
         Error { kind: ErrorKind::Local, object, why: action.into(), source: Some(Box::new(source)) }

@@ -412,7 +412,7 @@ impl Repository {
             let update = self.add_segments(old.update(), state, from);
             match update.and_then(|update| finish(update, state, whole)) {
                 // A segment, or what is here: all of it is made anew.
-                Err(error) if is_of_a_segment(&error) => {}
+                Err(error) if error.is_of_its_writer() => {}
                 done => return done,
             }
         }
@@ -423,7 +423,8 @@ impl Repository {
     fn add_segments(&self, mut update: IndexUpdate, state: &State, from: u64) -> Result<IndexUpdate, Error> {
         for object in self.segments(state).filter(|object| u64::from(object.number) >= from) {
             let segment = self.segment(state, &object)?;
-            update.add(&segment, &pack_numbers(state, &object, &segment))?;
+            let all = pack_numbers(state, &object, &segment);
+            all.iter().try_for_each(|numbers| update.add(&segment, numbers))?;
         }
         Ok(update)
     }
@@ -458,11 +459,12 @@ impl Repository {
         for object in self.segments(state) {
             match self.segment(state, &object) {
                 Ok(segment) => {
-                    let numbers = pack_numbers(state, &object, &segment);
-                    covered = covered.union(&numbers.iter().copied().flatten().collect());
-                    update.add(&segment, &numbers)?;
+                    let all = pack_numbers(state, &object, &segment);
+                    covered = covered.union(&all.iter().flatten().copied().flatten().collect());
+                    all.iter().try_for_each(|numbers| update.add(&segment, numbers))?;
                 }
-                Err(error) if is_of_a_segment(&error) => {}
+                // The packs that it lists can still be read.
+                Err(error) if error.is_of_its_writer() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -508,10 +510,21 @@ pub(crate) fn payload_of(chunks: &[ChunkId]) -> Vec<u8> {
     chunks.iter().flat_map(|chunk| chunk.0).collect()
 }
 
-/// The log's numbers of the packs that a segment lists.
-fn pack_numbers(state: &State, object: &Object, segment: &Segment) -> Vec<Option<Number>> {
+/// The log's numbers of the packs that a segment lists. A pack that has several of them has each in another list: only one of
+/// them may be there, and who named the others does not hide it.
+fn pack_numbers(state: &State, object: &Object, segment: &Segment) -> Vec<Vec<Option<Number>>> {
     let domain = state.owner(object).domain;
-    segment.packs().iter().map(|pack| state.live_pack(*pack, domain)).collect()
+    let none = vec![None; segment.packs().len()];
+    let mut lists = vec![none.clone()];
+    for (place, pack) in segment.packs().iter().enumerate() {
+        for (list, number) in state.live_packs_named(*pack, domain).enumerate() {
+            if list == lists.len() {
+                lists.push(none.clone());
+            }
+            lists[list][place] = Some(number);
+        }
+    }
+    lists
 }
 
 /// Whether an index that covers so much is of an earlier state of this log: the last object it has seen is the same.
@@ -535,13 +548,6 @@ fn finish(update: IndexUpdate, state: &State, whole: bool) -> Result<Index, Erro
     });
     let keep = |entry: &IndexEntry| live.contains(entry.pack());
     if whole { update.finish_whole(keep, covers).map(Index::from) } else { update.finish(keep, covers) }
-}
-
-/// The segment is missing or makes no sense, by accident or because its writer wants it so: the packs it lists can still be
-/// read.
-pub(crate) fn is_of_a_segment(error: &Error) -> bool {
-    let nonsense = matches!(error.kind, ErrorKind::Foreign | ErrorKind::WrongKey | ErrorKind::Newer);
-    nonsense || error.is_loss()
 }
 
 /// In milliseconds; 0 if nothing is kept.

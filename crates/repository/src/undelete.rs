@@ -272,7 +272,7 @@ impl Undeleter<'_> {
         if builder.is_empty() {
             return Ok(());
         }
-        let segment = put_segment(self.repository, self.session.id(), builder)?;
+        let segment = put_segment(self.repository, self.repository.writer(), self.session.id(), builder)?;
         self.session.segment(self.now, segment)?;
         let state = self.session.state();
         for (old, name) in put.drain(..) {

@@ -7,11 +7,13 @@ use crate::immutable::Keeper;
 use crate::index::SegmentBuilder;
 use crate::is_zero;
 use crate::key::{BoxPurpose, Domain};
-use crate::log::{Commit, Damaged, Number, Numbers, Segment as LogSegment, Session, Status};
+use crate::log::{Commit, Content, Damaged, Number, Numbers, Segment as LogSegment, Session, Status};
 use crate::pack::{Pack, PackBuilder};
 use crate::repository;
 use crate::tree::NodeSink;
-use crate::{BlobReader, ChainId, ChunkId, ChunkSize, PackId, PackName, Point, Repository, SessionId};
+use crate::{
+    BlobReader, ChainId, ChunkId, ChunkSize, PackId, PackName, Point, Repository, SessionId, WriterKey,
+};
 use rempart_buffer::BufferMut;
 use rempart_objects::{Created, Name, Objects};
 use rempart_types::WallTime;
@@ -316,16 +318,16 @@ impl BackupWriter {
         let last = segments.pop();
         make_live(&self.repository, &mut session, &self.stored, now, segments)?;
         let segment = match last {
-            Some(builder) => put_segment(&self.repository, session.id(), builder)?,
+            Some(builder) => put_segment(&self.repository, self.repository.writer(), session.id(), builder)?,
             None => LogSegment::default(),
         };
         let writer = self.repository.writer();
         let payload = writer.seal(BoxPurpose::Commit, &chain.0, &point.encode());
         let published = std::mem::take(&mut self.stored.acknowledged().published);
         let required = std::mem::take(&mut *self.stored.required());
-        let domain = writer.domain().id();
+        let id = session.id();
         let brought: Vec<PackName> =
-            segment.packs.iter().map(|pack| PackName { session: session.id(), pack: *pack }).collect();
+            segment.packs.iter().map(|pack| PackName { session: id, pack: *pack }).collect();
         let mut keeper = Keeper::new(&self.repository);
         let retain_until = retain_until.max(keeper.as_ref().map(Keeper::until));
         let appended = session.commit(now, |state| {
@@ -339,7 +341,10 @@ impl BackupWriter {
             if !required.iter().all(|number| live(*number)) {
                 return Err(condemned());
             }
-            let own = published.iter().map(|pack| state.live_pack(*pack, domain).ok_or_else(condemned));
+            // By whom they were put: somebody else may have named them, too.
+            let number =
+                |pack: &PackId| state.number(id, Content::Pack(*pack)).filter(|number| live(*number));
+            let own = published.iter().map(|pack| number(pack).ok_or_else(condemned));
             let own: Numbers = own.collect::<Result<Vec<_>, _>>()?.into_iter().collect();
             let packs = own.union(&required.iter().copied().collect());
             if let Some(keeper) = &mut keeper {
@@ -449,7 +454,7 @@ fn make_live(
     segments: Vec<SegmentBuilder>,
 ) -> Result<(), Error> {
     for builder in segments {
-        let segment = put_segment(repository, session.id(), builder)?;
+        let segment = put_segment(repository, repository.writer(), session.id(), builder)?;
         let packs = segment.packs.clone();
         session.segment(now, segment)?;
         stored.acknowledged().published.extend(packs);
@@ -457,12 +462,14 @@ fn make_live(
     Ok(())
 }
 
+/// Puts a segment of the writer's domain.
 pub(crate) fn put_segment(
     repository: &Repository,
+    writer: &WriterKey,
     session: SessionId,
     builder: SegmentBuilder,
 ) -> Result<LogSegment, Error> {
-    let sealed = builder.seal(repository.writer());
+    let sealed = builder.seal(writer);
     let name = sealed.name(session);
     put(&**repository.objects(), &name.object(), sealed.bytes())?;
     Ok(LogSegment { packs: sealed.packs().to_vec(), indexes: vec![name.segment] })

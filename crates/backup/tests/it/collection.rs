@@ -22,7 +22,7 @@ const MIB: u64 = 1 << 20;
 /// No session is ended for being idle.
 const PATIENT: Duration = Duration::from_secs(1 << 40);
 const NOW: WallTime = WallTime(10);
-const HOW: Collection = Collection {
+pub const HOW: Collection = Collection {
     now: NOW,
     idle: PATIENT,
     follow: true,
@@ -31,15 +31,15 @@ const HOW: Collection = Collection {
     checkpoint_after: 20,
 };
 
-fn in_memory() -> Lab {
+pub fn in_memory() -> Lab {
     Lab::on(tempfile::tempdir().expect("a folder"), Arc::new(Memory::default()))
 }
 
-fn gc(lab: &Lab, how: Collection) -> Collected {
+pub fn gc(lab: &Lab, how: Collection) -> Collected {
     collect(&lab.repository, &how).expect("collects")
 }
 
-fn forget(lab: &Lab, roots: &[u64]) {
+pub fn forget(lab: &Lab, roots: &[u64]) {
     let log = lab.repository.log().expect("opens");
     let mut session = Session::open(log, lab.repository.signer(), SessionId::random(), NOW).expect("opens");
     session.forget(NOW, roots.to_vec()).expect("forgets");
@@ -47,12 +47,12 @@ fn forget(lab: &Lab, roots: &[u64]) {
 }
 
 /// Objects under a prefix, and their bytes.
-fn there(objects: &Arc<dyn Objects>, prefix: &str) -> (usize, u64) {
+pub fn there(objects: &Arc<dyn Objects>, prefix: &str) -> (usize, u64) {
     let listed = pages(&**objects, prefix).flat_map(|page| page.expect("lists"));
     listed.fold((0, 0), |(count, bytes), listed| (count + 1, bytes + listed.len))
 }
 
-fn packs(lab: &Lab) -> (usize, u64) {
+pub fn packs(lab: &Lab) -> (usize, u64) {
     there(lab.repository.objects(), "packs/")
 }
 

@@ -1,6 +1,7 @@
 //! Sources against the real programs; disks there and back; collections.
 
 mod collection;
+mod domains;
 mod files;
 mod find_files;
 mod guest_files;

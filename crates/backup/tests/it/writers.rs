@@ -13,14 +13,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-const NOW: WallTime = WallTime(7);
+pub const NOW: WallTime = WallTime(7);
 
-fn name(name: &str) -> WriterName {
+pub fn name(name: &str) -> WriterName {
     WriterName::new(name).expect("a name")
 }
 
 /// A key, as it comes to its machine.
-fn key_for(lab: &Lab, machine: &str, file: &str) -> WriterKey {
+pub fn key_for(lab: &Lab, machine: &str, file: &str) -> WriterKey {
     let path = lab.folder.path().join(file);
     let key = lab.repository.new_writer(name(machine)).expect("the owner makes it");
     key.create(&path).expect("written");
@@ -29,13 +29,13 @@ fn key_for(lab: &Lab, machine: &str, file: &str) -> WriterKey {
 }
 
 /// The repository as the holder of a key that only adds has it.
-fn adding(lab: &Lab, key: WriterKey) -> Arc<Repository> {
+pub fn adding(lab: &Lab, key: WriterKey) -> Arc<Repository> {
     let cache = lab.folder.path().join("cache");
     let opened = Repository::open_to_add(lab.repository.objects().clone(), &cache, key);
     Arc::new(opened.expect("opens"))
 }
 
-fn back_up(repository: &Arc<Repository>, disk: &Path, point: Point) -> Written {
+pub fn back_up(repository: &Arc<Repository>, disk: &Path, point: Point) -> Written {
     let source = FileSource::open(disk).expect("opens");
     let writer = BackupWriter::open(repository.clone()).expect("opens");
     let changes = Changes::Unknown("the test wants it".to_owned());
@@ -46,11 +46,11 @@ fn back_up(repository: &Arc<Repository>, disk: &Path, point: Point) -> Written {
     writer.commit(chain, None, &point, None).expect("committed")
 }
 
-fn of(lab: &Lab, vm: &str) -> Point {
+pub fn of(lab: &Lab, vm: &str) -> Point {
     Point { vm: vm.to_owned(), ..lab.point(Vec::new()) }
 }
 
-fn session(repository: &Repository) -> Session {
+pub fn session(repository: &Repository) -> Session {
     let log = repository.log().expect("opens");
     Session::open(log, repository.signer(), SessionId::random(), NOW).expect("opens")
 }

@@ -130,6 +130,59 @@ fn files_are_backed_up_by_a_key_that_opens_nothing_and_come_back() {
     vault.ok(&["verify", "web", "--repo", second.to_str().unwrap()]);
 }
 
+/// `gc` writes packs of a machine with a key of its own anew, in that machine's domain, and puts its index together.
+#[test]
+fn what_a_collection_leaves_of_a_machine_comes_back_and_is_known_to_its_next_backup() {
+    let machine = Machine::new();
+    let vault = &machine.vault;
+    let files = machine.files.to_str().unwrap();
+    let large = machine.files.join("large");
+    let bytes_of = |folder: &str| {
+        let lens = vault.files_below(folder).into_iter().map(|file| fs::metadata(file).unwrap().len());
+        lens.sum::<u64>()
+    };
+    let mut content = noise(1, 8 * MIB);
+    for round in 0..18 {
+        // A part of it is new each time, so that most packs are of some use to who comes later.
+        let at = round * 300_000;
+        content[at..at + 2 * MIB].copy_from_slice(&noise(round as u64 + 2, 2 * MIB));
+        fs::write(&large, &content).unwrap();
+        let (answer, _) = machine.back_up(&["--path", files]);
+        assert_eq!(answer.code, 0, "{}", answer.err);
+    }
+    let points = vault.json(&["points", "web"]);
+    let points: Vec<String> =
+        points.as_array().unwrap().iter().map(|point| format!("web@{}", point["point"])).collect();
+    let forgotten: Vec<&str> = points[..17].iter().map(String::as_str).collect();
+    vault.ok(&[&["forget"], &forgotten[..]].concat());
+    let (packs, segments) = (bytes_of("packs"), vault.files_below("segments").len());
+    let looked = vault.json(&["gc", "--dry-run", "--repack", "90"]);
+    assert!(looked["sparse_packs"].as_u64() > Some(3), "{looked}");
+    let done = vault.json(&["gc", "--repack", "90"]);
+    assert!(done["rewritten_packs"].as_u64() > Some(3), "{done}");
+    assert!(done["merged_segments"].as_u64() > Some(10), "{done}");
+    let left = bytes_of("packs");
+    assert!(left < 9 * MIB as u64 && left < packs / 3, "{left} of {packs} bytes are left");
+    assert!(vault.files_below("segments").len() < segments / 2);
+
+    let verified = vault.json(&["verify", "web"]);
+    assert_eq!(verified[0]["damaged"], serde_json::json!([]), "{verified}");
+    assert!(same(&machine.restored(&[], "back"), &machine.files));
+    // Also to an agent that has forgotten all that it knew.
+    for forgets in [false, true] {
+        if forgets {
+            fs::remove_dir_all(vault.rack.path("agent-cache")).unwrap();
+        }
+        fs::write(machine.files.join("etc/hosts"), format!("127.0.0.1 {forgets}\n")).unwrap();
+        let there = bytes_of("packs");
+        let (answer, told) = machine.back_up(&["--path", files]);
+        assert_eq!(answer.code, 0, "{}", answer.err);
+        assert!(told["new_bytes"].as_u64().unwrap() < 64 << 10, "{told}");
+        assert!(bytes_of("packs") - there < 64 << 10);
+        assert!(same(&machine.restored(&[], &format!("back-{forgets}")), &machine.files));
+    }
+}
+
 /// What there is to be seen of a file without its extended attributes, but for what a folder is long.
 fn seen(path: &Path) -> (u32, u32, u32, u64, (i64, i64), u64, Option<PathBuf>) {
     let stat = fs::symlink_metadata(path).unwrap();

@@ -248,6 +248,67 @@ fn a_collection_that_is_killed_at_any_step_leaves_every_point_and_the_next_goes_
     });
 }
 
+/// By a machine's own key, which only adds.
+fn by_its_own(vault: &Vault) -> Command {
+    let disk = vault.rack.path("disk.raw");
+    let mut command = vault.command(&["agent", "backup", "--device", disk.to_str().expect("text"), "--json"]);
+    command.env("REMPART_KEY_FILE", vault.rack.path("its-key"));
+    command.env("REMPART_CACHE_DIR", vault.rack.path("its-cache"));
+    command
+}
+
+fn back_up_by_its_own(vault: &Vault) {
+    let answer = by_its_own(vault).output().expect("it runs");
+    assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+}
+
+/// A collection puts what a machine with a key of its own needs anew in that machine's domain, in sessions beside its own.
+#[test]
+fn a_collection_in_an_agents_domain_that_is_killed_at_any_step_leaves_every_point_and_the_next_goes_on() {
+    let template = Vault::opened_by_file();
+    let key = template.rack.path("its-key");
+    let add = ["repo", "key", "add", "--write-only", "--name", "shop", "--new-key-file"];
+    template.ok(&[&add[..], &[key.to_str().expect("text")]].concat());
+    for round in 0..18 {
+        write_disk(&template, &disk(round, if round == 0 { 0 } else { 12 }));
+        back_up_by_its_own(&template);
+    }
+    let points = points(&template, &[]);
+    let forgotten: Vec<&str> = points[..15].iter().map(String::as_str).collect();
+    template.ok(&[&["forget"], &forgotten[..]].concat());
+    let story = {
+        let story = Story { template, repository: "repo", killed: |vault| vault.command(&AT_ONCE) };
+        let vault = story.begin();
+        let before = bytes_below(&vault.repo().join("packs"));
+        let done = vault.json(&AT_ONCE);
+        assert!(done["rewritten_packs"].as_u64() > Some(0), "{done}");
+        let after = bytes_below(&vault.repo().join("packs"));
+        let needed = (2 * MIB + 2 * 12 * CHUNK) as u64;
+        assert!(after < needed + needed / 20 && after < before / 4, "{after} of {before} bytes are left");
+        story
+    };
+    story.play(|vault, left| {
+        let context = &left.context;
+        assert_eq!(verify(vault, &[], context).len(), 3, "{context}");
+        let there = bytes_below(&vault.repo().join("packs"));
+        back_up_by_its_own(vault);
+        let put = bytes_below(&vault.repo().join("packs")) - there;
+        assert!(put <= COMMIT, "{context}: {put} bytes were put of what is all there");
+        vault.ok(&AT_ONCE);
+        let whole = verify(vault, &[], context);
+        assert_eq!(whole.len(), 4, "{context}");
+        for (point, round) in whole.iter().zip([15, 16, 17, 17]) {
+            let to = vault.rack.path(&point.replace('@', "-"));
+            vault.ok(&["restore", point, "--to", to.to_str().expect("text")]);
+            let back = std::fs::read(to.join("disk.raw.raw")).expect("a disk");
+            assert!(back == disk(round, 12), "{context}: {point} is another");
+        }
+        let again = vault.json(&AT_ONCE);
+        assert_eq!(again["removed_objects"], 0, "{context}: {again}");
+        all_is_removed(vault, &[], &vault.repo(), context);
+    });
+}
+
 #[test]
 fn a_copy_that_is_killed_at_any_step_is_gone_on_with() {
     fn of_second(vault: &Vault) -> [String; 4] {

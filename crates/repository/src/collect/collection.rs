@@ -1,6 +1,7 @@
 //! A whole collection of a repository.
 
 use super::collector::plan;
+use super::domains::within;
 use super::merge::merge;
 use super::repack::{Rewritten, rewrite, sparse};
 use super::{CollectError, Collector, Condemned, Follow, Kept, Reach, Removed};
@@ -87,10 +88,12 @@ fn steps(
     if let (Some(reach), Some(percent)) = (&mut reach, how.repack) {
         follow_all(reach, session.state())?;
         let usage = reach.usage(session.state())?;
-        let packs = sparse(reach, session.state(), &usage, percent, now);
+        let domains = sparse(reach, session.state(), &usage, percent, now);
         drop(usage);
-        if !packs.is_empty() {
-            done.rewritten = rewrite(reach, session, now, &packs)?;
+        for (domain, packs) in domains {
+            let write = |session: &mut Session| rewrite(reach, session, now, domain, &packs);
+            let rewritten = within(repository, session, now, domain, write)?;
+            done.rewritten = done.rewritten.and(rewritten);
         }
     }
     let follow = reach.as_mut().map(|reach| reach as &mut dyn Follow);
@@ -124,7 +127,8 @@ pub fn look(repository: &Repository, how: &Collection) -> Result<Outlook, Collec
     let plan = plan(state, &kept, retention.then_some(how.now));
     let usage = reach.usage(state)?;
     if let Some(percent) = how.repack.filter(|_| how.follow) {
-        packs = sparse(&reach, state, &usage, percent, how.now);
+        let domains = sparse(&reach, state, &usage, percent, how.now);
+        packs = domains.iter().fold(packs, |packs, (_, sparse)| packs.union(sparse));
     }
     let whole = |packs: &Numbers| packs.iter().filter_map(|pack| usage.get(pack)).map(|of| of.whole).sum();
     let wasted =

@@ -1,12 +1,12 @@
 //! Putting small index segments together: each backup leaves one behind, and whoever has no index yet reads them all.
 
 use super::CollectError;
+use super::domains::{choose, within};
 use crate::error::Error;
 use crate::index::{Segment, SegmentBuilder};
-use crate::log::{Condemn, Content, Numbers, Segment as LogSegment, Session, State, Status};
-use crate::repository::is_of_a_segment;
+use crate::log::{Condemn, Content, Number, Numbers, Segment as LogSegment, Session, Status};
 use crate::writer::put_segment;
-use crate::{PackId, Repository, SEGMENTS, SegmentName};
+use crate::{DomainId, PackId, Repository, SEGMENTS, SegmentName, WriterKey};
 use rempart_objects::pages;
 use rempart_types::WallTime;
 use std::collections::BTreeMap;
@@ -16,8 +16,8 @@ const SMALL: u64 = 2 << 20;
 /// So many small ones are worth being read and put together.
 pub(super) const WORTH_IT: usize = 16;
 
-/// Condemns segments that tell of no live pack, and puts those together that are small, or about packs of which most are not
-/// live any more. Returns how many were condemned.
+/// Condemns segments that tell of no live pack, and puts those of a domain together that are small, or about packs of which most
+/// are not live any more. Returns how many were condemned.
 pub(super) fn merge(
     repository: &Repository,
     session: &mut Session,
@@ -26,8 +26,8 @@ pub(super) fn merge(
     let lens = lens(repository)?;
     session.refresh()?;
     let state = session.state();
-    let own = repository.writer().domain().id();
-    let (mut old, mut small, mut worth_it) = (Vec::new(), Vec::new(), Vec::new());
+    let mut old = Vec::new();
+    let mut domains: BTreeMap<DomainId, Candidates> = BTreeMap::new();
     for object in state.objects().filter(|object| object.status == Status::Live) {
         let Content::Index(segment) = object.content else { continue };
         let owner = state.owner(&object);
@@ -39,24 +39,46 @@ pub(super) fn merge(
         let packs = match packs {
             Ok(packs) => packs,
             // Whoever needs an index reads the packs themselves.
-            Err(error) if is_of_a_segment(&error) => continue,
+            Err(error) if error.is_of_its_writer() => continue,
             Err(error) => return Err(error.into()),
         };
         let live = packs.iter().filter(|pack| state.live_pack(**pack, owner.domain).is_some()).count();
+        let of = domains.entry(owner.domain).or_default();
         if live == 0 {
             old.push(object.number);
-        } else if owner.domain == own && live * 2 < packs.len() {
-            worth_it.push((object.number, name));
-        } else if owner.domain == own && *len < SMALL {
-            small.push((object.number, name));
+        } else if live * 2 < packs.len() {
+            of.worth_it.push((object.number, name));
+        } else if *len < SMALL {
+            of.small.push((object.number, name));
         }
     }
-    if worth_it.len() + small.len() >= WORTH_IT {
-        worth_it.extend(small);
+    let chosen = domains.into_iter().map(|(domain, of)| (domain, of.chosen()));
+    let chosen = chosen.map(|(domain, segments)| (segments.len() as u64, domain, segments));
+    let mut chosen: Vec<_> = chosen.filter(|(.., segments)| !segments.is_empty()).collect();
+    choose(repository, &mut chosen);
+    for (_, domain, segments) in chosen {
+        let put = |session: &mut Session| put_together(repository, session, now, domain, &segments);
+        old.extend(within(repository, session, now, domain, put)?);
     }
-    worth_it.sort_unstable();
-    old.extend(put_together(repository, session, now, &worth_it)?);
     condemn(session, now, &old.into_iter().collect())
+}
+
+/// Segments of one domain: their numbers and names.
+#[derive(Debug, Default)]
+struct Candidates {
+    small: Vec<(Number, SegmentName)>,
+    worth_it: Vec<(Number, SegmentName)>,
+}
+
+impl Candidates {
+    fn chosen(self) -> Vec<(Number, SegmentName)> {
+        let Candidates { small, mut worth_it } = self;
+        if worth_it.len() + small.len() >= WORTH_IT {
+            worth_it.extend(small);
+        }
+        worth_it.sort_unstable();
+        worth_it
+    }
 }
 
 /// Lengths, by what a list shows. What it does not show is left for another time.
@@ -70,46 +92,46 @@ fn lens(repository: &Repository) -> Result<BTreeMap<SegmentName, u64>, Error> {
     Ok(lens)
 }
 
-/// Returns which of them are told anew.
+/// In a session of the domain. Returns which of them are told anew.
 fn put_together(
     repository: &Repository,
     session: &mut Session,
     now: WallTime,
-    segments: &[(u32, SegmentName)],
-) -> Result<Vec<u32>, CollectError> {
+    domain: DomainId,
+    segments: &[(Number, SegmentName)],
+) -> Result<Vec<Number>, CollectError> {
+    let writer = repository.keys().owner()?.writer_in(domain);
     let (mut done, mut builder) = (Vec::new(), SegmentBuilder::new());
     for (number, name) in segments {
         let opener = repository.opener()?;
         let domain_of = |domain| Some(opener.domain(domain));
         let segment = match Segment::fetch(&**repository.objects(), &repository.id(), domain_of, name) {
             Ok(segment) => segment,
-            Err(error) if is_of_a_segment(&error) => continue,
+            Err(error) if error.is_of_its_writer() => continue,
             Err(error) => return Err(error.into()),
         };
-        if !builder.add_segment(&segment, |pack| is_live(repository, session.state(), pack)) {
-            make_live(repository, session, now, std::mem::take(&mut builder))?;
-            let added = builder.add_segment(&segment, |pack| is_live(repository, session.state(), pack));
+        let is_live = |session: &Session, pack: &PackId| session.state().live_pack(*pack, domain).is_some();
+        if !builder.add_segment(&segment, |pack| is_live(session, pack)) {
+            make_live(repository, &writer, session, now, std::mem::take(&mut builder))?;
+            let added = builder.add_segment(&segment, |pack| is_live(session, pack));
             assert!(added, "any segment fits in an empty one");
         }
         done.push(*number);
     }
-    make_live(repository, session, now, builder)?;
+    make_live(repository, &writer, session, now, builder)?;
     Ok(done)
-}
-
-fn is_live(repository: &Repository, state: &State, pack: &PackId) -> bool {
-    state.live_pack(*pack, repository.writer().domain().id()).is_some()
 }
 
 fn make_live(
     repository: &Repository,
+    writer: &WriterKey,
     session: &mut Session,
     now: WallTime,
     builder: SegmentBuilder,
 ) -> Result<(), CollectError> {
     if !builder.is_empty() {
         // Its packs are live already.
-        let LogSegment { packs: _, indexes } = put_segment(repository, session.id(), builder)?;
+        let LogSegment { packs: _, indexes } = put_segment(repository, writer, session.id(), builder)?;
         session.segment(now, LogSegment { packs: Vec::new(), indexes })?;
     }
     Ok(())

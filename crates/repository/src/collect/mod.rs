@@ -6,16 +6,17 @@
 //!
 //! | step | what makes it safe |
 //! |---|---|
-//! | `repack` | what is reached in packs that hold little else but waste is put anew, and live, before those are condemned |
+//! | `repack` | what is reached in packs of a domain that hold little else but waste is put anew there, and live, before those are condemned |
 //! | [`condemn`](Collector::condemn) | planned behind state `n`, and right only as entry `n + 1`. A lost slot: the backups that came in between are followed, too; all of them if something that was to be kept was condemned |
 //! | [`delete`](Collector::delete) | condemned is for good: no commit that needs it is valid after that, and its name is never used again. So at once, and as late as it may land |
 //! | `gone` | only what was seen absent is forgotten |
 //! | [`sweep`](Collector::sweep) | objects that no entry names: listed first, then the log is read. What is not live then, of a session that is over then, never will be |
-//! | `merge` | small index segments are put anew as one, and live, before they are condemned |
+//! | `merge` | small index segments of a domain are put anew as one, and live, before they are condemned |
 //! | [`truncate`](Collector::truncate) | entries are removed once a checkpoint stands for them and a signed pointer leads to it |
 
 mod collection;
 mod collector;
+mod domains;
 mod kept;
 mod marks;
 mod merge;

@@ -9,7 +9,7 @@ use super::kept::{Bits, Ranks};
 use super::marks::Marks;
 use super::{CollectError, Follow, Kept};
 use crate::blob::{BlobKind, Decompressor};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::index::IndexEntry;
 use crate::log::{Number, Numbers, State};
 use crate::tree::{FAN_OUT, Node, Tree};
@@ -209,7 +209,7 @@ impl Follow for Reach<'_> {
         }
         match self.follow_root(state, root) {
             Ok(()) => Ok(()),
-            Err(error) if error.is_loss() || error.kind == ErrorKind::Newer => {
+            Err(error) if error.is_of_its_writer() => {
                 self.unreadable.insert(root, error);
                 Ok(())
             }
@@ -228,7 +228,8 @@ impl Follow for Reach<'_> {
         let is_live = |pack: Number| live.get(pack).is_some();
         let mut listed = Bits::default();
         self.each_id(|same, reached| {
-            let is_anew = same.iter().any(|entry| self.new.contains(entry.pack()));
+            let is_new = |pack| self.new.contains(pack) && is_live(pack);
+            let is_anew = same.iter().any(|entry| is_new(entry.pack()));
             for pack in same.iter().map(IndexEntry::pack) {
                 listed.insert(pack.into());
                 if reached && is_live(pack) && !(is_anew && self.old.contains(pack)) {

@@ -1,21 +1,22 @@
 //! Writing packs anew that are mostly waste, or many and small.
 
 use super::reach::Usages;
-use super::{CollectError, Reach};
+use super::{CollectError, Reach, domains};
 use crate::blob::{BlobKind, Compressor, Decompressor};
 use crate::error::Error;
 use crate::index::SegmentBuilder;
+use crate::key::Domain;
 use crate::log::{Content, Number, Numbers, Session, State, Status};
 use crate::pack::PackBuilder;
 use crate::writer::{MAX_PACK_LEN, put, put_segment};
-use crate::{ChunkId, PackId, PackName, PackOpener, Repository};
+use crate::{ChunkId, DomainId, PackId, PackName, PackOpener, Repository, WriterKey};
 use rempart_buffer::BufferMut;
 use rempart_types::WallTime;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// Blobs that are read at once: 8 MiB in chunks of 128 KiB.
 const BATCH: usize = 64;
-/// Blobs that one collection writes anew, at most: they are remembered. What is left is left for the next one.
+/// Blobs of a domain that one collection writes anew, at most: they are remembered. What is left is left for the next one.
 const MOST: usize = 1 << 20;
 /// A pack that is smaller than this part of a full one is small.
 const SMALL: u64 = 4;
@@ -29,52 +30,79 @@ pub struct Rewritten {
     pub bytes: u64,
 }
 
-/// Packs of which less than `percent` is of use, and small ones if together they make a full one. Of the owner's domain: a
-/// pack of another holds ids that only that domain's keys make.
+impl Rewritten {
+    pub(super) fn and(self, other: Rewritten) -> Rewritten {
+        Rewritten { packs: self.packs + other.packs, bytes: self.bytes + other.bytes }
+    }
+}
+
+/// Packs of which less than `percent` is of use, and small ones if those of a domain make a full one together: what is found in a
+/// domain lies in its packs. Of the owner's domain first, then of those with the most waste.
 pub(super) fn sparse(
     reach: &Reach<'_>,
     state: &State,
     usage: &Usages,
     percent: u8,
     now: WallTime,
-) -> Numbers {
-    let own = reach.repository.writer().domain().id();
+) -> Vec<(DomainId, Numbers)> {
     let abilities = reach.repository.objects().abilities();
     let full = abilities.pack_len.min(MAX_PACK_LEN);
-    let (mut wasteful, mut small, mut together) = (Vec::new(), Vec::new(), 0);
+    let mut domains: BTreeMap<DomainId, Sparse> = BTreeMap::new();
     for object in state.objects() {
         let owner = state.owner(&object);
         let is_retained = abilities.retention && object.retain_until > now;
         let is_pack = object.status == Status::Live && matches!(object.content, Content::Pack(_));
         // Where nothing is of use there is nothing to write.
         let used = usage.get(object.number).filter(|usage| usage.used > 0);
-        let Some(usage) = used.filter(|_| is_pack && owner.is_over && owner.domain == own && !is_retained)
-        else {
-            continue;
-        };
-        if u128::from(usage.used) * 100 < u128::from(usage.whole) * u128::from(percent) {
-            wasteful.push(object.number);
-        } else if usage.whole < full / SMALL {
-            small.push(object.number);
-            together += usage.used;
+        let Some(usage) = used.filter(|_| is_pack && owner.is_over && !is_retained) else { continue };
+        let is_wasteful = u128::from(usage.used) * 100 < u128::from(usage.whole) * u128::from(percent);
+        if is_wasteful || usage.whole < full / SMALL {
+            let of = domains.entry(owner.domain).or_default();
+            of.waste += usage.whole - usage.used;
+            if is_wasteful {
+                of.wasteful.push(object.number);
+            } else {
+                of.small.push(object.number);
+                of.together += usage.used;
+            }
         }
     }
-    if together >= full {
-        wasteful.extend(small);
-    }
-    wasteful.into_iter().collect()
+    let mut chosen: Vec<(u64, DomainId, Numbers)> = domains
+        .into_iter()
+        .map(|(domain, mut of)| {
+            if of.together >= full {
+                of.wasteful.append(&mut of.small);
+            }
+            (of.waste, domain, of.wasteful.into_iter().collect::<Numbers>())
+        })
+        .filter(|(.., packs)| !packs.is_empty())
+        .collect();
+    domains::choose(reach.repository, &mut chosen);
+    chosen.into_iter().map(|(_, domain, packs)| (domain, packs)).collect()
 }
 
-/// Puts anew what is reached in packs, and makes it live. From then on `reach` does without the old packs, as far as all of
-/// their content was put.
+/// Of one domain.
+#[derive(Default)]
+struct Sparse {
+    wasteful: Vec<Number>,
+    small: Vec<Number>,
+    /// Bytes of use in the small ones.
+    together: u64,
+    /// Bytes of no use in all of them.
+    waste: u64,
+}
+
+/// Puts anew what is reached in packs of a domain, in a session of that domain, and makes it live. From then on `reach` does
+/// without the old packs, as far as all of their content was put.
 pub(super) fn rewrite(
     reach: &mut Reach<'_>,
     session: &mut Session,
     now: WallTime,
+    domain: DomainId,
     packs: &Numbers,
 ) -> Result<Rewritten, CollectError> {
     let repository = reach.repository;
-    let mut anew = Anew::new(repository, session, now);
+    let mut anew = Anew::new(repository, session, now, repository.keys().owner()?.writer_in(domain));
     let mut decompressor = Decompressor::new();
     let mut old = Vec::new();
     for number in packs.iter() {
@@ -88,7 +116,7 @@ pub(super) fn rewrite(
         let blobs = match blobs {
             Some(Ok(blobs)) => blobs,
             // What it holds cannot be told: it is kept.
-            Some(Err(error)) if error.is_loss() => continue,
+            Some(Err(error)) if error.is_of_its_writer() => continue,
             Some(Err(error)) => return Err(error.into()),
             None => continue,
         };
@@ -122,7 +150,7 @@ fn copy(
     let all =
         reach.reader.read_all(kind, ids, decompressor, |place, plain| anew.put(kind, ids[place], plain));
     match all {
-        Err(error) if error.is_loss() => {}
+        Err(error) if error.is_of_its_writer() => {}
         ended => return ended,
     }
     let mut plain = Vec::new();
@@ -130,7 +158,7 @@ fn copy(
         match reach.reader.read(kind, id, &mut plain, decompressor) {
             Ok(()) => anew.put(kind, *id, &plain)?,
             // It stays where it is: its pack is not condemned.
-            Err(error) if error.is_loss() => {}
+            Err(error) if error.is_of_its_writer() => {}
             Err(error) => return Err(error),
         }
     }
@@ -142,6 +170,7 @@ struct Anew<'a> {
     repository: &'a Repository,
     session: &'a mut Session,
     now: WallTime,
+    writer: WriterKey,
     packs: [Option<PackBuilder>; 2],
     buffer: BufferMut,
     compressor: Compressor,
@@ -153,11 +182,17 @@ struct Anew<'a> {
 }
 
 impl<'a> Anew<'a> {
-    fn new(repository: &'a Repository, session: &'a mut Session, now: WallTime) -> Anew<'a> {
+    fn new(
+        repository: &'a Repository,
+        session: &'a mut Session,
+        now: WallTime,
+        writer: WriterKey,
+    ) -> Anew<'a> {
         Anew {
             repository,
             session,
             now,
+            writer,
             packs: [None, None],
             buffer: BufferMut::default(),
             compressor: Compressor::new(),
@@ -178,6 +213,10 @@ impl<'a> Anew<'a> {
     }
 
     fn put(&mut self, kind: BlobKind, id: ChunkId, plain: &[u8]) -> Result<(), Error> {
+        // Who wrote the old pack may have put the ids of another domain into it: they stay where they are.
+        if id_of(self.writer.domain(), kind, plain) != id {
+            return Ok(());
+        }
         if !self.done.insert(id.0[..16].try_into().expect("16 bytes")) {
             return Ok(());
         }
@@ -187,7 +226,7 @@ impl<'a> Anew<'a> {
         }
         let pack = self.packs[place].get_or_insert_with(|| {
             let len = self.repository.objects().abilities().pack_len.min(MAX_PACK_LEN);
-            PackBuilder::new(self.repository.writer(), len, std::mem::take(&mut self.buffer))
+            PackBuilder::new(&self.writer, len, std::mem::take(&mut self.buffer))
         });
         pack.add(kind, id, plain, &mut self.compressor);
         Ok(())
@@ -209,7 +248,7 @@ impl<'a> Anew<'a> {
     fn make_live(&mut self) -> Result<(), Error> {
         let builder = std::mem::take(&mut self.segment);
         if !builder.is_empty() {
-            let segment = put_segment(self.repository, self.session.id(), builder)?;
+            let segment = put_segment(self.repository, &self.writer, self.session.id(), builder)?;
             self.live.extend(&segment.packs);
             self.session.segment(self.now, segment)?;
         }
@@ -220,8 +259,15 @@ impl<'a> Anew<'a> {
     fn finish(mut self, old: u64) -> Result<(Rewritten, Numbers), Error> {
         (0..self.packs.len()).try_for_each(|place| self.put_pack(place))?;
         self.make_live()?;
-        let domain = self.repository.writer().domain().id();
-        let numbers = self.live.iter().filter_map(|pack| self.session.state().live_pack(*pack, domain));
+        let (state, id) = (self.session.state(), self.session.id());
+        let numbers = self.live.iter().filter_map(|pack| state.number(id, Content::Pack(*pack)));
         Ok((Rewritten { packs: old, bytes: self.bytes }, numbers.collect()))
+    }
+}
+
+fn id_of(domain: &Domain, kind: BlobKind, plain: &[u8]) -> ChunkId {
+    match kind {
+        BlobKind::Data => domain.chunk_id(plain),
+        BlobKind::Tree => domain.node_id(plain),
     }
 }

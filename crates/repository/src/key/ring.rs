@@ -82,6 +82,13 @@ impl KeyRing {
         &self.writer
     }
 
+    /// To write with in any domain. Its signatures are those of maintenance.
+    pub fn writer_in(&self, domain: DomainId) -> WriterKey {
+        let (public, opener) = (*self.public(), &self.opener);
+        let (domain, signer) = (opener.domain(domain), opener.master.maintenance(&public.repository));
+        WriterKey { public, name: None, domain, signer }
+    }
+
     /// Signs what only maintenance may do.
     pub fn maintenance(&self) -> &Signer {
         &self.writer.signer

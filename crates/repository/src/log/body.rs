@@ -23,8 +23,9 @@ pub enum Body {
     Key(Key),
     /// A key may write no more; its sessions are over.
     Revoke(KeyId),
-    /// A writer is here. Every later entry is written within a session.
-    Session,
+    /// A writer is here. Every later entry is written within a session. What is put in it is in the domain of its key, or in this
+    /// one: the maintenance key may name any.
+    Session(Option<DomainId>),
     /// Packs, and the index segments that lead to them, are live.
     Segment(Segment),
     /// A backup.
@@ -185,7 +186,7 @@ impl Body {
             Body::Create(_) => kind::CREATE,
             Body::Key(_) => kind::KEY,
             Body::Revoke(_) => kind::REVOKE,
-            Body::Session => kind::SESSION,
+            Body::Session(_) => kind::SESSION,
             Body::Segment(_) => kind::SEGMENT,
             Body::Commit(_) => kind::COMMIT,
             Body::Condemn(_) => kind::CONDEMN,
@@ -209,7 +210,7 @@ impl Body {
             Body::Create(_) => "create",
             Body::Key(_) => "key",
             Body::Revoke(_) => "revoke",
-            Body::Session => "session",
+            Body::Session(_) => "session",
             Body::Segment(_) => "segment",
             Body::Commit(_) => "commit",
             Body::Condemn(_) => "condemn",
@@ -239,7 +240,8 @@ impl Body {
                 writer.raw(&key.domain.0);
             }
             Body::Revoke(key) => writer.raw(&key.0),
-            Body::Session | Body::End => {}
+            Body::Session(domain) => domain.iter().for_each(|domain| writer.raw(&domain.0)),
+            Body::End => {}
             Body::Segment(segment) => segment.encode(&mut writer),
             Body::Commit(commit) => commit.encode(&mut writer),
             Body::Condemn(condemn) => {
@@ -282,7 +284,8 @@ impl Body {
                 Body::Key(Key { public: Verifier(reader.array()?), domain: DomainId(reader.array()?) })
             }
             kind::REVOKE => Body::Revoke(KeyId(reader.array()?)),
-            kind::SESSION => Body::Session,
+            kind::SESSION if reader.0.is_empty() => Body::Session(None),
+            kind::SESSION => Body::Session(Some(DomainId(reader.array()?))),
             kind::SEGMENT => Body::Segment(Segment::decode(reader)?),
             kind::COMMIT => Body::Commit(Commit::decode(reader)?),
             kind::CONDEMN => {

@@ -10,7 +10,7 @@ use super::refusal::Refusal;
 use super::sign::Sign;
 use super::state::State;
 use crate::bug::{Bug, planted};
-use crate::{EntryHash, KeyId, SessionId, WrappedKeyId};
+use crate::{DomainId, EntryHash, KeyId, SessionId, WrappedKeyId};
 use rempart_objects::{Objects, pages};
 use rempart_types::WallTime;
 use std::sync::Arc;
@@ -35,7 +35,9 @@ impl Session {
         id: SessionId,
         now: WallTime,
     ) -> Result<Session, LogError> {
-        log.append::<LogError>(&*signer, |state| Ok(state.validate(id, &*signer, now, Body::Session)?))?;
+        log.append::<LogError>(&*signer, |state| {
+            Ok(state.validate(id, &*signer, now, Body::Session(None))?)
+        })?;
         Ok(Session { log, signer, id })
     }
 
@@ -45,6 +47,28 @@ impl Session {
             true => Ok(Session { log, signer, id }),
             false => Err(LogError::SessionOver(id)),
         }
+    }
+
+    /// Has `work` put something into any domain, in a session of its own beside this one: it takes the maintenance key. `id` is drawn
+    /// at random for it. It is over when `work` is done, or failed; one that stays open for being killed is as any other.
+    pub fn within<T, E: From<LogError>>(
+        &mut self,
+        domain: DomainId,
+        id: SessionId,
+        now: WallTime,
+        work: impl FnOnce(&mut Session) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let signer = Arc::clone(&self.signer);
+        let opens = Body::Session(Some(domain));
+        self.log
+            .append::<LogError>(&*signer, |state| Ok(state.validate(id, &*signer, now, opens.clone())?))?;
+        let own = std::mem::replace(&mut self.id, id);
+        let done = work(self);
+        let ended = self.close(now);
+        self.id = own;
+        let done = done?;
+        ended?;
+        Ok(done)
     }
 
     pub fn id(&self) -> SessionId {
@@ -231,11 +255,14 @@ impl Session {
 
     /// Ends this session. What it put and did not make live is removed by the next collection.
     pub fn end(mut self, now: WallTime) -> Result<Log, LogError> {
+        self.close(now)?;
+        Ok(self.log)
+    }
+
+    fn close(&mut self, now: WallTime) -> Result<(), LogError> {
         match self.append(now, Body::End) {
             // Somebody fenced it: it is over all the same.
-            Ok(_) | Err(LogError::SessionOver(_)) | Err(LogError::Refused(Refusal::SessionOver(_))) => {
-                Ok(self.log)
-            }
+            Ok(_) | Err(LogError::SessionOver(_)) | Err(LogError::Refused(Refusal::SessionOver(_))) => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -177,12 +177,16 @@ impl State {
         LivePacks::new(self.objects.snapshot(), sessions.collect())
     }
 
-    /// The number of a live pack of that name. Of several, which only a hostile writer brings about, those a writer of
-    /// `domain` may refer to.
-    pub fn live_pack(&self, pack: PackId, domain: DomainId) -> Option<Number> {
+    /// The numbers of live packs of that name that a writer of `domain` may refer to, in no order: one, unless somebody hostile
+    /// named what others put, too, and perhaps put nothing.
+    pub fn live_packs_named(&self, pack: PackId, domain: DomainId) -> impl Iterator<Item = Number> + '_ {
         let known = self.objects.with_content(Content::Pack(pack));
-        let allowed = known.filter(|object| self.may_require(object.number, domain));
-        allowed.min_by_key(|object| object.session).map(|object| object.number)
+        known.map(|object| object.number).filter(move |number| self.may_require(*number, domain))
+    }
+
+    /// The first of them.
+    pub fn live_pack(&self, pack: PackId, domain: DomainId) -> Option<Number> {
+        self.live_packs_named(pack, domain).min()
     }
 
     pub fn owner(&self, object: &Object) -> &SessionRecord {
@@ -383,7 +387,10 @@ impl State {
     fn check(&self, header: &Header, body: &Body) -> Result<(), Refusal> {
         let key = self.keys.get(&header.key).ok_or(Refusal::KeyUnknown(header.key))?;
         let maintains = key.public == self.maintenance;
-        if matches!(body, Body::Session) {
+        if let Body::Session(domain) = body {
+            if domain.is_some() && !maintains && !planted(Bug::AnyKeyInAnyDomain) {
+                return Err(Refusal::Maintenance("session in a domain that it names"));
+            }
             let is_new = !self.by_id.contains_key(&header.session) && self.next_session < SessionNumber::MAX;
             return is_new.then_some(()).ok_or(Refusal::SessionKnown(header.session));
         }
@@ -395,7 +402,7 @@ impl State {
             return Err(Refusal::NotYours(header.session));
         }
         match body {
-            Body::Session | Body::End => return Ok(()),
+            Body::Session(_) | Body::End => return Ok(()),
             Body::Segment(segment) => return self.check_segment(header.session, segment),
             Body::Commit(commit) => return self.check_commit(header.session, session, commit),
             Body::Fence(other) => {
@@ -449,7 +456,7 @@ impl State {
             Body::Damaged(damaged) => self.check_damaged(damaged),
             Body::Checkpoint(checkpoint) => self.check_checkpoint(checkpoint),
             Body::Create(_) => Err(Refusal::Created),
-            Body::Session | Body::Segment(_) | Body::Commit(_) | Body::Fence(_) | Body::End => {
+            Body::Session(_) | Body::Segment(_) | Body::Commit(_) | Body::Fence(_) | Body::End => {
                 unreachable!("handled above")
             }
         }
@@ -533,7 +540,7 @@ impl State {
         }
     }
 
-    /// What it requires is asked to be live and no more: what a condemnation put in place of a pack may be of any domain.
+    /// What it requires is asked to be live and no more: which packs hold what it reaches, the maintenance key knows.
     fn check_undelete(&self, undelete: &Undelete) -> Result<(), Refusal> {
         if undelete.root >= self.next {
             return Err(Refusal::NoSuchRoot(undelete.root));
@@ -582,11 +589,11 @@ impl State {
 
     /// Takes a checked entry.
     fn apply(&mut self, header: &Header, hash: EntryHash, body: Body) {
-        if matches!(body, Body::Session) {
+        if let Body::Session(domain) = body {
             let session = SessionRecord {
                 id: header.session,
                 key: header.key,
-                domain: self.keys[&header.key].domain,
+                domain: domain.unwrap_or_else(|| self.keys[&header.key].domain),
                 opened: header.number,
                 is_over: false,
                 last: (header.number, hash),
@@ -604,7 +611,7 @@ impl State {
         session.last_written = header.written;
         let may_forget = matches!(body, Body::Revoke(_) | Body::Fence(_) | Body::End | Body::Gone(_));
         match body {
-            Body::Create(_) | Body::Session => unreachable!("not applied here"),
+            Body::Create(_) | Body::Session(_) => unreachable!("not applied here"),
             Body::Key(key) => {
                 self.keys.insert(key.public.id(), key);
             }
@@ -698,12 +705,33 @@ impl State {
     fn apply_condemn(&mut self, condemn: &Condemn) {
         self.objects.set_status(&condemn.objects, Status::Condemned);
         self.verified = self.verified.difference(&condemn.objects);
+        // What lies in one domain, nothing of another holds again: nobody claims more of others than it did.
+        let domains = self.by_domain(condemn);
         let claiming = self.roots.values_mut().filter(|root| root.required.intersects(&condemn.objects));
         let mut shared = Shared::default();
         for root in claiming {
-            root.required = root.required.difference(&condemn.objects).union(&condemn.survivors);
+            let lost = domains.iter().filter(|(condemned, _)| root.required.intersects(condemned));
+            let left = root.required.difference(&condemn.objects);
+            root.required = lost.fold(left, |required, (_, survivors)| required.union(survivors));
             root.required.share(&mut shared);
         }
+    }
+
+    /// What is condemned of each domain, and what survives of it.
+    fn by_domain(&self, condemn: &Condemn) -> Vec<(Numbers, Numbers)> {
+        if planted(Bug::SurvivorsOfAnyDomain) {
+            return vec![(condemn.objects.clone(), condemn.survivors.clone())];
+        }
+        let mut domains: BTreeMap<DomainId, (Numbers, Numbers)> = BTreeMap::new();
+        let of = |number| self.objects.get(number).map(|object| self.owner(&object).domain);
+        for number in condemn.objects.iter() {
+            of(number).into_iter().for_each(|domain| domains.entry(domain).or_default().0.push(number));
+        }
+        for number in condemn.survivors.iter() {
+            let lost = of(number).and_then(|domain| domains.get_mut(&domain));
+            lost.into_iter().for_each(|(_, survivors)| survivors.push(number));
+        }
+        domains.into_values().collect()
     }
 
     /// Returns the packs' numbers.
@@ -821,7 +849,7 @@ impl<'s> Valid<'s> {
     }
 
     pub(super) fn opens_session(&self) -> bool {
-        matches!(self.body, Body::Session)
+        matches!(self.body, Body::Session(_))
     }
 
     pub(super) fn sign(&self, signer: &dyn Sign) -> Vec<u8> {

@@ -324,6 +324,79 @@ fn an_agent_writes_into_its_domain_and_maintains_nothing() {
     assert_eq!(open(&objects).remarks().last().unwrap().0, by_revoked);
 }
 
+#[test]
+fn the_maintenance_key_puts_into_any_domain_and_others_into_their_own() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    let (agent, agents) = (key(2), DomainId([4; 16]));
+    writer.register(NOW, Key { public: agent.verifier(), domain: agents }).unwrap();
+    let number = writer.within::<_, LogError>(agents, SessionId([9; 16]), NOW, |beside| {
+        beside.segment(NOW, packs(&[30]))?;
+        Ok(beside.state().number(beside.id(), Content::Pack(PackId([30; 32]))))
+    });
+    assert_eq!(number.unwrap(), Some(0));
+    let owner_of = |state: &State| {
+        let owner = state.owner(&state.object(0).expect("known"));
+        (owner.id, owner.domain, owner.is_over)
+    };
+    assert_eq!(owner_of(writer.state()), (SessionId([9; 16]), agents, true));
+    // The one that it was done beside goes on, in its own domain.
+    writer.segment(NOW, packs(&[40])).unwrap();
+    assert_eq!(refusal(commit(&mut writer, &commit_of(numbers([0])))), Refusal::NotFit(0));
+    let mut own = session_of(&objects, &agent, 2);
+    commit(&mut own, &commit_of(numbers([0]))).expect("it is of its domain");
+    assert_eq!(refusal(commit(&mut own, &commit_of(numbers([1])))), Refusal::NotFit(1));
+    // One in which the work fails is over as well.
+    let failed = writer.within::<(), _>(agents, SessionId([8; 16]), NOW, |beside| {
+        beside.segment(NOW, packs(&[31]))?;
+        Err(LogError::Contended(7))
+    });
+    assert!(matches!(failed, Err(LogError::Contended(7))), "{failed:?}");
+    assert!(!writer.state().session_is_open(SessionId([8; 16])));
+    assert_eq!(writer.id(), SessionId([1; 16]));
+    writer.segment(NOW, packs(&[41])).unwrap();
+
+    // Who may only add names no domain, not even its own.
+    for domain in [OWNER, agents, DomainId([5; 16])] {
+        force(&objects, &agent, 7, &Body::Session(Some(domain)));
+        let remark = last_remark(&objects);
+        assert!(matches!(remark, Remark::Refused(_, Refusal::Maintenance(_))), "{remark:?}");
+        assert_eq!(open(&objects).state().session(SessionId([7; 16])), None);
+    }
+    let kind = Body::Session(None).kind();
+    assert_eq!(Body::decode(kind, &[]), Some(Body::Session(None)));
+    assert_eq!(Body::decode(kind, &[4; 16]), Some(Body::Session(Some(agents))));
+    for length in [1, 15, 17, 32] {
+        assert_eq!(Body::decode(kind, &vec![4; length]), None, "{length} bytes");
+    }
+    // And so it is read from a checkpoint.
+    writer.checkpoint(NOW).unwrap();
+    writer.truncate().unwrap();
+    assert_eq!(owner_of(open(&objects).state()), (SessionId([9; 16]), agents, true));
+    assert_eq!(open(&objects).state(), writer.state());
+}
+
+/// Else whoever has a key that only adds would have the packs of others required, and kept, by backups of its own.
+#[test]
+fn what_survives_is_required_in_its_own_domain() {
+    let objects = memory();
+    let mut writer = session(&objects, 1);
+    let (agent, agents) = (key(2), DomainId([4; 16]));
+    writer.register(NOW, Key { public: agent.verifier(), domain: agents }).unwrap();
+    writer.segment(NOW, packs(&[10, 11])).unwrap();
+    let owners = commit(&mut writer, &commit_of(numbers([0]))).unwrap().number;
+    let mut own = session_of(&objects, &agent, 2);
+    own.segment(NOW, packs(&[20, 21, 22])).unwrap();
+    let agents = commit(&mut own, &commit_of(numbers([2, 4]))).unwrap().number;
+    let untouched = commit(&mut own, &commit_of(numbers([4]))).unwrap().number;
+    let condemn = Condemn { objects: numbers([0, 2]), followed: true, survivors: numbers([1, 3]) };
+    writer.condemn::<LogError>(NOW, |_| Ok(condemn.clone())).unwrap();
+    let required = |root| writer.state().roots()[&root].required.clone();
+    assert_eq!(required(owners), numbers([1]));
+    assert_eq!(required(agents), numbers([3, 4]));
+    assert_eq!(required(untouched), numbers([4]));
+}
+
 /// Their entries.
 fn empty_backups(writer: &mut Session, count: usize) -> Vec<u64> {
     (0..count).map(|_| commit(writer, &commit_of(Numbers::new())).unwrap().number).collect()
