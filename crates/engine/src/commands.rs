@@ -201,6 +201,11 @@ impl Engine {
         self.with_store(|store, io| store.close(io));
     }
 
+    /// The store is being closed, and refuses whatever is new.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.commands.stopping.is_some()
+    }
+
     pub(crate) fn stopped(&mut self) {
         if let Some(id) = self.commands.stopping.take() {
             self.command_done(id, CommandOutput::Done);

@@ -278,9 +278,10 @@ impl Engine {
         self.resync_log_durable(self.store.durable());
     }
 
-    /// Ends the resync once the log durably reached what the extents need.
+    /// Ends the resync once the log durably reached what the extents need. A copy that is being closed leaves that to its next start.
     pub(crate) fn resync_log_durable(&mut self, durable: Lsn) {
-        if self.resync.ending && self.store.resync_until().is_some_and(|until| durable >= until) {
+        let closing = self.is_stopping();
+        if self.resync.ending && !closing && self.store.resync_until().is_some_and(|until| durable >= until) {
             self.resync.ending = false;
             let ended = self.with_store(|store, io| store.end_resync(io));
             assert!(ended.is_ok() || self.store.failure().is_some(), "the log reached its mark: {ended:?}");
