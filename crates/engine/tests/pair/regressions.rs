@@ -214,3 +214,32 @@ fn a_resync_waits_while_its_targets_disk_is_full() {
     assert!(world.reports.iter().any(|(node, report)| *node == 1 && matches!(report, Report::DiskHasRoom)));
     settle(&mut world);
 }
+
+/// Seed 726855: the store, which was being closed, refused to end the resync, whose log came to its mark just then.
+#[test]
+fn a_target_that_is_stopped_while_its_resync_ends_stops() {
+    let comes_back = || {
+        let mut world = peer_lost_its_power(16);
+        world.run_for(SECONDS(5));
+        world.power_on(1);
+        world.run_until("set aside", SECONDS(20), |w| w.is_up(1) && is_set_aside(w));
+        world
+    };
+    fn is_set_aside(world: &World) -> bool {
+        world.engine(1).status(MonotonicTime(world.now)).set_aside.is_some()
+    }
+    let mut world = comes_back();
+    world.run_until("the resync ended", SECONDS(60), |w| !is_set_aside(w));
+    let ended = world.now;
+    for before in [4, 6, 8] {
+        let mut world = comes_back();
+        world.run_for(Duration::from_nanos(ended - world.now) - Duration::from_millis(before));
+        assert!(is_set_aside(&world), "the same world");
+        let stop = world.command(1, Command::Stop);
+        world.run_until("stopped", SECONDS(10), |w| w.results.contains_key(&stop));
+        assert_eq!(world.results[&stop], Ok(CommandOutput::Done));
+        world.crash(1);
+        world.start(1);
+        world.run_until("mirrored again", SECONDS(60), |w| w.in_sync() == 2);
+    }
+}
