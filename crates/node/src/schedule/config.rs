@@ -405,12 +405,14 @@ mod tests {
             "--qmp /run/q --agent /run/a --bandwidth 7"
         );
         assert_eq!(backup("disks = ['/a', '/b']\nformat = 'qcow2'"), "--disk /a --disk /b --format qcow2");
-        assert_eq!(backup("consistency = 'saved-state'"), "--consistency saved-state");
         let saved = "qmp = '/run/q'\nconsistency = 'saved-state'";
         assert_eq!(backup(saved), "--qmp /run/q --consistency saved-state");
         let application = "qmp = '/q'\nagent = '/a'\nconsistency = 'application'\nelse = 'saved-state'";
         let said = "--qmp /q --agent /a --consistency application --else saved-state";
         assert_eq!(backup(application), said);
+        let ours = parse(&format!("{plain}consistency = 'saved-state'")).unwrap();
+        assert!(!ours.is_foreign());
+        assert!(ours.backup_arguments("shop").ends_with(&["--consistency".into(), "saved-state".into()]));
         for wrong in [
             "qmp = 'q'",
             "agent = '/run/a'",
