@@ -300,11 +300,11 @@ impl History {
         // A machine that was frozen while its successor started may still be given the answer to what landed
         // before, and to nothing else.
         let finish = at.min(self.superseded[life.0]);
-        if start > finish && matches!(self.op(tag).request, Request::Flush) {
-            // It tells of what was answered before the successor started: nothing new, as a read.
-            return Ok(());
-        }
         if start > finish {
+            if matches!(self.op(tag).request, Request::Flush) {
+                // It tells of what was answered before the successor started: nothing new, as a read.
+                return Ok(());
+            }
             let detail =
                 format!("request {}, made after another machine had started, is acknowledged", tag.0);
             return Err(Violation::new(Promise::ReadsConsistent, detail));

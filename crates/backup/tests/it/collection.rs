@@ -496,13 +496,19 @@ fn what_a_thief_forgot_and_condemned_is_brought_back() {
     assert_eq!(packs(&lab), (0, 0));
 }
 
-/// A pack that an old point brought is kept for as long as the new point that shares it.
-#[test]
-fn what_is_shared_is_kept_for_the_newest() {
+/// A repository that keeps everything for a second and a half, and a disk.
+fn lab_that_keeps() -> (Arc<Memory>, Lab) {
     let place = Arc::new(Memory::default());
     let kept = Some(Duration::from_millis(1500));
     let mut lab = Lab::keeping(tempfile::tempdir().expect("a folder"), place.clone(), kept);
     lab.make_disk(4 * MIB);
+    (place, lab)
+}
+
+/// A pack that an old point brought is kept for as long as the new point that shares it.
+#[test]
+fn what_is_shared_is_kept_for_the_newest() {
+    let (place, mut lab) = lab_that_keeps();
     let mut points = Vec::new();
     back_up(&mut lab, &mut points, None);
     std::thread::sleep(Duration::from_millis(1100));
@@ -528,10 +534,7 @@ fn all_of_need_is_kept(place: &Memory, until: WallTime) {
 /// As a point that is made then.
 #[test]
 fn what_is_brought_back_is_kept_from_then_on() {
-    let place = Arc::new(Memory::default());
-    let kept = Some(Duration::from_millis(1500));
-    let mut lab = Lab::keeping(tempfile::tempdir().expect("a folder"), place.clone(), kept);
-    lab.make_disk(4 * MIB);
+    let (place, mut lab) = lab_that_keeps();
     let mut points = Vec::new();
     back_up(&mut lab, &mut points, None);
     let root = points[0].0;

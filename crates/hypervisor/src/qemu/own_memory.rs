@@ -12,7 +12,7 @@
 //! | goes on, by [`end`] and then the guard | | the next who resumes it ends it first, for the mark is there |
 
 use super::backup::description::describe;
-use super::saved_memory::{ACTION, Receiver, refuse_strange_capabilities, refused};
+use super::saved_memory::{Receiver, all_came, not_sent, refuse_strange_capabilities, refused};
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{KeptMemory, MemoryWanted};
 use crate::qmp::Client;
@@ -59,7 +59,7 @@ pub(super) async fn save(client: &Client, run_dir: &RunDir, wanted: MemoryWanted
         receiver.break_off();
     }
     sent?;
-    Ok(KeptMemory { bytes: receiver.finish()?.bytes, description })
+    Ok(KeptMemory { bytes: receiver.finish().bytes, description })
 }
 
 /// A socket that QEMU, as its user, can connect to: the directory is that user's.
@@ -90,7 +90,7 @@ async fn all_is_sent(
         tokio::select! {
             biased;
             end = &mut ended => {
-                end.map_err(|_| refused("its reader died"))?.map_err(|error| Error::io(ACTION, error))?;
+                all_came(end)?;
                 break;
             }
             _ = tick.tick() => {}
@@ -120,10 +120,7 @@ async fn all_is_sent(
         let migration = client.query_migrate().await?;
         match migration.status.as_str() {
             "completed" if client.query_status().await?.status == "postmigrate" => return Ok(()),
-            "failed" | "cancelled" => {
-                let why = migration.error_desc.unwrap_or_else(|| "it does not say why".into());
-                return Err(refused(format!("QEMU cannot send this machine: {why}")));
-            }
+            "failed" | "cancelled" => return Err(not_sent(migration.error_desc)),
             _ if begun.elapsed() > limit => return Err(too_long()),
             _ => tokio::time::sleep(POLL).await,
         }

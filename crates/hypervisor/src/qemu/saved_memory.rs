@@ -34,6 +34,21 @@ pub(super) fn refused(detail: impl Into<String>) -> Error {
     Error::new(ErrorKind::Refused, ACTION, detail)
 }
 
+/// What the reader of a stream said when it ended.
+pub(super) fn all_came(
+    end: std::result::Result<std::io::Result<()>, oneshot::error::RecvError>,
+) -> Result<()> {
+    end.map_err(|_| refused("its reader died"))?.map_err(|error| Error::io(ACTION, error))
+}
+
+/// For a migration that QEMU says has failed, or was cancelled.
+pub(super) fn not_sent(error_desc: Option<String>) -> Error {
+    refused(format!(
+        "QEMU cannot send this machine: {}",
+        error_desc.as_deref().unwrap_or("it does not say why")
+    ))
+}
+
 pub(super) async fn refuse_strange_capabilities(client: &Client) -> Result<()> {
     let capabilities = client.query_migrate_capabilities().await?;
     let strange =
@@ -129,8 +144,8 @@ impl Receiver {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
-    pub(super) fn finish(self) -> Result<SavedMemory> {
+    pub(super) fn finish(self) -> SavedMemory {
         let bytes = self.bytes();
-        Ok(SavedMemory { file: self.file, bytes })
+        SavedMemory { file: self.file, bytes }
     }
 }

@@ -18,7 +18,9 @@ use super::graph::Graph;
 use super::{Cut, Prepared, TrackingToken, names};
 use crate::dead_man::DeadMan;
 use crate::error::{Error, ErrorKind, Result};
-use crate::qemu::saved_memory::{ACTION, Receiver, SavedMemory, refuse_strange_capabilities, refused};
+use crate::qemu::saved_memory::{
+    ACTION, Receiver, SavedMemory, all_came, not_sent, refuse_strange_capabilities, refused,
+};
 use crate::qmp::migration::MigrationParameters;
 use crate::qmp::{Client, Event, Heard};
 use serde_json::{Value, json};
@@ -142,7 +144,7 @@ impl Prepared {
         let (instant, stall) = switched;
         let disks = self.or_forget(&next, rest).await?;
         let receiver = watch.receiver.expect("the machine was sent");
-        let memory = receiver.finish()?;
+        let memory = receiver.finish();
         Ok(((instant, stall, disks), memory, pause))
     }
 
@@ -190,7 +192,7 @@ impl Prepared {
             tokio::select! {
                 biased;
                 end = &mut ended => {
-                    end.map_err(|_| refused("its reader died"))?.map_err(|error| Error::io(ACTION, error))?;
+                    all_came(end)?;
                     break;
                 }
                 event = events.next() => match event {
@@ -260,8 +262,7 @@ impl Prepared {
                 "completed" => break,
                 "failed" | "cancelled" => {
                     watch.is_in_time(saving.limit)?;
-                    let why = migration.error_desc.unwrap_or_else(|| "it does not say why".into());
-                    return Err(refused(format!("QEMU cannot send this machine: {why}")));
+                    return Err(not_sent(migration.error_desc));
                 }
                 _ if Instant::now() > end => {
                     return Err(Error::deadline("have QEMU end a migration", saving.limit / 2));
