@@ -106,6 +106,7 @@ fn ours(program: &Path, folder: &Path, image: &Path) -> Result<Taken> {
     let url = format!("s3://{BUCKET}/ours?endpoint=http://{HOST}:{port}&allow_http=true");
     output(&mut command(&["repo", "create", &url])).context("make a repository in a bucket")?;
     let mut backup = command(&["backup", NAME, "--repo", &url, "--disk"]);
+    measure::have_memory_at_hand()?;
     let taken = measure::run(backup.arg(image))?;
     fs::remove_dir_all(&home)?;
     Ok(taken)
@@ -118,6 +119,7 @@ fn plain(image: &Path) -> Result<Taken> {
         .args(["-c", UPLOAD, &port.to_string(), BUCKET])
         .arg(image)
         .args([OBJECT.to_string(), UPLOADS.to_string()]);
+    measure::have_memory_at_hand()?;
     measure::run(&mut upload)
 }
 

@@ -62,6 +62,9 @@ pub struct Options {
     /// Only backups into a bucket
     #[arg(long)]
     only_bucket: bool,
+    /// An empty folder for the disk, the repositories and what is restored, on the file system that is to be measured
+    #[arg(long)]
+    folder: Option<PathBuf>,
     /// Measure this build of the program instead of building it
     #[arg(long)]
     program: Option<PathBuf>,
@@ -156,7 +159,7 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     let lab = Lab::build(false)?;
-    let folder = lab.folder().join("backup");
+    let folder = options.folder.clone().unwrap_or_else(|| lab.folder().join("backup"));
     std::fs::create_dir_all(&folder)?;
     let image = Image::make(&folder.join("disk.raw"), options.size << 30)?;
     recover(options, &kernel, &program, ours.clone(), lab.folder())?;
@@ -190,18 +193,19 @@ pub fn run(options: &Options) -> Result<()> {
             for (tool, column) in order {
                 let before = tool.stored()?;
                 settle()?;
+                match step {
+                    Step::Full | Step::Again(_) => image.warm()?,
+                    Step::Restore | Step::Synced | Step::Check => forget(tool)?,
+                }
+                measure::have_memory_at_hand()?;
                 let taken = match step {
                     Step::Full | Step::Again(_) => tool.back_up(&image)?,
                     Step::Restore | Step::Synced => {
-                        forget(tool)?;
                         let (taken, synced) = tool.restore(&image)?;
                         column.add(Step::Synced, synced, 0);
                         taken
                     }
-                    Step::Check => {
-                        forget(tool)?;
-                        tool.check()?
-                    }
+                    Step::Check => tool.check()?,
                 };
                 column.add(step, taken, tool.stored()?.saturating_sub(before));
             }
@@ -210,6 +214,7 @@ pub fn run(options: &Options) -> Result<()> {
             {
                 let before = repository.stored()?;
                 settle()?;
+                measure::have_memory_at_hand()?;
                 let taken = machine.back_up(&repository)?;
                 tracked.add(step, taken, repository.stored()?.saturating_sub(before));
             }
@@ -281,10 +286,12 @@ struct Limits {
 impl Limits {
     fn measure(&mut self, image: &Image, folder: &Path) -> Result<()> {
         image.warm()?;
+        measure::have_memory_at_hand()?;
         self.zstd.push(measure::run(Command::new("zstd").args(["-1", "-T2", "-c"]).arg(&image.path))?);
         let copy = folder.join("copy");
         let script = r#"cp --sparse=never "$1" "$2" && sync "$2""#;
         let mut command = Command::new("sh");
+        measure::have_memory_at_hand()?;
         self.copy.push(measure::run(command.args(["-c", script, "sh"]).args([&image.path, &copy]))?);
         std::fs::remove_file(copy)?;
         eprintln!("{:24} {:9} {:7.2} s", "limit", "zstd", self.zstd.last().expect("just measured").seconds);

@@ -139,7 +139,6 @@ impl Tool {
     }
 
     pub fn back_up(&mut self, image: &Image) -> Result<Taken> {
-        image.warm()?;
         self.points += 1;
         let mut command = match self.program {
             Program::Rempart { .. } => self.command(&["backup", NAME, "--disk"]),
