@@ -4,6 +4,7 @@ mod blob;
 mod boot;
 #[cfg_attr(not(feature = "planted-bugs"), allow(dead_code))]
 mod bug;
+mod check;
 mod chunk;
 pub mod collect;
 mod description;
@@ -33,6 +34,7 @@ pub use boot::{BootCheck, BootResult};
 #[cfg(feature = "planted-bugs")]
 pub use bug::plant;
 pub use bug::{Bug, planted};
+pub use check::{Checked, check};
 pub use chunk::{ChunkSize, is_zero};
 pub use description::Description;
 pub use error::{Error, ErrorKind};
@@ -50,9 +52,7 @@ pub use key::{
     WriterKey, WriterName,
 };
 pub use names::{CHECKPOINTS, PACKS, PackName, SEGMENTS, SegmentName};
-pub use pack::{
-    Blob, MAX_BLOBS, MAX_PACK, MIN_PACK, PACK_HEADER, Pack, PackBuilder, PackHeader, PackOpener, verify_pack,
-};
+pub use pack::{Blob, MAX_BLOBS, MAX_PACK, MIN_PACK, PACK_HEADER, Pack, PackBuilder, PackHeader, PackOpener};
 pub use point::{
     Consistency, ConsistencyLevel, Definition, Excluded, FileTree, HowRead, MEMORY, Point, PointDisk,
 };

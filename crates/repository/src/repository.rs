@@ -579,7 +579,7 @@ fn create_new(objects: &dyn Objects, name: &Name, content: &[u8]) -> Result<(), 
     }
 }
 
-fn read_description(objects: &dyn Objects) -> Result<Description, Error> {
+pub(crate) fn read_description(objects: &dyn Objects) -> Result<Description, Error> {
     let bytes = objects.get(&Description::name(), Description::LEN).map_err(|error| match error.kind {
         ObjectErrorKind::Missing => {
             let why = format!("there is no repository in {}", objects.url());

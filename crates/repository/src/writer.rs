@@ -174,19 +174,27 @@ impl BackupWriter {
         &self.reader
     }
 
-    /// The newest backup of a chain.
-    pub fn latest(&self, chain: ChainId) -> Option<u64> {
-        self.session().state().latest(chain).map(|(root, _)| root)
+    /// The newest backup of a chain, and what it says of itself. Where that is damaged, `lost` hears of it, and there is none: what
+    /// follows builds on nothing.
+    pub fn before(
+        &self,
+        chain: ChainId,
+        lost: impl FnOnce(u64, &Error),
+    ) -> Result<Option<(u64, Point)>, Error> {
+        let Some((root, _)) = self.session().state().latest(chain) else { return Ok(None) };
+        match self.repository.point(self.session().log(), root) {
+            Ok(point) => Ok(Some((root, point))),
+            Err(error) if error.is_loss() => {
+                lost(root, &error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether a machine of that name has a key of its own to add with, other than this writer's.
     pub fn is_of_a_writer(&self, name: &str) -> Result<bool, Error> {
         self.repository.has_writer(self.session().state(), name)
-    }
-
-    /// What a backup says of itself.
-    pub fn point(&self, root: u64) -> Result<Point, Error> {
-        self.repository.point(self.session().log(), root)
     }
 
     /// Chunks that were found damaged or missing: stored anew by whoever puts them.

@@ -1,5 +1,6 @@
 //! Sources against the real programs; disks there and back; collections.
 
+mod check;
 mod collection;
 mod domains;
 mod files;

@@ -10,8 +10,7 @@ use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
 use rempart_backup::{Content, DamagedFile, FileReader, Pace, Progress, check_disk, check_files};
-use rempart_repository::log::{Content as LogContent, Status};
-use rempart_repository::{BlobReader, PackName, verify_pack};
+use rempart_repository::{BlobReader, check};
 use serde_json::json;
 
 /// Reads every chunk of restore points; or, with --boot, starts their machines and sees whether they come up.
@@ -32,7 +31,7 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
     if command.boot.boot {
         let found = |wanted: &String| find(&repository, &log, wanted);
         let points = match command.points.is_empty() {
-            true => boot::those_that_run(&command.boot, newest(&repository, &log)?, output),
+            true => boot::those_that_run(&command.boot, newest(&repository, &log, output)?, output),
             false => command.points.iter().map(found).collect::<Result<Vec<_>, _>>()?,
         };
         drop(log);
@@ -115,34 +114,37 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
     }
 }
 
-/// Compares every live pack with its name.
-pub fn packs(access: &Access, output: Output) -> Result<(), Error> {
-    let repository = access.open()?;
-    let log = open_log(&repository)?;
-    let state = log.state();
+/// Holds all objects of a repository against hashes, checksums and signatures.
+pub fn all_objects(access: &Access, output: Output) -> Result<(), Error> {
+    let place = access.place()?;
     // Of a place that lost everything there are many names: they are remembered only where they are to be told together.
-    let (mut sound, mut read, mut damaged, mut names) = (0u64, 0u64, 0u64, Vec::new());
-    for object in state.objects().filter(|object| object.status == Status::Live) {
-        let LogContent::Pack(pack) = object.content else { continue };
-        let name = PackName { session: state.owner(&object).id, pack };
-        match verify_pack(&**repository.objects(), &name) {
-            Ok(len) => (sound, read) = (sound + 1, read + len),
-            Err(error) => {
-                output.tell(&chain(&error));
-                damaged += 1;
-                if output.json {
-                    names.push(name.object().to_string());
-                }
-            }
+    let (mut damaged, mut names) = (0u64, Vec::new());
+    let checked = check(&place, &mut |error| {
+        output.tell(&chain(&error));
+        damaged += 1;
+        if output.json {
+            names.push(error.object);
         }
-    }
+    });
+    let checked =
+        checked.map_err(|e| describe(&format!("cannot check the repository `{}`", access.name()), &e))?;
     if output.json {
-        output.print_json(&json!({ "sound_packs": sound, "read_bytes": read, "damaged": names }))?;
+        output.print_json(&json!({
+            "sound_packs": checked.packs, "sound_segments": checked.segments, "sound_points": checked.points,
+            "sound_keys": checked.keys, "read_bytes": checked.bytes, "damaged": names,
+        }))?;
     }
-    output.tell(&format!("{sound} packs, {}, are what was written", bytes(read)));
+    output.tell(&format!(
+        "{} packs and {} segments of the index, {}, {} restore points' entries and {} keys are what was written",
+        checked.packs,
+        checked.segments,
+        bytes(checked.bytes),
+        checked.points,
+        checked.keys
+    ));
     match damaged {
         0 => Ok(()),
-        packs => Err(Error::failed(format!("{packs} packs are damaged or missing"))
-            .hint("`rempart verify` tells which restore points they belong to")),
+        objects => Err(Error::failed(format!("{objects} objects are damaged or missing"))
+            .hint("`rempart verify` tells which restore points lost something of their packs")),
     }
 }

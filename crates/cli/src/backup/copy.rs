@@ -1,7 +1,7 @@
 //! `rempart copy`.
 
 use super::access::{Access, CommandLineFirst, KeyArgs, KeyOptions, chain, describe, now};
-use super::create::{back_up_memory, shown};
+use super::create::{back_up_memory, shown, unreadable};
 use super::in_use::InUse;
 use super::points::{all, find, open_log, time};
 use crate::{Output, output::bytes, parse};
@@ -104,13 +104,13 @@ pub fn run(command: &Copy, output: Output) -> Result<(), Error> {
         return Err(Error::invalid(format!("`{}` is the same repository", command.to)));
     }
     let wanted = match command.all {
-        true => all(&from.repository, &from.log)?,
+        true => all(&from.repository, &from.log, output)?,
         false => {
             let found = command.points.iter().map(|wanted| find(&from.repository, &from.log, wanted));
             found.collect::<Result<Vec<_>, _>>()?
         }
     };
-    let mut there = copies(&target)?;
+    let mut there = copies(&target, output)?;
     let is_there = |root: u64| there.contains_key(&Origin { copied_from: from.repository.id(), point: root });
     let read: Vec<u64> = wanted.iter().map(|(root, _)| *root).filter(|root| !is_there(*root)).collect();
     let _in_use = InUse::until_stopped(&from.repository, &read, "copy", output);
@@ -179,8 +179,8 @@ impl Origins {
 }
 
 /// What was copied into a repository, and which points it is there.
-fn copies(target: &Repository) -> Result<HashMap<Origin, u64>, Error> {
-    let points = all(target, &open_log(target)?)?;
+fn copies(target: &Repository, output: Output) -> Result<HashMap<Origin, u64>, Error> {
+    let points = all(target, &open_log(target)?, output)?;
     Ok(points.iter().filter_map(|(root, point)| Some((Origin::of(point)?, *root))).collect())
 }
 
@@ -195,10 +195,7 @@ fn copy(
     let machine = target.chain(&point.vm);
     let mut writer = BackupWriter::open(target.clone())?;
     writer.limit(bandwidth);
-    let before = match writer.latest(machine) {
-        Some(root) => Some((root, writer.point(root)?)),
-        None => None,
-    };
+    let before = writer.before(machine, unreadable(&point.vm, output))?;
     let last_origin = before.as_ref().and_then(|(_, point)| Origin::of(point));
     let chunk_len = u64::from(target.chunk_size().bytes());
     let position = serde_json::to_string(&origin).expect("it is plain data");

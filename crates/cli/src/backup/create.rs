@@ -235,6 +235,14 @@ fn open_images(command: &Backup, what: &str) -> Result<Vec<Image>, Error> {
     Ok(sources)
 }
 
+/// Tells that the point before cannot be built on.
+pub fn unreadable(vm: &str, output: Output) -> impl FnOnce(u64, &rempart_repository::Error) {
+    move |root, error| {
+        let why = chain(error);
+        output.tell(&format!("the point before, `{vm}@{root}`, cannot be read, and everything is: {why}"));
+    }
+}
+
 fn back_up(
     repository: &Arc<Repository>,
     vm: &str,
@@ -252,11 +260,7 @@ fn back_up(
         ));
     }
     let chain = repository.chain(vm);
-    let before = match writer.latest(chain) {
-        Some(root) => Some((root, writer.point(root)?)),
-        None => None,
-    };
-    let (base, before) = before.unzip();
+    let (base, before) = writer.before(chain, unreadable(vm, output))?.unzip();
     let before = before.as_ref();
     let chunk_len = u64::from(repository.chunk_size().bytes());
     match taker {

@@ -1,7 +1,7 @@
 //! `rempart repo key`: what opens a repository.
 
 use super::access::{Access, Secret, ask_new, describe, first_line, now};
-use super::points::{all, open_log};
+use super::points::open_log;
 use crate::Output;
 use clap::{Args, Subcommand};
 use rempart_api::Error;
@@ -135,8 +135,8 @@ fn add_writer(
     })?;
     let log = open_log(repository)?;
     let own = repository.writer().domain().id();
-    let is_own = |root| log.state().roots().get(root).is_some_and(|record| record.domain == own);
-    if all(repository, &log)?.iter().any(|(root, point)| point.vm == name.as_str() && is_own(root)) {
+    let chain = repository.chain(name.as_str());
+    if log.state().roots().values().any(|record| record.domain == own && record.chain == chain) {
         // Whoever stole the key could else pass newer points off as those of that machine.
         return Err(Error::refused(what)
             .cause(format!(

@@ -95,7 +95,7 @@ pub enum RepoCommand {
     List(list::List),
     /// What a repository is, and how much is in it.
     Show(Access),
-    /// Compare every pack with its name's hash, which needs no key to be right about: damage shows.
+    /// Hold every pack, segment, restore point's entry and key against its hash or signature, which takes no key: damage shows.
     Check(Access),
     /// Mend what is damaged from a second repository.
     Repair(repair::Repair),
@@ -126,7 +126,7 @@ pub fn run_backup(
         BackupCommand::Repo(RepoCommand::Create(command)) => access::create(command, output),
         BackupCommand::Repo(RepoCommand::List(command)) => list::run(&command, config, output),
         BackupCommand::Repo(RepoCommand::Show(command)) => points::show(&command, output),
-        BackupCommand::Repo(RepoCommand::Check(command)) => check::packs(&command, output),
+        BackupCommand::Repo(RepoCommand::Check(command)) => check::all_objects(&command, output),
         BackupCommand::Repo(RepoCommand::Repair(command)) => repair::run(&command, output),
         BackupCommand::Repo(RepoCommand::Key(command)) => keys::run(&command, output),
         BackupCommand::Backup(command) => create::run(&command, client, output),

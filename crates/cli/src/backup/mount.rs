@@ -40,7 +40,7 @@ pub fn run(command: &Mount, output: Output) -> Result<(), Error> {
     let log = open_log(&repository)?;
     let points = match &command.point {
         Some(wanted) => vec![find(&repository, &log, wanted)?],
-        None => all(&repository, &log)?,
+        None => all(&repository, &log, output)?,
     };
     drop(log);
     let roots: Vec<u64> = points.iter().map(|(root, _)| *root).collect();

@@ -24,28 +24,41 @@ pub struct Points {
     forgotten: bool,
 }
 
-/// Every point, the newest last.
-pub fn all(repository: &Repository, log: &Log) -> Result<Vec<(u64, Point)>, Error> {
-    all_but(repository, log, |_| {})
+/// Every point that can be read, the newest last. The others are told.
+pub fn all(repository: &Repository, log: &Log, output: Output) -> Result<Vec<(u64, Point)>, Error> {
+    Ok(all_and_lost(repository, log, output)?.0)
 }
 
-/// The same. What a machine with a key of its own wrote, and is no restore point of it, is told and passed over.
-fn all_but(repository: &Repository, log: &Log, tell: impl Fn(&str)) -> Result<Vec<(u64, Point)>, Error> {
+/// The same, and how many of the owner's own cannot be read. Whoever has a key of their own may write what is no restore point.
+fn all_and_lost(
+    repository: &Repository,
+    log: &Log,
+    output: Output,
+) -> Result<(Vec<(u64, Point)>, usize), Error> {
     let own = repository.writer().domain().id();
-    let mut points = Vec::new();
+    let (mut points, mut lost) = (Vec::new(), 0);
     for (root, record) in log.state().roots() {
         match repository.point(log, *root) {
             Ok(point) => points.push((*root, point)),
             Err(error) if record.domain != own && error.is_loss() => {
-                tell(&format!("point {root}, by key {}, counts for nothing: {error}", record.key));
+                let why = chain(&error);
+                output.tell(&format!("point {root}, by key {}, counts for nothing: {why}", record.key));
+            }
+            Err(error) if error.is_loss() => {
+                output.tell(&format!("point {root} cannot be read: {}", chain(&error)));
+                lost += 1;
             }
             Err(error) => return Err(describe("cannot read the restore points", &error)),
         }
     }
-    Ok(points)
+    for (number, remark) in log.remarks().iter().filter(|(_, remark)| remark.may_have_been_an_entry()) {
+        let name = rempart_repository::log::name(*number);
+        output.tell(&format!("`{name}` counts for nothing, and may have been a restore point: {remark}"));
+    }
+    Ok((points, lost))
 }
 
-/// The point that `VM` or `VM@POINT` means.
+/// The point that `VM` or `VM@POINT` means. Refuses `VM` where its newest point cannot be read.
 pub fn find(repository: &Repository, log: &Log, wanted: &str) -> Result<(u64, Point), Error> {
     let (vm, number) = match wanted.rsplit_once('@') {
         Some((vm, number)) => {
@@ -56,17 +69,41 @@ pub fn find(repository: &Repository, log: &Log, wanted: &str) -> Result<(u64, Po
         }
         None => (wanted, None),
     };
-    let found = all(repository, log)?
-        .into_iter()
-        .rfind(|(root, point)| point.vm == vm && number.is_none_or(|number| number == *root));
-    found.ok_or_else(|| {
-        Error::not_found(format!("there is no restore point `{wanted}`")).hint("`rempart points` lists them")
-    })
+    let (own, chain) = (repository.writer().domain().id(), repository.chain(vm));
+    let mut doubtful = log.remarks().iter().filter(|(_, remark)| remark.may_have_been_an_entry());
+    let doubtful = doubtful.next_back().filter(|_| number.is_none());
+    for (root, record) in log.state().roots().iter().rev() {
+        if number.is_some_and(|number| number != *root) {
+            continue;
+        }
+        match repository.point(log, *root) {
+            Ok(point) if point.vm == vm => match doubtful.filter(|(slot, _)| slot > root) {
+                None => return Ok((*root, point)),
+                Some((slot, remark)) => {
+                    let name = rempart_repository::log::name(*slot);
+                    return Err(Error::failed(format!(
+                        "cannot tell which restore point of `{vm}` is the newest"
+                    ))
+                    .cause(format!("`{name}` counts for nothing, and may have been one: {remark}"))
+                    .hint(format!("`{vm}@{root}` is the newest that can be read")));
+                }
+            },
+            Err(error) if !error.is_loss() => return Err(describe("cannot read the restore points", &error)),
+            // Who asks for the newest shall not be given an older one unasked.
+            Err(error) if record.domain == own && (number.is_some() || record.chain == chain) => {
+                return Err(describe(&format!("cannot read the restore point `{vm}@{root}`"), &error).hint(
+                    format!("`rempart points {vm}` lists those that can be read; `rempart forget @{root}` gives this one up"),
+                ));
+            }
+            _ => {}
+        }
+    }
+    Err(Error::not_found(format!("there is no restore point `{wanted}`")).hint("`rempart points` lists them"))
 }
 
 /// The newest point of every machine, by name.
-pub fn newest(repository: &Repository, log: &Log) -> Result<Vec<(u64, Point)>, Error> {
-    let points = all(repository, log)?.into_iter();
+pub fn newest(repository: &Repository, log: &Log, output: Output) -> Result<Vec<(u64, Point)>, Error> {
+    let points = all(repository, log, output)?.into_iter();
     let newest: BTreeMap<String, _> = points.map(|(root, point)| (point.vm.clone(), (root, point))).collect();
     Ok(newest.into_values().collect())
 }
@@ -88,7 +125,23 @@ pub fn run(command: &Points, output: Output) -> Result<(), Error> {
         return undelete::list(&repository, command.vm.as_deref(), output);
     }
     let log = open_log(&repository)?;
-    let mut points = all_but(&repository, &log, |line| output.tell(line))?;
+    let (mut points, lost) = all_and_lost(&repository, &log, output)?;
+    list(command, &repository, &log, &mut points, output)?;
+    match lost {
+        0 => Ok(()),
+        lost => Err(Error::failed(format!("{lost} restore points cannot be read")).hint(
+            "they are passed over; `rempart forget @POINT` gives one up, and a backup of its machine makes a new one",
+        )),
+    }
+}
+
+fn list(
+    command: &Points,
+    repository: &Repository,
+    log: &Log,
+    points: &mut Vec<(u64, Point)>,
+    output: Output,
+) -> Result<(), Error> {
     if let Some(vm) = &command.vm {
         points.retain(|(_, point)| point.vm == *vm);
     }

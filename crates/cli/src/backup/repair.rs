@@ -65,10 +65,10 @@ pub fn run(command: &Repair, output: Output) -> Result<(), Error> {
     }
     let log = open_log(&repository)?;
     let points = match command.points.as_slice() {
-        [] => all(&repository, &log)?,
+        [] => all(&repository, &log, output)?,
         wanted => wanted.iter().map(|wanted| find(&repository, &log, wanted)).collect::<Result<_, _>>()?,
     };
-    let copies = all(&other.repository, &other.log)?;
+    let copies = all(&other.repository, &other.log, output)?;
     let roots: Vec<u64> = points.iter().map(|(root, _)| *root).collect();
     let _in_use = InUse::until_stopped(&repository, &roots, "repo repair", output);
     let (mut told, mut unmended) = (Vec::new(), 0);

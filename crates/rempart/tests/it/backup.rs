@@ -3,9 +3,14 @@
 use crate::export::map;
 use crate::golden::Transcript;
 use crate::rack::{Answer, PROGRAM, Rack, Server, noise};
+use rempart_objects::Directory;
+use rempart_repository::log::Session;
+use rempart_repository::{AnyKey, Repository, SessionId, Unlock};
+use rempart_types::WallTime;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 const MIB: usize = 1 << 20;
 
@@ -271,10 +276,7 @@ fn one_flipped_bit_is_found_named_and_mended_by_the_next_backup() {
     let (disk, content) = vault.filled();
     let packs = vault.files_below("packs");
     let pack = packs.iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
-    let mut bytes = std::fs::read(pack).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(pack, &bytes).unwrap();
+    flip(pack);
 
     let check = vault.refused(&["repo", "check"]);
     assert!(check.err.contains(pack.file_name().unwrap().to_str().unwrap()), "{}", check.err);
@@ -288,6 +290,92 @@ fn one_flipped_bit_is_found_named_and_mended_by_the_next_backup() {
     let to = vault.rack.path("back");
     vault.ok(&["restore", "shop", "--to", to.to_str().unwrap()]);
     assert!(std::fs::read(to.join("disk0.raw")).unwrap() == content);
+}
+
+/// Whoever holds the place has no key of it.
+#[test]
+fn a_repository_is_checked_without_a_key() {
+    let vault = Vault::new();
+    vault.filled();
+    std::fs::remove_file(vault.rack.path("passphrase")).unwrap();
+    let sound = vault.json(&["repo", "check"]);
+    assert_eq!((&sound["sound_points"], &sound["sound_keys"]), (&1.into(), &1.into()), "{sound}");
+    assert!(sound["sound_packs"].as_u64() > Some(0) && sound["sound_segments"].as_u64() > Some(0), "{sound}");
+    assert_eq!(sound["damaged"], serde_json::json!([]));
+    let key = vault.files_below("keys").remove(0);
+    flip(&key);
+    let check = vault.refused(&["repo", "check"]);
+    assert!(check.err.contains(key.file_name().unwrap().to_str().unwrap()), "{}", check.err);
+}
+
+fn flip(file: &Path) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(file, &bytes).unwrap();
+}
+
+/// What a point says of itself is damaged in the log: its machine's next backup and all others' points go on.
+#[test]
+fn a_point_whose_entry_is_damaged_is_told_and_the_others_are_there() {
+    let vault = Vault::opened_by_file();
+    let (disk, content) = vault.filled();
+    let disk = disk.to_str().unwrap();
+    let back_up = |vm: &str| vault.json(&["backup", vm, "--disk", disk])["point"].as_u64().unwrap();
+    let [mail, newest] = ["mail", "shop"].map(back_up);
+    let first = vault.json(&["points", "shop"])[0]["point"].as_u64().unwrap();
+    let entry = |point: u64| vault.repo().join(format!("log/{point:016x}"));
+    let whole = std::fs::read(entry(newest)).unwrap();
+
+    // Nothing stands for it but the entry itself.
+    flip(&entry(newest));
+    let points = vault.ok(&["points"]);
+    assert!(
+        points.err.contains(&format!("`log/{newest:016x}` counts for nothing, and may have been")),
+        "{}",
+        points.err
+    );
+    let refused = vault.refused(&["restore", "shop", "--to", vault.rack.path("no").to_str().unwrap()]);
+    assert!(refused.err.contains("which restore point of `shop` is the newest"), "{}", refused.err);
+    assert!(refused.err.contains(&format!("`shop@{first}`")), "{}", refused.err);
+    assert!(vault.restored(&format!("shop@{first}"), "first") == [content.clone()]);
+    std::fs::write(entry(newest), whole).unwrap();
+
+    // The log was folded since: it is known that there is a point.
+    fold(&vault);
+    flip(&entry(newest));
+    let points = vault.refused(&["points"]);
+    assert!(points.err.contains(&format!("point {newest} cannot be read")), "{}", points.err);
+    assert!(points.out.contains(&format!("mail@{mail}")) && points.out.contains(&format!("shop@{first}")));
+    let check = vault.refused(&["repo", "check"]);
+    assert!(check.err.contains(&format!("log/{newest:016x}")), "{}", check.err);
+    for wanted in ["shop".to_owned(), format!("shop@{newest}")] {
+        let refused = vault.refused(&["restore", &wanted, "--to", vault.rack.path("no").to_str().unwrap()]);
+        assert!(refused.err.contains(&format!("`rempart forget @{newest}`")), "{}", refused.err);
+    }
+    assert!(vault.restored("mail", "mail") == [content.clone()]);
+    assert!(vault.restored(&format!("shop@{first}"), "first-again") == [content.clone()]);
+    vault.ok(&["verify", "mail"]);
+
+    let backup = vault.ok(&["backup", "shop", "--disk", disk]);
+    assert!(backup.err.contains(&format!("`shop@{newest}`, cannot be read")), "{}", backup.err);
+    assert!(vault.restored("shop", "next") == [content]);
+    vault.refused(&["points"]);
+    vault.ok(&["forget", &format!("@{newest}")]);
+    vault.ok(&["points"]);
+    vault.ok(&["repo", "check"]);
+}
+
+/// As a collection does once the log is long.
+fn fold(vault: &Vault) {
+    let place = Arc::new(Directory::open(&vault.repo()).unwrap());
+    let AnyKey::Opens(key) = AnyKey::load(&vault.rack.path("key")).unwrap() else { panic!("it opens") };
+    let repository = Repository::open(place, &vault.rack.path("cache"), Unlock::KeyFile(&key)).unwrap();
+    let now = WallTime(1);
+    let mut session =
+        Session::open(repository.log().unwrap(), repository.signer(), SessionId::random(), now).unwrap();
+    session.checkpoint(now).unwrap();
+    session.end(now).unwrap();
 }
 
 #[test]

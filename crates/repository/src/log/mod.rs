@@ -37,6 +37,7 @@ pub use error::LogError;
 pub use history::{Forgetting, Forgotten, OldPack};
 pub(crate) use live_packs::LivePacks;
 pub use numbers::{Number, Numbers};
+pub(crate) use read::strange_pointers;
 pub use read::{Log, payload};
 pub use refusal::{Refusal, Remark};
 pub use session::Session;

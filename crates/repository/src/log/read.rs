@@ -237,6 +237,32 @@ pub(super) fn read_pointer(
     Ok(Pointer::decode(&bytes, verify, repository, maintenance, ordinal))
 }
 
+fn listed_pointers(objects: &dyn Objects) -> Result<Vec<u64>, LogError> {
+    let mut listed = Vec::new();
+    for page in pages(objects, CHECKPOINTS) {
+        let page = page?;
+        let digits = page.iter().filter_map(|object| object.name.as_str().strip_prefix(CHECKPOINTS));
+        listed.extend(digits.filter_map(|digits| u64::from_str_radix(digits, 16).ok()));
+    }
+    Ok(listed)
+}
+
+/// Pointers to checkpoints that are there and count for nothing: damaged, or put there by somebody who has not the maintenance key.
+pub(crate) fn strange_pointers(
+    objects: &dyn Objects,
+    verify: &dyn Verify,
+    repository: RepositoryId,
+    maintenance: Verifier,
+) -> Result<Vec<Name>, LogError> {
+    let mut strange = Vec::new();
+    for ordinal in listed_pointers(objects)? {
+        if read_pointer(objects, verify, repository, maintenance, ordinal)?.is_none() {
+            strange.push(pointer_name(ordinal));
+        }
+    }
+    Ok(strange)
+}
+
 /// The state at the newest checkpoint that a list shows. There may be newer ones: refreshing finds those.
 fn newest_listed(
     objects: &dyn Objects,
@@ -244,12 +270,7 @@ fn newest_listed(
     repository: RepositoryId,
     maintenance: Verifier,
 ) -> Result<Option<State>, LogError> {
-    let mut listed = Vec::new();
-    for page in pages(objects, CHECKPOINTS) {
-        let page = page?;
-        let digits = page.iter().filter_map(|object| object.name.as_str().strip_prefix(CHECKPOINTS));
-        listed.extend(digits.filter_map(|digits| u64::from_str_radix(digits, 16).ok()));
-    }
+    let mut listed = listed_pointers(objects)?;
     if listed.is_empty() {
         // Somebody may have hidden them.
         let hidden = objects.hidden(CHECKPOINTS)?;

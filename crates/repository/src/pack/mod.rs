@@ -18,4 +18,4 @@ pub use builder::{Pack, PackBuilder};
 pub use format::{Blob, MAX_BLOBS, MAX_PACK, MIN_PACK, PACK_HEADER, PackHeader};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use format::{TRAILER, seal_footer};
-pub use reader::{PackOpener, verify_pack};
+pub use reader::PackOpener;

@@ -1,15 +1,11 @@
 //! Reading packs: with a key, and without.
 
 use super::format::{self, Blob, MAX_PACK, PACK_HEADER, PackHeader, TRAILER};
-use crate::PackId;
 use crate::blob::{BlobKind, Codec, Decompressor};
 use crate::error::{Error, ErrorKind, Fault, FoundIn};
 use crate::key::{BoxPurpose, Cipher, CipherKey, Domain, Opener, Secret};
 use crate::names::PackName;
 use rempart_objects::Objects;
-
-/// Bytes that are read at once where only the hash of a pack is wanted.
-const PIECE: u64 = 4 << 20;
 
 /// Opens the blobs of one pack. About 300 bytes: many may be kept.
 #[derive(Debug, Clone)]
@@ -148,22 +144,4 @@ impl PackOpener {
     fn key(&self) -> CipherKey {
         CipherKey::new(self.cipher, &self.key)
     }
-}
-
-/// Reads all of a pack and compares it with its name. Needs no key; [`ErrorKind::Damaged`] if one bit is another. Returns
-/// its length.
-pub fn verify_pack(objects: &dyn Objects, name: &PackName) -> Result<u64, Error> {
-    let object = name.object();
-    let whole = objects.len(&object)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut at = 0;
-    while at < whole {
-        let end = whole.min(at + PIECE);
-        hasher.update(&objects.get_range(&object, at..end)?);
-        at = end;
-    }
-    if PackId(*hasher.finalize().as_bytes()) != name.pack {
-        return Err(Error::new(ErrorKind::Damaged, object, "its bytes are not those its name stands for"));
-    }
-    Ok(whole)
 }

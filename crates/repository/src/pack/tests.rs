@@ -1,5 +1,6 @@
 use super::*;
 use crate::blob::{BlobKind, Codec, Compressor, Decompressor};
+use crate::check::verify;
 use crate::error::ErrorKind;
 use crate::{ChunkId, KeyRing, MasterKey, RepositoryId, SessionId, WriterKey};
 use rempart_objects::{Created, Memory, Objects};
@@ -60,7 +61,7 @@ fn a_pack_reads_back_and_is_verified_without_a_key() {
         let name = pack.name(SESSION);
         let created = objects.create(&name.object(), &[pack.bytes()], None).expect("created");
         assert_eq!(created, Created::New);
-        assert_eq!(verify_pack(&objects, &name).expect("whole"), pack.bytes().len() as u64);
+        assert_eq!(verify(&objects, &name.object(), &name.pack.0).expect("whole"), pack.bytes().len() as u64);
 
         let opener = PackOpener::fetch(&objects, ring.opener(), name).expect("opens");
         assert_eq!(opener.domain().id(), writer.domain().id());
@@ -97,7 +98,7 @@ fn every_flipped_bit_of_a_pack_is_seen() {
         if bit % 8 == 0 {
             let objects = Memory::default();
             objects.create(&name.object(), &[&bytes], None).expect("created");
-            let error = verify_pack(&objects, &name).expect_err("damaged");
+            let error = verify(&objects, &name.object(), &name.pack.0).expect_err("damaged");
             assert_eq!((error.kind, error.object), (ErrorKind::Damaged, name.object().to_string()));
         }
     }
