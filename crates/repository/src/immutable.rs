@@ -78,7 +78,10 @@ impl<'r> Keeper<'r> {
     pub fn keep(&mut self, state: &State, required: &Numbers, own: &[PackName]) -> Result<(), Error> {
         for object in required.iter().filter_map(|number| state.object(number)) {
             if object.retain_until < self.until {
-                self.keep_numbered(state, &object)?;
+                match self.keep_numbered(state, &object) {
+                    Err(error) if error.is_loss() && state.is_named_again(&object) => {}
+                    kept => kept?,
+                }
             }
         }
         own.iter().try_for_each(|pack| self.keep_named(pack.object()))?;

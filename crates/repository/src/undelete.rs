@@ -228,7 +228,7 @@ impl Undeleter<'_> {
             let Content::Pack(pack) = object.content else { continue };
             // No list tells that something is not there.
             let name = PackName { session: state.owner(&object).id, pack };
-            if self.repository.len_of(&name)?.is_none() {
+            if self.repository.len_of(&name)?.is_none() && !state.is_named_again(&object) {
                 let why = format!("it is not there any more, and point {} requires it", forgotten.number);
                 return Err(Error::new(ErrorKind::Missing, name.object(), why));
             }

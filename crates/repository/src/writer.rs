@@ -291,12 +291,18 @@ impl BackupWriter {
         if !self.reader.may_hold(id) || self.damaged.contains(id) {
             return Ok(false);
         }
+        self.require(BlobKind::Data, id)
+    }
+
+    /// Requires what holds a blob, if anything does: every copy of it. One may be damaged, and have been stored anew since; which
+    /// of them is whole shows when it is read.
+    fn require(&self, kind: BlobKind, id: &ChunkId) -> Result<bool, Error> {
         let found = self.reader.find_in(id, self.domain().id())?;
-        let Some(located) = found.iter().find(|located| located.blob.kind == BlobKind::Data) else {
-            return Ok(false);
-        };
-        self.stored.required().insert(located.pack);
-        Ok(true)
+        let packs = found.iter().filter(|located| located.blob.kind == kind).map(|located| located.pack);
+        let mut packs = packs.peekable();
+        let is_there = packs.peek().is_some();
+        self.stored.required().extend(packs);
+        Ok(is_there)
     }
 
     /// Commits the backup. `base` is an earlier backup some of whose chunks were taken over without being looked at.
@@ -601,12 +607,9 @@ impl BlobWriter<'_> {
             return Ok(());
         }
         let anew = kind == BlobKind::Tree && writer.nodes_anew.load(Ordering::Relaxed);
-        if !anew && writer.reader.may_hold(&id) && !writer.damaged.contains(&id) {
-            let found = writer.reader.find_in(&id, writer.domain().id())?;
-            if let Some(located) = found.iter().find(|located| located.blob.kind == kind) {
-                writer.stored.required().insert(located.pack);
-                return Ok(());
-            }
+        let may_be_there = !anew && writer.reader.may_hold(&id) && !writer.damaged.contains(&id);
+        if may_be_there && writer.require(kind, &id)? {
+            return Ok(());
         }
         let full = {
             let mut own = writer.stored.own();

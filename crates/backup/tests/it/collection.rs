@@ -174,6 +174,39 @@ fn a_point_whose_tree_is_lost_keeps_all_that_it_claims() {
     assert_eq!(packs(&lab), before, "only what the forgotten one had is gone");
 }
 
+/// Damages the largest pack of a directory, so many percent behind its beginning, and has it known what of a disk is lost by that.
+fn damage(lab: &Lab, at: u64, disk: &PointDisk) {
+    let objects = lab.repository.objects();
+    let listed = objects.list("packs/", None).expect("lists");
+    let largest = listed.iter().max_by_key(|listed| listed.len).expect("there is one");
+    let path = lab.folder.path().join("repository").join(largest.name.as_str());
+    let mut bytes = std::fs::read(&path).expect("reads");
+    bytes[(largest.len * at / 100) as usize] ^= 1;
+    std::fs::write(&path, bytes).expect("writes");
+    let log = lab.repository.log().expect("opens");
+    let index = lab.repository.index(log.state()).expect("opens");
+    let reader = BlobReader::new(&lab.repository, log.state(), index);
+    let content = DiskContent::of(disk, lab.repository.chunk_size());
+    let found = check_disk(&reader, content, 2, &Progress::default());
+    lab.repository.report_damaged(&found.expect("reads").chunks, NOW).expect("reports");
+}
+
+/// It finds the damaged one first, and would have nothing of the good one when the backup that mended is forgotten.
+#[test]
+fn a_backup_that_finds_a_chunk_twice_requires_both() {
+    let mut lab = Lab::new();
+    lab.make_disk(4 * MIB);
+    let mut points = Vec::new();
+    back_up(&mut lab, &mut points, None);
+    damage(&lab, 30, &points[0].1);
+    back_up(&mut lab, &mut points, None);
+    back_up(&mut lab, &mut points, None);
+    assert_eq!(points[2].1.how.new, 0, "it is all there");
+    forget(&lab, &[points[0].0, points[1].0]);
+    gc(&lab, Collection { follow: false, ..HOW });
+    all_restore(&lab, &points[2..]);
+}
+
 /// Of a chunk that lies twice, because its first copy is damaged, the good one stays.
 #[test]
 fn the_good_copy_of_a_chunk_stays() {
@@ -181,27 +214,8 @@ fn the_good_copy_of_a_chunk_stays() {
     lab.make_disk(4 * MIB);
     let mut points = Vec::new();
     back_up(&mut lab, &mut points, None);
-    let folder = lab.folder.path().join("repository");
-    let damage = |at: u64| {
-        let objects = lab.repository.objects();
-        let listed = objects.list("packs/", None).expect("lists");
-        let largest = listed.iter().max_by_key(|listed| listed.len).expect("there is one");
-        let path = folder.join(largest.name.as_str());
-        let mut bytes = std::fs::read(&path).expect("reads");
-        let at = (largest.len * at / 100) as usize;
-        bytes[at] ^= 1;
-        std::fs::write(&path, bytes).expect("writes");
-    };
     for at in [30, 60] {
-        damage(at);
-        let log = lab.repository.log().expect("opens");
-        let reader =
-            BlobReader::new(&lab.repository, log.state(), lab.repository.index(log.state()).expect("opens"));
-        let chunk_size = lab.repository.chunk_size();
-        let disk = &points[0].1;
-        let content = DiskContent::of(disk, chunk_size);
-        let found = check_disk(&reader, content, 2, &Progress::default());
-        lab.repository.report_damaged(&found.expect("reads").chunks, NOW).expect("reports");
+        damage(&lab, at, &points[0].1);
         lab.back_up(None, None).expect("backs up");
         gc(&lab, HOW);
         all_restore(&lab, &points);

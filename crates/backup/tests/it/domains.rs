@@ -6,9 +6,9 @@ use crate::lab::{CHUNK, Lab, PASSPHRASE};
 use crate::writers::{NOW, adding, back_up, key_for, name, of, session};
 use rempart_backup::{Changes, DiskJob, FileSource, Progress, back_up_disk};
 use rempart_buffer::BufferMut;
-use rempart_objects::{Created, Error, Front, Name, Objects};
+use rempart_objects::{Created, Error, Front, Memory, Name, Objects};
 use rempart_repository::collect::{Collection, Collector, collect, look};
-use rempart_repository::log::{Content, Segment as LogSegment, Session};
+use rempart_repository::log::{Content, Numbers, Segment as LogSegment, Session};
 use rempart_repository::{
     BackupWriter, BlobKind, ChunkId, Compressor, KeyRing, MasterKey, PackBuilder, PackName, PackOpener,
     Repository, SegmentBuilder, WriterKey,
@@ -27,10 +27,10 @@ fn all_restore(lab: &Lab, points: &[(u64, Vec<u8>)]) {
     }
 }
 
-/// What any backup requires, and all that is live, is of one domain and the machine's.
-fn is_in(repository: &Repository, root: u64, machine: &str) {
+/// What a backup requires is of its writer's domain.
+fn is_in_its_domain(repository: &Repository, root: u64, writer: &Repository) {
     let log = repository.log().expect("opens");
-    let (state, domain) = (log.state(), repository.opener().expect("the owner's").domain_of(machine));
+    let (state, domain) = (log.state(), writer.writer().domain().id());
     for number in state.roots()[&root].required.iter() {
         let object = state.object(number).expect("it is live");
         assert_eq!(state.owner(&object).domain, domain, "object {number}");
@@ -42,6 +42,8 @@ fn packs_of_a_machine_with_a_key_of_its_own_are_written_anew_in_its_domain() {
     let mut lab = in_memory();
     lab.make_disk(6 * MIB);
     let web = adding(&lab, key_for(&lab, "web", "key"));
+    let old = back_up(&lab.repository, &lab.disk(), of(&lab, "shop")).root;
+    lab.change(20);
     let shop = (back_up(&lab.repository, &lab.disk(), of(&lab, "shop")).root, lab.content());
     let mut points = Vec::new();
     for _ in 0..20 {
@@ -49,16 +51,19 @@ fn packs_of_a_machine_with_a_key_of_its_own_are_written_anew_in_its_domain() {
         points.push((back_up(&web, &lab.disk(), of(&lab, "web")).root, lab.content()));
     }
     let last = points.split_off(18);
-    forget(&lab, &points.iter().map(|(root, _)| *root).collect::<Vec<_>>());
+    forget(&lab, &points.iter().map(|(root, _)| *root).chain([old]).collect::<Vec<_>>());
     // Of what they had alone, packs that are of some use yet are most.
     let outlook = look(&lab.repository, &ALL_ANEW).expect("looks");
     assert!(outlook.sparse > 10 && outlook.sparse_waste > MIB, "{outlook:?}");
     let done = gc(&lab, ALL_ANEW);
     assert!(done.rewritten.packs >= 10 && done.segments >= 16, "{done:?}");
+    // Each requires what was put of its own, and nothing else: what the trees say is not asked again.
+    gc(&lab, Collection { follow: false, ..HOW });
     all_restore(&lab, &last);
     all_restore(&lab, std::slice::from_ref(&shop));
+    is_in_its_domain(&lab.repository, shop.0, &lab.repository);
     for (root, _) in &last {
-        is_in(&lab.repository, *root, "web");
+        is_in_its_domain(&lab.repository, *root, &web);
     }
 
     // As much is there as if there had never been more.
@@ -234,6 +239,94 @@ fn who_names_what_a_backup_puts_has_nothing_of_it_removed() {
     assert!(place.thief.lock().expect("no holder panics").1 > 3);
     gc(&lab, Collection { follow: false, ..HOW });
     assert!(lab.restore(root).expect("restores") == lab.content());
+
+    // Nor what the next one finds, in packs that have a number more.
+    let again = back_up(&web, &lab.disk(), of(&lab, "web"));
+    assert_eq!(again.new_bytes, 0);
+    forget(&lab, &[root]);
+    gc(&lab, Collection { follow: false, ..HOW });
+    assert!(lab.restore(again.root).expect("restores") == lab.content());
+}
+
+/// The numbers of the packs that a point requires.
+fn required(repository: &Repository, root: u64) -> Numbers {
+    repository.log().expect("opens").state().roots()[&root].required.clone()
+}
+
+/// Whoever has the machine's key names its packs before they are put, and again when they are.
+#[test]
+fn an_index_knows_a_pack_by_all_of_its_numbers() {
+    let mut lab = in_memory();
+    lab.make_disk(4 * CHUNK);
+    lab.fill(0, 4 * CHUNK);
+    drop(key_for(&lab, "web", "key"));
+    let thief = adding(&lab, key_for(&lab, "web", "stolen"));
+    let place = watched(&lab, &thief);
+    let folder = lab.folder.path().to_owned();
+    let own = |cache: &str| {
+        let key = WriterKey::load(&folder.join("key")).expect("read");
+        Repository::open_to_add(place.clone(), &folder.join(cache), key)
+    };
+    let owners = |cache: &str| Repository::open(place.clone(), &folder.join(cache), PASSPHRASE);
+    let index = |repository: &Repository| {
+        let log = repository.log().expect("opens");
+        repository.index(log.state()).expect("opens")
+    };
+    let web = Arc::new(own("web").expect("opens"));
+    back_up(&web, &lab.disk(), of(&lab, "web"));
+    index(&owners("owner").expect("opens"));
+    let file = std::fs::File::options().write(true).open(lab.disk()).expect("opens");
+    file.set_len(40 * CHUNK).expect("grows");
+    lab.fill(0, 40 * CHUNK);
+    let root = back_up(&web, &lab.disk(), of(&lab, "web")).root;
+    let put = required(&web, root);
+    let log = web.log().expect("opens");
+    let state = log.state();
+    let contents = put.iter().filter_map(|number| state.object(number)).map(|object| object.content);
+    let packs = contents.filter_map(|content| match content {
+        Content::Pack(pack) => Some(pack),
+        Content::Index(_) => None,
+    });
+    let packs: Vec<_> = packs.collect();
+    assert!(packs.len() > 2);
+    session(&thief).segment(NOW, LogSegment { packs, indexes: Vec::new() }).expect("its own domain");
+
+    // Brought up to date, and made anew: the owner's, and the machine's.
+    let domain = web.writer().domain();
+    for repository in ["owner", "owner-2"].map(owners).into_iter().chain(["web", "web-2"].map(own)) {
+        let repository = repository.expect("opens");
+        let index = index(&repository);
+        for chunk in lab.content().chunks(CHUNK as usize) {
+            let found = index.find(&domain.chunk_id(chunk)).expect("whole");
+            assert_eq!(found.len(), 3, "{found:?}");
+            assert!(found.iter().any(|located| put.contains(located.pack)), "{found:?}");
+        }
+    }
+}
+
+/// A backup goes on, and what it made comes back, though somebody says to have put what it finds, too.
+#[test]
+fn who_names_what_a_place_keeps_stops_no_backup_and_none_from_being_brought_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let period = std::time::Duration::from_secs(3600);
+    let mut lab = Lab::keeping(folder, Arc::new(Memory::default()), Some(period));
+    lab.make_disk(4 * CHUNK);
+    lab.fill(0, 4 * CHUNK);
+    let thief = adding(&lab, key_for(&lab, "web", "stolen"));
+    let key = key_for(&lab, "web", "key");
+    let place = watched(&lab, &thief);
+    let web = Repository::open_to_add(place, &lab.folder.path().join("web"), key).expect("opens");
+    let web = Arc::new(web);
+    let first = back_up(&web, &lab.disk(), of(&lab, "web")).root;
+    let again = back_up(&web, &lab.disk(), of(&lab, "web"));
+    assert_eq!(again.new_bytes, 0);
+    assert!(required(&web, again.root).len() > required(&web, first).len(), "by all of their numbers");
+    forget(&lab, &[again.root]);
+    let log = lab.repository.log().expect("opens");
+    let forgotten = lab.repository.forgotten(&log).expect("told").points;
+    let forgotten: Vec<_> = forgotten.iter().filter(|point| point.root == again.root).collect();
+    lab.repository.undelete(&forgotten, NOW, |_| ()).expect("brings back");
+    assert!(lab.restore(again.root).expect("restores") == lab.content());
 }
 
 /// A key that only adds makes up packs that open with another key, and has a backup reach what they are said to hold.

@@ -274,6 +274,8 @@ fn what_did_not_change_is_not_read_once_it_is_old_enough() {
     let lab = lab();
     let tree = lab.folder.path().join("tree");
     make_tree(&tree);
+    let back_dated = tree.join("back-dated");
+    fs::write(&back_dated, b"before").expect("written");
     let all = [tree.clone()];
     let (_, _, first) = back_up(&lab, &lab.repository, &all);
     assert!(first > 5 * CHUNK as u64);
@@ -282,8 +284,12 @@ fn what_did_not_change_is_not_read_once_it_is_old_enough() {
     let (_, _, again) = back_up(&lab, &lab.repository, &all);
     assert_eq!(again, first, "they were too new");
     fs::write(tree.join("deep.txt"), b"new").expect("written");
+    // Its size is the same, and so is when it was modified, as its writer says.
+    let modified = fs::metadata(&back_dated).and_then(|file| file.modified()).expect("known");
+    fs::write(&back_dated, b"behind").expect("written");
+    File::options().write(true).open(&back_dated).and_then(|file| file.set_modified(modified)).expect("set");
     let (root, _, last) = back_up(&lab, &lab.repository, &all);
-    assert_eq!(last, 3);
+    assert_eq!(last, 3 + 6);
     let to = restored(&lab, root, b"", "to");
     assert_eq!(inventory(&to.join(tree.strip_prefix("/").expect("whole"))), inventory(&tree));
 }

@@ -137,6 +137,10 @@ fn what_delete_markers_hide_is_found_and_shown_again() {
     }
     assert!(listed().eq([0, 2, 3].map(|place| names[place].clone())));
     assert_eq!(hidden(""), names[1..2]);
+    // Two markers hide it.
+    bucket.reveal(&names[1]).expect("shown");
+    assert!(listed().eq(names.iter().cloned()));
+    assert_eq!(hidden(""), []);
 }
 
 #[test]

@@ -214,6 +214,7 @@ proptest! {
                     let place = entries.iter().position(|entry| *entry == half).map(|place| place as u64);
                     prop_assert_eq!(cursor.place_of(&half).expect("whole"), place);
                     prop_assert_eq!(cursor.place_of(&half).expect("whole"), place, "again");
+                    prop_assert_eq!(index.cursor().place_of(&half).expect("whole"), place, "over all before");
                 }
             }
             index = Some(reopened);
@@ -252,7 +253,9 @@ fn an_index_without_its_filter_finds_the_same() {
 fn every_damaged_byte_of_a_local_index_is_seen() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("index");
-    let count = local(&path, 300).len();
+    let made = local(&path, 300);
+    let first = made.entries().next().expect("there are some").expect("whole").id();
+    let count = made.len();
     let whole = std::fs::read(&path).expect("read");
     let read = || {
         let index = LocalIndex::open(&path, &REPOSITORY)?;
@@ -283,6 +286,11 @@ fn every_damaged_byte_of_a_local_index_is_seen() {
     let index = LocalIndex::open(&path, &REPOSITORY).expect("its blocks are looked at later");
     let error = LocalIndex::open(&path, &RepositoryId([9; 16])).expect_err("another repository's");
     assert_eq!(error.kind, ErrorKind::Foreign);
+    // Nor does who looks for many take a block for what it could not read.
+    let mut cursor = index.cursor();
+    for _ in 0..2 {
+        assert_eq!(cursor.place_of(&first).expect_err("damaged").kind, ErrorKind::Damaged);
+    }
     // Nobody takes it for a loss of what is in the repository, and who comes next makes it anew.
     let error = (0..300).find_map(|number| index.find(&id(number)).err()).expect("one lies there");
     assert!(error.kind == ErrorKind::Local && !path.exists(), "{error}");

@@ -189,6 +189,12 @@ impl State {
         self.live_packs_named(pack, domain).min()
     }
 
+    /// Whether a pack has another number, too: somebody hostile named what another put, and it may not be there under this one.
+    pub(crate) fn is_named_again(&self, object: &Object) -> bool {
+        let Content::Pack(pack) = object.content else { return false };
+        self.live_packs_named(pack, self.owner(object).domain).nth(1).is_some()
+    }
+
     pub fn owner(&self, object: &Object) -> &SessionRecord {
         self.sessions.get(&object.session).expect("an object's session is known")
     }
