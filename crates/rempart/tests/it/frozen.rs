@@ -353,6 +353,15 @@ fn what_others_froze_is_theirs_and_what_cannot_stand_still_is_told() {
     tool(&["fsfreeze", "--freeze", data]);
     let (answer, _) = scene.back_up(&[]);
     assert!(answer.code == 4 && answer.err.contains("another program froze it"), "{}", answer.err);
+    let (answer, told) = scene.back_up(&["--else", "live"]);
+    let consistency = &told["consistency"];
+    assert_eq!((answer.code, &consistency["level"]), (0, &"live".into()), "{}", answer.err);
+    assert!(consistency["why"].as_str().unwrap().contains("another program froze it"), "{told}");
+    assert_eq!(
+        (&consistency["pause_ms"], &told["disks"][0]["left_out_bytes"]),
+        (&Value::Null, &0.into()),
+        "{told}"
+    );
     // It still is.
     tool(&["fsfreeze", "--unfreeze", data]);
 
