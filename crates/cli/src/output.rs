@@ -35,39 +35,67 @@ impl Output {
     pub fn print_json(self, value: &impl Serialize) -> Result<(), Error> {
         let text =
             serde_json::to_string_pretty(value).map_err(|e| Error::failed("cannot write JSON").cause(e))?;
-        self.print(&text)
+        write(&printable_json(&text))
     }
 
-    /// Data. A closed pipe, as of `| head`, is no error.
+    /// Lines of data.
     pub fn print(self, text: &str) -> Result<(), Error> {
-        match writeln!(std::io::stdout(), "{text}") {
-            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(Error::failed("cannot write to stdout").cause(e))
-            }
-            _ => Ok(()),
-        }
+        write(&printable_lines(text))
     }
 
     /// A sentence for the person, on stderr; silent with `--json`.
     pub fn tell(self, text: &str) {
         if !self.json {
-            let _ = writeln!(std::io::stderr(), "{text}");
+            let _ = writeln!(std::io::stderr(), "{}", printable_lines(text));
         }
     }
 
     pub fn table(self, header: &[&str], rows: Vec<Vec<String>>) -> Result<(), Error> {
         let mut table = comfy_table::Table::new();
         table.load_preset(comfy_table::presets::NOTHING).set_header(header.iter().map(|h| h.to_uppercase()));
-        table.add_rows(rows);
+        table.add_rows(rows.iter().map(|row| row.iter().map(|cell| printable(cell))));
         if let Some(first) = table.column_mut(0) {
             first.set_padding((0, 1));
         }
-        self.print(&table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n"))
+        write(&table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n"))
     }
 
     pub fn progress(self) -> ProgressShow {
         ProgressShow::new(self)
     }
+}
+
+/// A closed pipe, as of `| head`, is no error.
+fn write(text: &str) -> Result<(), Error> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::failed("cannot write to stdout").cause(e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What somebody named, or a repository holds, in one line that writes nothing else on a terminal.
+pub fn printable(text: &str) -> String {
+    escape(text, char::is_control, |c| c.escape_default().to_string())
+}
+
+/// The same of a text of several lines.
+fn printable_lines(text: &str) -> String {
+    escape(text, |c| c.is_control() && c != '\n', |c| c.escape_default().to_string())
+}
+
+/// The same value: JSON itself escapes what is below the space, and neither DEL nor the controls of Latin-1.
+fn printable_json(json: &str) -> String {
+    escape(json, |c| c.is_control() && c != '\n', |c| format!("\\u{:04x}", u32::from(c)))
+}
+
+fn escape(text: &str, is_escaped: impl Fn(char) -> bool, escaped: impl Fn(char) -> String) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_escaped(c) { shown += &escaped(c) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// A bar on a terminal, a line every few seconds otherwise; or JSON for programs.
@@ -132,7 +160,7 @@ impl ProgressShow {
 
     pub fn show(&mut self, progress: &Progress) {
         if let Some(bar) = &self.bar {
-            bar.set_message(progress.phase.clone());
+            bar.set_message(printable(&progress.phase));
             bar.set_prefix(new(progress));
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.done_bytes);
@@ -155,8 +183,8 @@ impl ProgressShow {
 
     fn line(&self, progress: &Progress) {
         let line = match self.format {
-            ProgressFormat::Json => json_line(progress, &self.rate),
-            _ => plain_line(progress, &self.rate),
+            ProgressFormat::Json => printable_json(&json_line(progress, &self.rate)),
+            _ => printable(&plain_line(progress, &self.rate)),
         };
         let _ = writeln!(std::io::stderr(), "{line}");
     }
@@ -219,12 +247,12 @@ fn render_error(error: &Error, paint: bool) -> String {
     let label = |word: &str, color: &str| {
         if paint { format!("\x1b[1;{color}m{word}\x1b[0m") } else { word.to_owned() }
     };
-    let mut text = format!("{} {}\n", label("error:", "31"), error.message);
+    let mut text = format!("{} {}\n", label("error:", "31"), printable_lines(&error.message));
     if let Some(cause) = &error.cause {
-        text += &format!("{} {cause}\n", label("cause:", "33"));
+        text += &format!("{} {}\n", label("cause:", "33"), printable_lines(cause));
     }
     if let Some(hint) = &error.hint {
-        text += &format!("{}  {hint}\n", label("hint:", "36"));
+        text += &format!("{}  {}\n", label("hint:", "36"), printable_lines(hint));
     }
     text
 }
@@ -259,6 +287,23 @@ mod tests {
              cause: last contact with `a` was 38 s ago\n\
              hint:  run `rempart failover db-01 --force` to give up what was written since\n"
         );
+    }
+
+    #[test]
+    fn what_somebody_named_writes_on_no_terminal() {
+        let hostile = "a\u{1b}[2J\rb\u{9b}2Jc";
+        let error = Error::refused(hostile).cause(format!("of two\nlines: {hostile}")).hint(hostile);
+        let shown = render_error(&error, false);
+        assert_eq!(shown.lines().count(), 4, "{shown:?}");
+        assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
+        let json = serde_json::to_string_pretty(&json!({ hostile: [hostile, "\u{7f}"] })).unwrap();
+        let shown = printable_json(&json);
+        assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&shown).unwrap(),
+            json!({ hostile: [hostile, "\u{7f}"] })
+        );
+        assert_eq!(printable("büro\n"), "büro\\n");
     }
 
     #[test]

@@ -41,13 +41,7 @@ pub fn entry_path(path: &Path) -> Vec<u8> {
 }
 
 pub fn shown_path(path: &[u8]) -> String {
-    format!("/{}", printable(&String::from_utf8_lossy(path)))
-}
-
-/// Without what writes on terminals: names, and all that a repository holds, are whatever somebody gave.
-pub fn printable(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { c.escape_default().collect() } else { vec![c] };
-    text.chars().flat_map(shown).collect()
+    format!("/{}", crate::output::printable(&String::from_utf8_lossy(path)))
 }
 
 /// The files that a point has.

@@ -3,7 +3,8 @@
 use super::access::{chain, describe};
 use super::files::{self, shown_path};
 use super::serve::{Memory, disk_reader};
-use crate::{Output, output};
+use crate::Output;
+use crate::output::{self, printable};
 use rempart_api::Error;
 use rempart_backup::{
     ChunkCache, Entry, GuestDisks, GuestReaders, GuestVolume, Pace, Progress, ReadLimits, RestoredFiles,
@@ -103,8 +104,8 @@ pub fn list_volumes(
     for Found { disk, volume, .. } in &found {
         let kind = volume.kind.map_or("-", |kind| kind.name());
         let size = volume.map.as_ref().map_or("-".to_owned(), |map| output::bytes(map.len()));
-        let note = volume.note.as_ref().map_or(String::new(), |note| format!("  {}", note.escape_debug()));
-        output.print(&format!("{disk}  {}  {kind}  {size}{note}", volume.name.escape_debug()))?;
+        let note = volume.note.as_ref().map_or(String::new(), |note| format!("  {}", printable(note)));
+        output.print(&format!("{disk}  {}  {kind}  {size}{note}", printable(&volume.name)))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use super::in_use::InUse;
 use super::onto_node::{self, NewMachineArgs, Over};
 use super::points::{find, open_log};
 use super::serve::{Memory, disk_reader};
+use crate::output::printable;
 use crate::{Output, output::bytes, parse};
 use clap::{Args, ValueEnum};
 use rempart_api::{Client, Error};
@@ -347,7 +348,7 @@ fn tell_how_to_resume(point: &Point, memory: &PointDisk, path: &Path, output: Ou
     output.tell(&format!(
         "to go on from that moment, start QEMU {version} or newer as machine `{}` with the same devices, on these images \
          (`format=raw`, or what was chosen), with `-incoming {}`; then `cont` in its monitor, if it does not run by itself",
-        files::printable(machine),
+        printable(machine),
         quoted(&incoming)
     ));
     let words = definition["command_line"].as_array().into_iter().flatten().filter_map(|word| word.as_str());
@@ -369,7 +370,7 @@ fn quoted(word: &str) -> String {
 
 /// Words that a repository holds, as one would type them; what would write on the terminal is told instead.
 fn shell_line<'a>(words: impl Iterator<Item = &'a str>) -> String {
-    files::printable(&words.map(quoted).collect::<Vec<_>>().join(" "))
+    printable(&words.map(quoted).collect::<Vec<_>>().join(" "))
 }
 
 pub fn export(command: &Export, output: Output) -> Result<(), Error> {

@@ -127,3 +127,40 @@ fn a_point_that_was_forgotten_by_mistake_is_brought_back() {
     assert!(none.err.contains("cannot be brought back: "), "{}", none.err);
     assert_eq!(points(&vault, "till"), others[1..]);
 }
+
+/// Whoever has a key of the repository names machines as they like.
+#[test]
+fn the_name_of_a_machine_writes_on_no_terminal() {
+    let vault = Vault::opened_by_file();
+    let disk = vault.rack.path("disk.raw");
+    std::fs::write(&disk, noise(1, MIB)).unwrap();
+    // The second is the same for terminals that know it as one character.
+    let (name, shown) = ("shop\u{1b}[2J\u{9b}2J", "shop\\u{1b}[2J\\u{9b}2J");
+    let writes = |text: &str| text.chars().any(|c| c.is_control() && c != '\n');
+    let made = vault.json(&["backup", name, "--disk", disk.to_str().unwrap()]);
+    let point = format!("{name}@{}", made["point"]);
+    for (arguments, by_name) in [
+        (&["points"][..], true),
+        (&["verify", name], true),
+        (&["forget", &point], false),
+        (&["points", "--forgotten"], true),
+        (&["undelete", &point], true),
+        (&["retain", name, "--keep-none"], true),
+    ] {
+        let answer = vault.ok(arguments);
+        let said = answer.out + &answer.err;
+        assert!(said.contains(shown) == by_name && !writes(&said), "{arguments:?}: {said:?}");
+    }
+    for arguments in
+        [&["restore", name, "--to", "/nowhere"][..], &["forget", &point], &["retain", name, "--keep-none"]]
+    {
+        let refused = vault.refused(arguments);
+        assert!(refused.err.contains(shown) && !writes(&refused.err), "{arguments:?}: {:?}", refused.err);
+    }
+    vault.ok(&["undelete", &point]);
+    let json = vault.ok(&["points", "--json"]).out;
+    assert!(!writes(&json), "{json:?}");
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()[0]["vm"], name);
+    let verified = vault.ok(&["verify", name, "--json", "--progress", "json"]);
+    assert!(verified.err.contains("2J") && !writes(&(verified.out + &verified.err)), "{:?}", verified.err);
+}
