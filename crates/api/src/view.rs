@@ -6,6 +6,7 @@
 use crate::stream::Lines;
 use crate::{Client, Error};
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -27,6 +28,11 @@ pub struct MemoryRequest {
     pub longest_pause_ms: u64,
     /// There is no view without it, but of a machine that does not run.
     pub or_refuse: bool,
+}
+
+impl MemoryRequest {
+    /// What may be asked for as the longest pause, in seconds.
+    pub const PAUSES_S: RangeInclusive<u64> = 1..=600;
 }
 
 /// Whether the guest's file systems stand still while the view is taken.

@@ -1,6 +1,7 @@
 //! How much the guest takes part in a backup.
 
 use clap::{Args, ValueEnum};
+use rempart_api::MemoryRequest;
 use std::time::Duration;
 
 #[derive(Debug, Default, Args)]
@@ -13,7 +14,7 @@ pub struct ConsistencyArgs {
     #[arg(long = "else", value_enum, default_value = "crash", conflicts_with = "disks")]
     otherwise: Enough,
     /// A guest whose memory is kept stands still no longer than so many seconds. Where it would, its memory is not kept.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600), conflicts_with = "disks")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(MemoryRequest::PAUSES_S), conflicts_with = "disks")]
     longest_pause: u64,
 }
 

@@ -1,6 +1,7 @@
 //! A schedule as the configuration file has it.
 
 use super::plan::{Calendar, Window};
+use rempart_api::MemoryRequest;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -85,6 +86,9 @@ pub struct BackupSection {
     /// What is good enough where the guest's agent does not freeze its file systems.
     #[serde(default, rename = "else")]
     pub otherwise: Option<Enough>,
+    /// As `rempart backup --longest-pause` takes it, where the guest's memory is asked for.
+    #[serde(default)]
+    pub longest_pause_s: Option<u64>,
     /// In cron's form.
     pub schedule: String,
     /// This machine's without it.
@@ -232,12 +236,16 @@ impl BackupSection {
             return Err(Wrong::new("machines", what));
         }
         let is_live = self.disks.is_empty();
+        let keeps_memory =
+            self.consistency == Some(Wanted::SavedState) || self.otherwise == Some(Enough::SavedState);
+        let saved = "`saved-state` in `consistency` or `else`";
         for (key, is_there, needs, has) in [
             ("qmp", self.qmp.is_some(), "no `disks`", is_live),
             ("agent", self.agent.is_some(), "`qmp`", self.qmp.is_some()),
             ("format", self.format.is_some(), "`disks`", !is_live),
             ("consistency", self.consistency.is_some(), "no `disks`", is_live),
             ("else", self.otherwise.is_some(), "no `disks`", is_live),
+            ("longest_pause_s", self.longest_pause_s.is_some(), saved, keeps_memory),
         ] {
             if is_there && !has {
                 return Err(Wrong::new(key, format!("it goes with {needs}")));
@@ -246,6 +254,13 @@ impl BackupSection {
         if self.qmp.is_some() && self.agent.is_none() && self.consistency == Some(Wanted::Application) {
             let what = "`application` needs the guest's agent: `agent` tells where it is";
             return Err(Wrong::new("consistency", what));
+        }
+        if let Some(seconds) =
+            self.longest_pause_s.filter(|seconds| !MemoryRequest::PAUSES_S.contains(seconds))
+        {
+            let (least, most) = MemoryRequest::PAUSES_S.into_inner();
+            let what = format!("{seconds} is not from {least} to {most}");
+            return Err(Wrong::new("longest_pause_s", what));
         }
         if self.parallel == 0 {
             return Err(Wrong::new("parallel", "it must be at least 1"));
@@ -326,6 +341,9 @@ impl BackupSection {
         ];
         for (option, word) in words {
             arguments.extend(word.iter().flat_map(|word| [option.into(), word.into()]));
+        }
+        if let Some(seconds) = self.longest_pause_s {
+            arguments.extend(["--longest-pause".into(), seconds.to_string().into()]);
         }
         if self.limit_bytes_per_s > 0 {
             arguments.extend(["--bandwidth".into(), self.limit_bytes_per_s.to_string().into()]);
@@ -426,6 +444,27 @@ mod tests {
             parse(&format!("{plain}{wrong}")).expect_err(wrong);
         }
         parse(&format!("{PLAIN}qmp = '/run/q'")).expect_err("all");
+    }
+
+    #[test]
+    fn how_long_a_guest_may_stand_still_is_said_where_its_memory_is_kept() {
+        for kept in ["consistency = 'saved-state'", "consistency = 'application'\nelse = 'saved-state'"] {
+            let section = parse(&format!("{PLAIN}{kept}\nlongest_pause_s = 600")).unwrap();
+            assert!(section.backup_arguments("shop").ends_with(&["--longest-pause".into(), "600".into()]));
+            for wrong in ["0", "601"] {
+                let refused = parse(&format!("{PLAIN}{kept}\nlongest_pause_s = {wrong}")).unwrap_err();
+                assert_eq!(refused, format!("longest_pause_s: {wrong} is not from 1 to 600"));
+            }
+            for wrong in ["-1", "'10s'", "1.5"] {
+                parse(&format!("{PLAIN}{kept}\nlongest_pause_s = {wrong}")).expect_err(wrong);
+            }
+            let without = parse(&format!("{PLAIN}{kept}")).unwrap().backup_arguments("shop");
+            assert!(!without.contains(&"--longest-pause".into()));
+        }
+        for more in ["", "consistency = 'crash'", "consistency = 'application'\nelse = 'nothing'"] {
+            let refused = parse(&format!("{PLAIN}{more}\nlongest_pause_s = 60")).unwrap_err();
+            assert_eq!(refused, "longest_pause_s: it goes with `saved-state` in `consistency` or `else`");
+        }
     }
 
     #[test]
