@@ -6,19 +6,30 @@ use crate::guest::{Guest, counts_on, never_went_back, numbers_on, take_numbers_o
 use crate::rack::Server;
 use crate::running::tool;
 use rempart_hypervisor::qmp;
+use rempart_hypervisor::qmp::migration::MigrationParameters;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Two nodes that mirror a machine whose guest counts, led and run by the first.
 fn counting(vault: &Vault) -> (Server, Server, Server) {
+    counting_with(vault, &[], "")
+}
+
+/// Two nodes that mirror a machine whose guest counts, led and run by the first. QEMU has more `options`, and the first node
+/// more `sections` in its configuration.
+fn counting_with(vault: &Vault, options: &[&str], sections: &str) -> (Server, Server, Server) {
     let script = vault.rack.path("qemu");
-    let boots: String = Guest::options(COUNTER).into_iter().map(|option| format!(" '{option}'")).collect();
+    let options =
+        Guest::options(COUNTER).into_iter().chain(options.iter().map(|option| (*option).to_owned()));
+    let boots: String = options.map(|option| format!(" '{option}'")).collect();
     let text = format!(
         "#!/bin/sh\ncase \"$*\" in *guest=shop*) exec qemu-system-x86_64 \"$@\"{boots};; esac\n\
          exec qemu-system-x86_64 \"$@\"\n"
@@ -27,7 +38,10 @@ fn counting(vault: &Vault) -> (Server, Server, Server) {
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     // The guest does not hear its power button.
     let own = format!("[vm]\nqemu = \"{}\"\nshutdown_timeout_s = 2\n", script.display());
-    let a = vault.rack.node_with("node-a", "[vm]\n", &own);
+    let mut a = vault.rack.initialised("node-a");
+    a.configure("[vm]\n", &own);
+    a.configure("# [[backup]]\n", &format!("{sections}# [[backup]]\n"));
+    a.start();
     let b = vault.rack.node_with("node-b", "[vm]\n", &own);
     a.ok(&["cluster", "create", "lab"]);
     vault.rack.join(&b, &a);
@@ -282,4 +296,105 @@ fn a_machine_whose_memory_is_being_kept_is_handed_over_all_the_same() {
     assert!(moved.wait().unwrap().success(), "{}", a.log());
     counts_on(&console(&b), 2);
     assert_eq!((memories(&a), mark(&a).exists()), (0, false));
+}
+
+/// Has QEMU send no more than 1 MiB of memory a second, whatever others tell it, until this is dropped.
+struct Slow {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Slow {
+    fn start(monitor: PathBuf) -> Slow {
+        let over = Arc::new(AtomicBool::new(false));
+        let told = over.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let client = qmp::Client::connect(&monitor, PATIENCE).await.unwrap();
+                let slow = MigrationParameters {
+                    max_bandwidth: MIB as u64,
+                    downtime_limit: 1,
+                    ..MigrationParameters::default()
+                };
+                while !told.load(Ordering::Acquire) {
+                    client.migrate_set_parameters(&slow).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
+        });
+        Slow { over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        let ended = self.thread.take().expect("it is ended once").join();
+        assert!(ended.is_ok() || std::thread::panicking(), "it was told something else");
+    }
+}
+
+/// What was sent in the first part of the longest pause says how long the rest would take.
+#[test]
+fn a_guest_that_would_stand_still_too_long_goes_on_and_its_point_has_no_memory_and_says_why() {
+    let vault = Vault::opened_by_file();
+    let monitor = vault.rack.path("slow.sock");
+    let second = format!("unix:{},server=on,wait=off", monitor.display());
+    let nightly = format!(
+        "[[backup]]\nname = 'nightly'\nrepository = '{}'\nkey_file = '{}'\ncache_dir = '{}'\nmachines = ['shop']\n\
+         schedule = '0 0 30 2 *'\nretries = 0\nconsistency = 'saved-state'\nlongest_pause_s = 4\n\n",
+        vault.repo().display(),
+        vault.rack.path("key").display(),
+        vault.rack.path("cache").display(),
+    );
+    let (a, _b, _witness) = counting_with(&vault, &["-qmp", &second], &nightly);
+    let config = a.config().display().to_string();
+    let slow = Slow::start(monitor);
+    let goes_on = || {
+        counts_on(&console(&a), 5);
+        never_went_back(&console(&a));
+        a.until("nothing is left of it", || memories(&a) == 0 && !mark(&a).exists());
+    };
+    // Before the limit, and not before there was something to reckon by.
+    let gave_up = |why: &str, seconds: u64| {
+        assert!(why.contains("the guest's memory cannot be kept"), "{why}");
+        let (_, would) = why.split_once("the guest would have to stand still for about ").expect(why);
+        let (would, rest) = would.split_once(" s, and ").expect(why);
+        let (allowed, took) = rest.split_once(" s are allowed: ").expect(why);
+        let [would, allowed] = [would, allowed].map(|told| told.parse::<f64>().unwrap());
+        // What was left of it when QEMU began.
+        assert!(
+            would > seconds as f64 && (seconds as f64 / 4.0..=seconds as f64).contains(&allowed),
+            "{why}"
+        );
+        let took = took.split_once("taken in ").and_then(|(_, took)| took.split_once(" ms")).expect(why).0;
+        let took: u64 = took.parse().unwrap();
+        assert!((seconds * 100..seconds * 1000).contains(&took), "{why}");
+    };
+    let newest = || vault.json(&["points", "shop"]).as_array().unwrap().last().cloned().unwrap_or_default();
+    let asked =
+        ["backup", "shop", "--consistency", "saved-state", "--longest-pause", "2", "--config", &config];
+    let refused = vault.refused(&[&asked[..], &["--else", "nothing"]].concat());
+    gave_up(&refused.err, 2);
+    assert_eq!(newest(), Value::Null);
+    goes_on();
+
+    let made = vault.json(&asked);
+    goes_on();
+    let point = newest();
+    assert_eq!((&made["memory"], &point["memory"]), (&Value::Null, &Value::Null), "{made} {point}");
+    assert_eq!(point["consistency"]["level"], "crash", "{point}");
+    gave_up(point["consistency"]["why"].as_str().unwrap(), 2);
+
+    let run = a.json(&["schedule", "run", "nightly"]);
+    goes_on();
+    assert_eq!(run["machines"][0]["consistency"], "crash", "{run}");
+    gave_up(newest()["consistency"]["why"].as_str().unwrap(), 4);
+
+    drop(slow);
+    let made = vault.json(&[&asked[..5], &["60"], &asked[6..]].concat());
+    assert_eq!(made["consistency"]["level"], "saved-state", "{made}");
+    goes_on();
+    a.until_mirrored("shop");
 }
