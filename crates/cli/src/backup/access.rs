@@ -228,6 +228,19 @@ pub fn describe(what: &str, error: &rempart_repository::Error) -> Error {
     described.cause(chain(error))
 }
 
+/// Why there is no new key file. `serves`: what the one that is there does, unless somebody left it there who was ended.
+pub fn no_new_key(what: &str, serves: &str, error: &rempart_repository::Error) -> Error {
+    use std::io::{Error as IoError, ErrorKind as IoErrorKind};
+    let source = error.source.as_deref().and_then(|source| source.downcast_ref::<IoError>());
+    match source.is_some_and(|source| source.kind() == IoErrorKind::AlreadyExists) {
+        true => describe(what, error).hint(format!(
+            "no key is overwritten; if it is what a command left that was ended, and not a key that {serves}, remove it, \
+             and begin again"
+        )),
+        false => describe(what, error),
+    }
+}
+
 /// All causes, from the outermost inwards.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -324,7 +337,8 @@ pub fn create(command: Create, output: Output) -> Result<(), Error> {
     let place = place(&command.url, &command.key, true)?;
     if let (Some(path), Secret::KeyFile(file)) = (&command.new_key_file, &secret) {
         // Before anything that only it opens.
-        file.create(path, &id).map_err(|e| describe("cannot write the key file", &e))?;
+        let what = "cannot write the key file";
+        file.create(path, &id).map_err(|e| no_new_key(what, "opens a repository", &e))?;
     }
     let repository =
         Repository::create(place, &command.key.cache_dir, new).map_err(|e| describe(&what, &e))?;

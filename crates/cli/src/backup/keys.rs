@@ -1,6 +1,6 @@
 //! `rempart repo key`: what opens a repository.
 
-use super::access::{Access, Secret, ask_new, describe, first_line, now};
+use super::access::{Access, Secret, ask_new, describe, first_line, no_new_key, now};
 use super::points::open_log;
 use crate::Output;
 use clap::{Args, Subcommand};
@@ -80,7 +80,7 @@ fn list(access: &Access, output: Output) -> Result<(), Error> {
         let keys = keys.iter().map(|key| {
             json!({
                 "key": key.id.to_string(), "by": by(key), "label": key.label, "created_unix_ms": key.created.0,
-                "write_only": false,
+                "write_only": false, "removal_begun": log.state().key_is_removed(key.id),
             })
         });
         let writers = writers
@@ -88,8 +88,15 @@ fn list(access: &Access, output: Output) -> Result<(), Error> {
             .map(|(id, whose)| json!({ "key": id.to_string(), "name": name(whose), "write_only": true }));
         return output.print_json(&keys.chain(writers).collect::<Vec<_>>());
     }
-    let keys =
-        keys.iter().map(|key| vec![key.id.to_string(), format!("opens, by {}", by(key)), key.label.clone()]);
+    let keys = keys.iter().map(|key| {
+        // Whoever removed it was ended in between.
+        let ends = if log.state().key_is_removed(key.id) {
+            " until `rempart repo key remove` is run again"
+        } else {
+            ""
+        };
+        vec![key.id.to_string(), format!("opens, by {}{ends}", by(key)), key.label.clone()]
+    });
     let writers = writers.iter().map(|(id, whose)| {
         let whose = name(whose).map_or("its name is lost".to_owned(), |name| format!("for {name}"));
         vec![id.to_string(), "only adds".to_owned(), whose]
@@ -107,7 +114,7 @@ fn add(command: &Add, output: Output) -> Result<(), Error> {
         (Some(path), _) => {
             let file = KeyFile::random();
             // Before anything that only it opens.
-            file.create(path, &repository.id()).map_err(|e| describe(&what, &e))?;
+            file.create(path, &repository.id()).map_err(|e| no_new_key(&what, "opens the repository", &e))?;
             Secret::KeyFile(file)
         }
         (None, Some(path)) => Secret::Passphrase(first_line(path)?),
@@ -147,7 +154,7 @@ fn add_writer(
     }
     let key = repository.new_writer(name).map_err(|e| describe(what, &e))?;
     // Before anything says that it may write.
-    key.create(path).map_err(|e| describe(what, &e))?;
+    key.create(path).map_err(|e| no_new_key(what, "`rempart repo key list` has", &e))?;
     repository.add_writer(&key, now()).map_err(|e| describe(what, &e))?;
     let id = key.signer().id();
     if output.json {

@@ -1,10 +1,10 @@
 //! `rempart points --forgotten` and `rempart undelete`.
 
 use super::access::{Access, describe, now};
-use super::points::{open_log, time};
+use super::points::{self, open_log, time};
 use crate::{Output, output::bytes};
 use clap::Args;
-use rempart_api::Error;
+use rempart_api::{Error, ErrorKind};
 use rempart_objects::Name;
 use rempart_repository::{ForgottenPoint, Forgottens, Remains, Repository};
 use serde_json::json;
@@ -83,6 +83,11 @@ pub fn run(command: &Undelete, output: Output) -> Result<(), Error> {
         let before = chosen.len();
         chosen.extend(forgotten.points.iter().filter(of_it));
         if chosen.len() == before {
+            // As for who was killed, and begins again.
+            if is_there(&repository, wanted)? {
+                output.tell(&format!("`{wanted}` is a restore point"));
+                continue;
+            }
             return Err(Error::not_found(format!("there is no forgotten restore point `{wanted}`"))
                 .hint("`rempart points --forgotten` lists them; nothing was brought back"));
         }
@@ -117,6 +122,18 @@ pub fn run(command: &Undelete, output: Output) -> Result<(), Error> {
         return output.print_json(&done);
     }
     Ok(())
+}
+
+/// Whether `VM@POINT` is a restore point, so that there is nothing to bring back.
+fn is_there(repository: &Repository, wanted: &str) -> Result<bool, Error> {
+    if !wanted.contains('@') {
+        return Ok(false);
+    }
+    match points::find(repository, &open_log(repository)?, wanted) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes away the markers of deletion that somebody put on what the place keeps.

@@ -101,14 +101,14 @@ fn a_point_that_was_forgotten_by_mistake_is_brought_back() {
     for (arguments, why) in [
         (&["undelete"][..], "required"),
         (&["undelete", "shop", "--all"], "cannot be used with"),
-        (&["undelete", &all[0], &all[1]], "there is no forgotten restore point"),
+        (&["undelete", &all[0], "shop@99"], "there is no forgotten restore point"),
         (&["undelete", "nobody"], "there is no forgotten restore point"),
     ] {
         let refused = vault.refused(arguments);
         assert!(refused.err.contains(why), "{arguments:?}: {}", refused.err);
     }
     assert_eq!(points(&vault, "shop"), all[1..2], "nothing was brought back");
-    let done = vault.json(&["undelete", "shop"]);
+    let done = vault.json(&["undelete", &all[1], "shop"]);
     assert_eq!(done.as_array().unwrap().len(), 2, "{done}");
     // In the order that they had: the newest is the newest.
     assert_eq!(points(&vault, "shop"), all);

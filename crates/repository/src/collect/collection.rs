@@ -104,8 +104,7 @@ fn steps(
     done.retained_bytes = bytes_of(repository, session.state(), &done.condemned.retained);
     done.segments = merge(repository, session, now)?;
     let mut collector = Collector::new(session, now, doubtful)?;
-    let (deleted, swept) = (collector.delete()?, collector.sweep()?);
-    done.removed = deleted.and(swept);
+    done.removed = collector.delete()?.and(collector.sweep()?).and(collector.sweep_writers()?);
     done.truncated = collector.truncate(how.checkpoint_after)?;
     Ok(done)
 }

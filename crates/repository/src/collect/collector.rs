@@ -2,8 +2,9 @@
 
 use super::Kept;
 use crate::bug::{Bug, planted};
-use crate::log::{Condemn, Content, LogError, Numbers, Refusal, Session, State, Status};
-use crate::{PACKS, SEGMENTS};
+use crate::log::{Condemn, Content, LogError, Numbers, Refusal, Session, SessionRecord, State, Status};
+use crate::repository::WRITERS;
+use crate::{KeyId, PACKS, SEGMENTS, SessionId};
 use rempart_objects::{ErrorKind, Listed, Name, Objects, pages};
 use rempart_types::WallTime;
 use std::collections::BTreeSet;
@@ -220,6 +221,22 @@ impl<'s> Collector<'s> {
         Ok(removed)
     }
 
+    /// Removes names of writers without a key: who added one died before it was registered, or who removed it before its name was.
+    pub fn sweep_writers(&mut self) -> Result<Removed, CollectError> {
+        let mut removed = Removed::default();
+        let objects = self.session.log().objects().clone();
+        for page in pages(&*objects, WRITERS) {
+            let page = page.map_err(LogError::from)?;
+            // In this order: who put a name had opened a session before, and registers its key within that or not at all.
+            self.session.refresh()?;
+            let (state, own) = (self.session.state(), self.session.id());
+            for listed in page.iter().filter(|listed| is_nobodys_name(state, own, listed)) {
+                remove(&*objects, &listed.name, &mut removed)?;
+            }
+        }
+        Ok(removed)
+    }
+
     /// Makes a checkpoint if more than `entries` follow the last, and removes what it stands for. Returns how many entries
     /// were removed.
     pub fn truncate(&mut self, entries: u64) -> Result<u64, CollectError> {
@@ -266,6 +283,14 @@ fn is_orphan(state: &State, listed: &Listed) -> bool {
         // A session of which the log knows nothing is over: it was opened before it put anything.
         None => !state.session_is_open(session) || planted(Bug::OpenSessionsOrphaned),
     }
+}
+
+fn is_nobodys_name(state: &State, own: SessionId, listed: &Listed) -> bool {
+    let id = listed.name.as_str().strip_prefix(WRITERS).and_then(|id| id.parse::<KeyId>().ok());
+    let maintenance = state.maintenance().id();
+    let may_register =
+        |session: &SessionRecord| !session.is_over && session.key == maintenance && session.id != own;
+    id.is_some_and(|id| state.keys().all(|key| key.public.id() != id)) && !state.sessions().any(may_register)
 }
 
 /// Whether it was seen absent.

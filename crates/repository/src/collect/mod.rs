@@ -11,6 +11,7 @@
 //! | [`delete`](Collector::delete) | condemned is for good: no commit that needs it is valid after that, and its name is never used again. So at once, and as late as it may land |
 //! | `gone` | only what was seen absent is forgotten |
 //! | [`sweep`](Collector::sweep) | objects that no entry names: listed first, then the log is read. What is not live then, of a session that is over then, never will be |
+//! | [`sweep_writers`](Collector::sweep_writers) | names of writers, in the same order: who registers a key puts its name within the same session before. Then nobody else may be about to |
 //! | `merge` | small index segments of a domain are put anew as one, and live, before they are condemned |
 //! | [`truncate`](Collector::truncate) | entries are removed once a checkpoint stands for them and a signed pointer leads to it |
 
