@@ -3,11 +3,62 @@
 use crate::lab::{ACCOUNT, KEY, Server, azurite, make_container, moto, moto_ask};
 use crate::rack::{Answer, PROGRAM, Rack, noise};
 use crate::running::tool;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::aws::AmazonS3;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use serde_json::Value;
 use std::process::{Command, Stdio};
 
 const MIB: usize = 1 << 20;
+/// Of a server that believes anything.
+pub const CREDENTIALS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "hidden")];
+
+/// A place in a server's bucket.
+pub fn url(server: &Server, bucket: &str, prefix: &str) -> String {
+    format!("s3://{bucket}/{prefix}?endpoint=http://127.0.0.1:{}", server.port)
+}
+
+/// A bucket, as any client has it.
+pub struct Client {
+    store: AmazonS3,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Client {
+    pub fn new(server: &Server, bucket: &str) -> Client {
+        let [(_, id), (_, secret)] = CREDENTIALS;
+        let store = object_store::aws::AmazonS3Builder::new()
+            .with_endpoint(format!("http://127.0.0.1:{}", server.port))
+            .with_allow_http(true)
+            .with_bucket_name(bucket)
+            .with_region("us-east-1")
+            .with_access_key_id(id)
+            .with_secret_access_key(secret)
+            .build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        Client { store: store.expect("a client"), runtime: runtime.expect("a runtime") }
+    }
+
+    pub fn objects(&self) -> Vec<ObjectMeta> {
+        self.runtime.block_on(async {
+            let (mut folders, mut objects) = (vec![None], Vec::new());
+            while let Some(folder) = folders.pop() {
+                let listed = self.store.list_with_delimiter(folder.as_ref()).await.expect("listed");
+                folders.extend(listed.common_prefixes.into_iter().map(Some));
+                objects.extend(listed.objects);
+            }
+            objects
+        })
+    }
+
+    pub fn put(&self, name: &str, content: Vec<u8>) {
+        let name = name.into();
+        self.runtime.block_on(self.store.put(&name, content.into())).expect("it is put");
+    }
+
+    fn delete(&self, object: &ObjectMeta) {
+        self.runtime.block_on(self.store.delete(&object.location)).expect("it is deleted");
+    }
+}
 
 /// A repository that is not made yet.
 struct Remote {
@@ -18,10 +69,8 @@ struct Remote {
 
 impl Remote {
     fn s3(server: &Server, bucket: &str) -> Remote {
-        let url = format!("s3://{bucket}/some/where?endpoint=http://127.0.0.1:{}", server.port);
-        let environment = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "hidden")]
-            .map(|(k, v)| (k, v.to_owned()));
-        Remote::new(url, environment.to_vec())
+        let environment = CREDENTIALS.map(|(name, value)| (name, value.to_owned()));
+        Remote::new(url(server, bucket, "some/where"), environment.to_vec())
     }
 
     fn new(url: String, environment: Vec<(&'static str, String)>) -> Remote {
@@ -161,30 +210,10 @@ fn a_bucket_that_is_not_there_or_does_not_answer_is_told() {
 
 /// Deletes all objects of a bucket as any client does: where objects are kept, a marker hides each.
 fn delete_everything(server: &Server, bucket: &str) -> usize {
-    let store = object_store::aws::AmazonS3Builder::new()
-        .with_endpoint(format!("http://127.0.0.1:{}", server.port))
-        .with_allow_http(true)
-        .with_bucket_name(bucket)
-        .with_region("us-east-1")
-        .with_access_key_id("id")
-        .with_secret_access_key("hidden")
-        .build()
-        .unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let listed = store.list_with_delimiter(None);
-        let (mut folders, mut objects) = (Vec::new(), Vec::new());
-        folders.extend(listed.await.unwrap().common_prefixes);
-        while let Some(folder) = folders.pop() {
-            let listed = store.list_with_delimiter(Some(&folder)).await.unwrap();
-            folders.extend(listed.common_prefixes);
-            objects.extend(listed.objects.into_iter().map(|object| object.location));
-        }
-        for object in &objects {
-            store.delete(object).await.unwrap();
-        }
-        objects.len()
-    })
+    let client = Client::new(server, bucket);
+    let objects = client.objects();
+    objects.iter().for_each(|object| client.delete(object));
+    objects.len()
 }
 
 /// A thief has the keys of the repository and of the bucket, and object lock is all that there is against it.

@@ -1,0 +1,379 @@
+//! The real program, killed right before each change that it makes to a repository and to its own files, or that it asks a bucket
+//! for: all that was there stays, the next run goes on with what is stored, and a collection removes what is left over.
+//!
+//! An ordinary run kills at some of the steps, `cargo xtask kill` at each.
+
+mod backup;
+mod buckets;
+mod collection;
+mod copy;
+mod forget;
+mod key;
+mod repair;
+mod undelete;
+
+use crate::backup::Vault;
+use crate::buckets::{self as bucket, Client};
+use crate::killer::{self, Run, Step, Watched};
+use crate::lab::{Server, moto_ask};
+use crate::rack::{Answer, Rack, noise};
+use serde_json::Value;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+const MIB: usize = 1 << 20;
+const CHUNK: usize = 128 << 10;
+/// Bytes that a commit itself puts: nodes, and what frames them.
+const COMMIT: u64 = 16 << 10;
+/// No machine writes into its repository for so long before it is taken for dead.
+const AT_ONCE: [&str; 3] = ["gc", "--idle", "0s"];
+/// Where a repository lies in its bucket.
+const PREFIX: &str = "some/where";
+
+/// A repository, or two, that every kill begins with anew.
+struct Story {
+    template: Vault,
+    /// The one that is looked at, and what opens it, in the template's folder.
+    repository: &'static str,
+    key: &'static str,
+    /// It is put into a bucket of this one each time.
+    server: Option<Server>,
+    buckets: Cell<u32>,
+    killed: Box<dyn Fn(&Stage) -> Command>,
+    /// Kills in an ordinary run.
+    slice: usize,
+}
+
+/// What a kill begins with, and what is left of it then.
+struct Stage<'s> {
+    vault: Vault,
+    place: Place<'s>,
+    key: &'static str,
+}
+
+/// Where the repository lies that is looked at.
+enum Place<'s> {
+    Directory(PathBuf),
+    Bucket { server: &'s Server, name: String },
+}
+
+/// What a killed command left.
+struct Left {
+    context: String,
+    /// Bytes that it puts into packs if it is not killed.
+    put: u64,
+    /// Bytes of packs that it told the log of.
+    told: u64,
+}
+
+impl Story {
+    /// Of the template's own repository.
+    fn new(template: Vault, killed: impl Fn(&Stage) -> Command + 'static) -> Story {
+        Story {
+            template,
+            repository: "repo",
+            key: "key",
+            server: None,
+            buckets: Cell::default(),
+            killed: Box::new(killed),
+            slice: 8,
+        }
+    }
+
+    /// A copy, as if nobody had touched it.
+    fn begin(&self) -> Stage<'_> {
+        let vault = copy_of(&self.template);
+        let folder = vault.rack.path(self.repository);
+        let place = match &self.server {
+            None => Place::Directory(folder),
+            Some(server) => {
+                let name = format!("stage-{}", self.buckets.replace(self.buckets.get() + 1));
+                fill(server, &name, &folder);
+                Place::Bucket { server, name }
+            }
+        };
+        Stage { vault, place, key: self.key }
+    }
+
+    fn run(&self, stage: &Stage, before: Option<usize>) -> Run {
+        let mut command = (self.killed)(stage);
+        let said = || File::create(stage.vault.rack.path("said")).expect("a file");
+        command.stdout(said()).stderr(said());
+        let folder = &stage.vault.rack.path("");
+        killer::run(command, Watched { folder, requests: self.server.is_some() }, before)
+    }
+
+    /// Kills the command at steps of its own, and has `examine` look at what is left each time. It is told how much the whole
+    /// command puts into packs, and how much of that is told in the log when it is killed.
+    fn play(&self, examine: impl Fn(&Stage, &Left)) {
+        let stage = self.begin();
+        let before = stage.bytes("packs/");
+        let whole = self.run(&stage, None);
+        assert_eq!(whole.status, Some(0), "{}", said(&stage));
+        let put = stage.bytes("packs/").saturating_sub(before);
+        let calls: BTreeSet<_> = whole.steps.iter().map(|step| step.call).collect();
+        let expected: &[_] = match self.server {
+            None => &["create", "write", "fsync", "link", "unlink"],
+            Some(_) => &["PUT"],
+        };
+        for call in expected {
+            assert!(calls.contains(call), "no {call} was seen, only {calls:?}");
+        }
+        let every = match std::env::var("REMPART_KILL_EVERY") {
+            Ok(every) => every.parse().expect("REMPART_KILL_EVERY is a number of steps"),
+            Err(_) => whole.steps.len().div_ceil(self.slice),
+        };
+        let (mut kills, mut at) = (0, every / 2);
+        // Threads may take more steps, or fewer, the next time.
+        loop {
+            let stage = self.begin();
+            let run = self.run(&stage, Some(at));
+            if run.status.is_some() {
+                assert_eq!(run.status, Some(0), "{}", said(&stage));
+                break;
+            }
+            let told = told(&run.steps, &stage);
+            let context = format!("killed before step {at}, after {}", shown(&run.steps, &stage));
+            println!("{context}; {told} of {put} bytes told");
+            examine(&stage, &Left { context, put, told });
+            (kills, at) = (kills + 1, at + every);
+        }
+        println!("{kills} kills in {} steps", whole.steps.len());
+        assert!(kills + 1 >= self.slice, "{kills} kills in {} steps", whole.steps.len());
+    }
+}
+
+impl Stage<'_> {
+    /// On the repository that is looked at.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.vault.command(arguments);
+        command.env("REMPART_REPOSITORY", self.url()).env("REMPART_KEY_FILE", self.vault.rack.path(self.key));
+        if let Place::Bucket { .. } = self.place {
+            command.envs(bucket::CREDENTIALS);
+        }
+        command
+    }
+
+    fn url(&self) -> String {
+        match &self.place {
+            Place::Directory(folder) => folder.to_str().expect("text").to_owned(),
+            Place::Bucket { server, name } => bucket::url(server, name, PREFIX),
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.vault.rack.path(name).to_str().expect("text").to_owned()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Answer {
+        Answer::of(self.command(arguments).output().expect("it runs"))
+    }
+
+    fn ok(&self, arguments: &[&str], context: &str) -> Answer {
+        let answer = self.run(arguments);
+        assert_eq!(answer.code, 0, "{context}: {arguments:?}: {}", answer.err);
+        answer
+    }
+
+    fn json(&self, arguments: &[&str], context: &str) -> Value {
+        let answer = self.ok(&[arguments, &["--json"]].concat(), context);
+        serde_json::from_str(&answer.out).expect("one JSON value")
+    }
+
+    /// Objects whose names begin with `prefix`, and their bytes.
+    fn objects(&self, prefix: &str) -> BTreeMap<String, u64> {
+        match &self.place {
+            Place::Directory(folder) => {
+                let named = |file: PathBuf| {
+                    let name =
+                        file.strip_prefix(folder).expect("below it").to_str().expect("text").to_owned();
+                    (name, std::fs::metadata(file).expect("it is there").len())
+                };
+                let files = files_below(folder).into_iter().map(named);
+                files.filter(|(name, _)| name.starts_with(prefix)).collect()
+            }
+            Place::Bucket { server, name } => {
+                let objects = Client::new(server, name).objects().into_iter();
+                let named = objects.map(|object| {
+                    let name = object.location.as_ref().strip_prefix(PREFIX).expect("below it");
+                    (name.trim_start_matches('/').to_owned(), object.size)
+                });
+                named.filter(|(name, _)| name.starts_with(prefix)).collect()
+            }
+        }
+    }
+
+    fn bytes(&self, prefix: &str) -> u64 {
+        self.objects(prefix).values().sum()
+    }
+
+    /// The object that a step creates.
+    fn created(&self, step: &Step) -> Option<String> {
+        let created = match &self.place {
+            Place::Directory(folder) if step.call == "link" => step.path.strip_prefix(folder).ok(),
+            Place::Bucket { name, .. } if step.call == "PUT" => {
+                step.path.strip_prefix(format!("/{name}/{PREFIX}")).ok()
+            }
+            _ => None,
+        };
+        created.map(|name| name.to_str().expect("text").to_owned())
+    }
+
+    /// Points of the machine `shop`, the oldest first.
+    fn points(&self, context: &str) -> Vec<String> {
+        let listed = self.json(&["points"], context);
+        let points = listed.as_array().expect("points");
+        points.iter().map(|point| format!("shop@{}", point["point"])).collect()
+    }
+
+    /// Reads these points, each chunk of them.
+    fn verify(&self, points: &[String], context: &str) {
+        if !points.is_empty() {
+            self.ok(&with(&["verify"], points), context);
+        }
+    }
+
+    /// Reads all points; their names.
+    fn verify_all(&self, context: &str) -> Vec<String> {
+        let points = self.points(context);
+        self.verify(&points, context);
+        points
+    }
+
+    fn back_up(&self, context: &str) -> Value {
+        self.json(&["backup", "shop", "--disk", &self.path("disk.raw")], context)
+    }
+
+    /// The disk of a point.
+    fn restored(&self, point: &str, context: &str) -> Vec<u8> {
+        let to = self.vault.rack.path(&point.replace('@', "-"));
+        self.ok(&["restore", point, "--to", to.to_str().expect("text")], context);
+        let [disk] = &files_below(&to)[..] else { panic!("{context}: not one disk") };
+        let content = std::fs::read(disk).expect("a disk");
+        std::fs::remove_dir_all(to).expect("it is ours");
+        content
+    }
+
+    /// What is reached remains, and nothing else: a second collection finds nothing more.
+    fn collect(&self, context: &str) {
+        self.ok(&AT_ONCE, context);
+        let again = self.json(&AT_ONCE, context);
+        assert_eq!(again["removed_objects"], 0, "{context}: {again}");
+    }
+
+    /// Nothing remains of nothing: what no point has is removed, whoever left it there.
+    fn all_is_removed(&self, context: &str) {
+        let points = self.points(context);
+        if !points.is_empty() {
+            self.ok(&with(&["forget"], &points), context);
+        }
+        if let Place::Directory(folder) = &self.place {
+            // Files of whoever died in writing them go when nobody can be at them any more.
+            for file in files_below(&folder.join(".tmp")) {
+                let old = SystemTime::now() - Duration::from_secs(25 * 3600);
+                let file = File::options().write(true).open(file);
+                file.and_then(|file| file.set_modified(old)).expect("it is ours");
+            }
+        }
+        self.ok(&AT_ONCE, context);
+        for folder in ["packs/", "segments/", ".tmp/"] {
+            let left = self.objects(folder);
+            assert!(left.is_empty(), "{context}: left are {left:?}");
+        }
+    }
+}
+
+fn with<'a>(arguments: &[&'a str], points: &'a [String]) -> Vec<&'a str> {
+    arguments.iter().copied().chain(points.iter().map(String::as_str)).collect()
+}
+
+fn copy_of(vault: &Vault) -> Vault {
+    let copy = Vault { rack: Rack::new() };
+    let status = Command::new("cp")
+        .args(["--archive", "--no-target-directory"])
+        .args([vault.rack.path(""), copy.rack.path("")])
+        .status();
+    assert!(status.expect("cp runs").success());
+    copy
+}
+
+/// Makes a bucket, and puts a directory's objects into it.
+fn fill(server: &Server, bucket: &str, folder: &Path) {
+    assert_eq!(moto_ask(server, "PUT", &format!("/{bucket}"), &[], ""), 200);
+    let client = Client::new(server, bucket);
+    for file in files_below(folder) {
+        let name = file.strip_prefix(folder).expect("below it").to_str().expect("text");
+        client.put(&format!("{PREFIX}/{name}"), std::fs::read(&file).expect("it is there"));
+    }
+}
+
+/// The last steps, for people.
+fn shown(steps: &[Step], stage: &Stage) -> String {
+    let root = stage.vault.rack.path("");
+    let shown = |step: &Step| {
+        let path = step.path.strip_prefix(&root).unwrap_or(&step.path).display().to_string();
+        let path = path.rsplit_once(PREFIX).map_or(&*path, |(_, name)| name);
+        format!("{} {}", step.call, path.chars().take(24).collect::<String>())
+    };
+    let last = &steps[steps.len().saturating_sub(2)..];
+    last.iter().map(shown).collect::<Vec<_>>().join(", ")
+}
+
+fn said(stage: &Stage) -> String {
+    std::fs::read_to_string(stage.vault.rack.path("said")).unwrap_or_default()
+}
+
+/// Bytes of the packs that were put before an index segment of which the log was told.
+fn told(steps: &[Step], stage: &Stage) -> u64 {
+    let objects = stage.objects("");
+    // What was asked for last may have come to nothing.
+    let created = |(at, step)| Some((at, stage.created(step).filter(|name| objects.contains_key(name))?));
+    let created: Vec<(usize, String)> = steps.iter().enumerate().filter_map(created).collect();
+    let of = |folder: &'static str| created.iter().filter(move |(_, name)| name.starts_with(folder));
+    let Some((last_entry, _)) = of("log/").next_back() else { return 0 };
+    let Some((segment, _)) = of("segments/").rfind(|(at, _)| at < last_entry) else { return 0 };
+    of("packs/").filter(|(at, _)| at < segment).map(|(_, name)| objects[name]).sum()
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let below = |path: PathBuf| if path.is_dir() { files_below(&path) } else { vec![path] };
+    entries.flat_map(|entry| below(entry.expect("it is listed").path())).collect()
+}
+
+fn bytes_below(folder: &Path) -> u64 {
+    files_below(folder).iter().map(|file| std::fs::metadata(file).expect("it is there").len()).sum()
+}
+
+fn write_disk(vault: &Vault, content: &[u8]) {
+    std::fs::write(vault.rack.path("disk.raw"), content).expect("a disk");
+}
+
+/// Into the vault's own repository.
+fn back_up(vault: &Vault) -> String {
+    let disk = vault.rack.path("disk.raw");
+    let done = vault.json(&["backup", "shop", "--disk", disk.to_str().expect("text")]);
+    format!("shop@{}", done["point"])
+}
+
+/// The disk in the template's points, of which `changed` chunks are others in each.
+fn disk(round: u64, changed: usize) -> Vec<u8> {
+    let mut content = noise(1, 2 * MIB);
+    content[..changed * CHUNK].copy_from_slice(&noise(round + 2, changed * CHUNK));
+    content
+}
+
+/// A repository with a point of each of the first rounds, and their names.
+fn with_points(rounds: u64, changed: usize) -> (Vault, Vec<String>) {
+    let vault = Vault::opened_by_file();
+    let point = |round| {
+        write_disk(&vault, &disk(round, changed));
+        back_up(&vault)
+    };
+    let points = (0..rounds).map(point).collect();
+    (vault, points)
+}
