@@ -107,10 +107,10 @@ async fn all_is_sent(
             && let Some(expected) = expected(&migration.ram, elapsed).filter(|expected| *expected > limit)
         {
             return Err(refused(format!(
-                "the guest would have to stand still for about {} s, and {} s are allowed: {} MiB of its memory were \
+                "the guest would have to stand still for about {:.1} s, and {:.1} s are allowed: {} MiB of its memory were \
                  taken in {} ms",
-                expected.as_secs(),
-                limit.as_secs(),
+                expected.as_secs_f64(),
+                limit.as_secs_f64(),
                 receiver.bytes() >> 20,
                 elapsed.as_millis()
             )));
