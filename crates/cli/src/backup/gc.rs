@@ -24,9 +24,6 @@ pub struct Gc {
     /// begins again.
     #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = parse::seconds)]
     idle: u64,
-    /// Read no trees. Much less is found: a point that continues another claims all that the other had.
-    #[arg(long)]
-    quick: bool,
     /// Go on although entries of the log cannot be read: they may have been restore points, and somebody has looked at them.
     #[arg(long)]
     accept_unreadable_entries: bool,
@@ -39,8 +36,8 @@ pub fn run(command: &Gc, output: Output) -> Result<(), Error> {
     let how = Collection {
         now: now(),
         idle: Duration::from_secs(command.idle),
-        follow: !command.quick,
-        repack: Some(command.repack).filter(|percent| *percent > 0 && !command.quick),
+        follow: true,
+        repack: Some(command.repack).filter(|percent| *percent > 0),
         accept_doubtful: command.accept_unreadable_entries,
         checkpoint_after: CHECKPOINT_AFTER,
     };

@@ -17,8 +17,8 @@ pub struct Collection {
     pub now: WallTime,
     /// Sessions that wrote nothing for so long are over: whoever comes back starts over.
     pub idle: Duration,
-    /// Follow the trees of all backups. Else only what no backup claims to require is removed: an incremental backup claims
-    /// all that the one before did.
+    /// Follow the trees of all backups. Else what no backup claims to require is removed, which is not for users: an incremental backup
+    /// claims all that the one before did, and none claims what was stored anew because it was damaged in an earlier one.
     pub follow: bool,
     /// Packs of which less than so many percent is of use are written anew.
     pub repack: Option<u8>,
