@@ -39,7 +39,9 @@ pub use pipeline::Progress;
 pub use point::{ChunkCache, DiskReader, ReadError, Run};
 pub use rempart_guest_fs::Volume;
 pub use rempart_nbd::server::Listener;
-pub use restore::{Checked, Content, DamagedRange, FileTarget, Target, check_disk, data_bytes, restore_disk};
+pub use restore::{
+    Checked, Content, DamagedRange, FileTarget, Target, check_disk, check_kept, data_bytes, restore_disk,
+};
 pub use retention::{Reason, Retention, UnknownZone, Zone};
 pub use server::DiskServer;
 pub use snapshot::VolumeSnapshot;

@@ -3,7 +3,7 @@
 use crate::{BackupError, Progress};
 use rempart_buffer::{BufferMut, PAGE_SIZE};
 use rempart_repository::{
-    BlobReader, ChunkId, ChunkSize, Decompressor, Error, FAN_OUT, PointDisk, Step, Tree, Walk,
+    BlobKind, BlobReader, ChunkId, ChunkSize, Decompressor, Error, FAN_OUT, PointDisk, Step, Tree, Walk,
 };
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, fallocate, fstat, seek};
 use std::fs::File;
@@ -388,17 +388,61 @@ pub fn check_disk(
         Ok(())
     })?;
     let damaged = damaged.into_inner().expect("a panic of a thread goes on here");
-    let (mut damaged, chunks): (Vec<DamagedRange>, Vec<ChunkId>) = damaged.into_iter().unzip();
-    damaged.sort_unstable_by_key(|range| range.start);
-    damaged.dedup_by(|next, range| {
-        let joins = next.start == range.end && next.why == range.why;
-        if joins {
-            range.end = next.end;
-        }
-        joins
-    });
-    let lost: u64 = damaged.iter().map(|range| range.end - range.start).sum();
-    Ok(Checked { sound: content.size - lost, damaged, chunks })
+    let (damaged, chunks) = damaged.into_iter().unzip();
+    Ok(Checked::of(content.size, damaged, chunks))
+}
+
+/// Reads every chunk of what is kept beside the disks: the chunks it is cut into, and its length in bytes.
+///
+/// # Errors
+/// If the place of the repository fails.
+pub fn check_kept(
+    reader: &BlobReader,
+    chunk_size: ChunkSize,
+    kept: &(Vec<ChunkId>, u64),
+) -> Result<Checked, BackupError> {
+    let (ids, size) = kept;
+    let (mut damaged, mut chunks) = (Vec::new(), Vec::new());
+    let (mut plain, mut decompressor) = (Vec::new(), Decompressor::new());
+    let mut start = 0;
+    for id in ids {
+        let end = (start + u64::from(chunk_size.bytes())).min(*size);
+        let why = match id.is_zero() {
+            true => None,
+            false => match reader.read(BlobKind::Data, id, &mut plain, &mut decompressor) {
+                Ok(()) if plain.len() as u64 == end - start => None,
+                Ok(()) => Some(format!("it has {} bytes, and its place {}", plain.len(), end - start)),
+                Err(error) if is_of_the_place(&error) => return Err(error.into()),
+                Err(error) => {
+                    chunks.push(*id);
+                    Some(error.to_string())
+                }
+            },
+        };
+        damaged.extend(why.map(|why| DamagedRange { start, end, why }));
+        start = end;
+    }
+    if start < *size {
+        let why = format!("its chunks are {start} bytes, and it has {size}");
+        damaged.push(DamagedRange { start, end: *size, why });
+    }
+    Ok(Checked::of(*size, damaged, chunks))
+}
+
+impl Checked {
+    /// Of so many bytes.
+    fn of(size: u64, mut damaged: Vec<DamagedRange>, chunks: Vec<ChunkId>) -> Checked {
+        damaged.sort_unstable_by_key(|range| range.start);
+        damaged.dedup_by(|next, range| {
+            let joins = next.start == range.end && next.why == range.why;
+            if joins {
+                range.end = next.end;
+            }
+            joins
+        });
+        let lost: u64 = damaged.iter().map(|range| range.end - range.start).sum();
+        Checked { sound: size - lost, damaged, chunks }
+    }
 }
 
 /// The place does not answer: that says nothing of what it holds.

@@ -9,9 +9,11 @@ use super::points::{find, newest, open_log};
 use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
-use rempart_backup::{Content, DamagedFile, FileReader, Pace, Progress, check_disk, check_files};
+use rempart_backup::{
+    Checked, Content, DamagedFile, FileReader, Pace, Progress, check_disk, check_files, check_kept,
+};
 use rempart_repository::{BlobReader, check};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Reads every chunk of restore points; or, with --boot, starts their machines and sees whether they come up.
 #[derive(Debug, Args)]
@@ -58,21 +60,11 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
             let what = format!("cannot verify `{}@{root}`", point.vm);
             let found = found.map_err(|e| Error::failed(what).cause(chain(&e)))?;
             damaged += found.damaged.len();
-            lost.extend(found.chunks);
-            for range in &found.damaged {
-                let (vm, disk) = (&point.vm, &disk.name);
-                output.tell(&format!(
-                    "{vm}@{root}, {disk}, bytes {} to {}: {}",
-                    range.start, range.end, range.why
-                ));
-            }
+            lost.extend(&found.chunks);
             checked.push(json!({
                 "vm": point.vm, "point": root, "disk": disk.name, "sound_bytes": found.sound,
-                "damaged": found.damaged.iter().map(|range| json!({
-                    "start": range.start, "end": range.end, "why": range.why,
-                })).collect::<Vec<_>>(),
+                "damaged": tell_ranges(&format!("{}@{root}", point.vm), &disk.name, &found, output),
             }));
-            output.tell(&format!("{}@{root} {}: {} as they were", point.vm, disk.name, bytes(found.sound)));
         }
         if let Some(tree) = &point.files {
             let what = format!("cannot verify the files of `{}@{root}`", point.vm);
@@ -95,6 +87,17 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
             }));
             output.tell(&format!("{}@{root} files: {} as they were", point.vm, bytes(found.sound)));
         }
+        if let Some(nvram) = &point.nvram {
+            let found = check_kept(&reader, repository.chunk_size(), nvram);
+            let what = format!("cannot verify the NVRAM of `{}@{root}`", point.vm);
+            let found = found.map_err(|e| Error::failed(what).cause(chain(&e)))?;
+            damaged += found.damaged.len();
+            lost.extend(&found.chunks);
+            checked.push(json!({
+                "vm": point.vm, "point": root, "nvram_bytes": nvram.1, "sound_bytes": found.sound,
+                "damaged": tell_ranges(&format!("{}@{root}", point.vm), "nvram", &found, output),
+            }));
+        }
     }
     if output.json {
         output.print_json(&checked)?;
@@ -112,6 +115,16 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
         ranges => Err(Error::failed(format!("{ranges} ranges of bytes, or files, cannot be restored"))
             .hint("back the machine up again: what it still holds is stored anew")),
     }
+}
+
+/// Tells what was found of a disk, or of NVRAM, of the point `whose`; the same of what is damaged as JSON.
+fn tell_ranges(whose: &str, name: &str, found: &Checked, output: Output) -> Vec<Value> {
+    for range in &found.damaged {
+        output.tell(&format!("{whose}, {name}, bytes {} to {}: {}", range.start, range.end, range.why));
+    }
+    output.tell(&format!("{whose} {name}: {} as they were", bytes(found.sound)));
+    let damaged = found.damaged.iter();
+    damaged.map(|range| json!({ "start": range.start, "end": range.end, "why": range.why })).collect()
 }
 
 /// Holds all objects of a repository against hashes, checksums and signatures.

@@ -165,7 +165,7 @@ impl Origins {
         point.disk(name).map(|disk| self.content(disk))
     }
 
-    fn nvram(&self, point: &Point) -> Result<Option<Vec<u8>>, BackupError> {
+    pub fn nvram(&self, point: &Point) -> Result<Option<Vec<u8>>, BackupError> {
         let Some((chunks, len)) = &point.nvram else { return Ok(None) };
         let chunk_len = self.repository.chunk_size().bytes() as usize;
         let mut content = vec![0; chunks.len() * chunk_len];

@@ -10,7 +10,7 @@ use clap::Args;
 use rempart_api::Error;
 use rempart_backup::{
     BackupError, Changes, Checked, ChunkSet, Content, DiskJob, FileReader, Pace, PointSource, Progress,
-    back_up_disk, check_disk, check_files, copy_files,
+    back_up_disk, check_disk, check_files, check_kept, copy_files,
 };
 use rempart_repository::{BackupWriter, BlobReader, Point, PointDisk, Repository};
 use serde_json::json;
@@ -49,6 +49,7 @@ const ROUNDS: u32 = 4;
 enum Part<'a> {
     Disk(&'a PointDisk, Checked),
     Files { damaged: usize },
+    Nvram(Checked),
 }
 
 pub fn run(command: &Repair, output: Output) -> Result<(), Error> {
@@ -91,12 +92,12 @@ pub fn run(command: &Repair, output: Output) -> Result<(), Error> {
     }
     match unmended {
         0 => Ok(()),
-        parts => Err(Error::failed(format!("{parts} disks, or sets of files, are still damaged"))
+        parts => Err(Error::failed(format!("{parts} disks, sets of files, or NVRAMs are still damaged"))
             .hint("the next backup of these machines stores anew what they still hold")),
     }
 }
 
-/// What came of a disk, or of a point's files, that were damaged.
+/// What came of a disk, or of a point's files or NVRAM, that were damaged.
 struct Outcome {
     damaged: String,
     /// Why it still is.
@@ -143,12 +144,13 @@ impl Part<'_> {
         match self {
             Part::Disk(disk, _) => &disk.name,
             Part::Files { .. } => "files",
+            Part::Nvram(_) => "nvram",
         }
     }
 
     fn damaged(&self) -> String {
         match self {
-            Part::Disk(_, checked) => {
+            Part::Disk(_, checked) | Part::Nvram(checked) => {
                 let lens = checked.damaged.iter().map(|range| range.end - range.start);
                 format!("{} damaged", bytes(lens.sum()))
             }
@@ -206,6 +208,13 @@ fn damaged_parts<'a>(
             parts.push(Part::Files { damaged: checked.damaged.len() });
         }
     }
+    if let Some(nvram) = &point.nvram {
+        let checked = check_kept(reader, repository.chunk_size(), nvram)?;
+        if !checked.damaged.is_empty() {
+            lost.extend(&checked.chunks);
+            parts.push(Part::Nvram(checked));
+        }
+    }
     if !lost.is_empty() {
         // Stored anew from here on, by whoever has them.
         repository.report_damaged(&lost, now())?;
@@ -257,6 +266,12 @@ fn mend(
                 copy_files(&writer, &other.reader, there, &progress)
             })?;
             (copied.pages, copied.contents) == (files.pages, files.contents)
+        }
+        Part::Nvram(_) => {
+            let Some(there) = other.nvram(copy)? else {
+                return Ok(Err("its copy has no NVRAM".to_owned()));
+            };
+            Some(writer.keep(&there)?) == point.nvram
         }
     };
     writer.finish()?;

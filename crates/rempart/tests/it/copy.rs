@@ -152,3 +152,71 @@ fn damage_is_mended_from_the_copy_and_a_lost_tree_is_named() {
     let refused = two.first.refused(&[&["repo", "repair", &newer], &from[..]].concat());
     assert!(refused.err.contains("has no copy of it"), "{}", refused.err);
 }
+
+/// It is in chunks of its own beside the disks.
+#[test]
+fn damaged_nvram_is_named_stored_anew_by_the_next_backup_and_mended_from_the_copy() {
+    let two = Two::new();
+    let vault = &two.first;
+    let node = vault.rack.node("node-a");
+    let disk = vault.rack.path("disk.raw");
+    two.back_up(&noise(6, MIB));
+    let mut variables = std::fs::read("/usr/share/OVMF/OVMF_VARS_4M.fd").expect("package ovmf");
+    let size = variables.len();
+    variables[size - 256 * 1024..].copy_from_slice(&noise(7, 256 * 1024));
+    let nvram = vault.rack.path("vars.fd");
+    std::fs::write(&nvram, variables).unwrap();
+    let import = ["vm", "import", "shop", "--disk", disk.to_str().unwrap(), "--memory", "96M"];
+    node.ok(&[&import[..], &["--firmware", "uefi", "--nvram", nvram.to_str().unwrap()]].concat());
+    node.run(&["vm", "stop", "shop", "--force"]);
+
+    // The disk is there already: what is new is the NVRAM.
+    let earlier = vault.files_below("packs");
+    let new = || {
+        let mut packs = vault.files_below("packs");
+        packs.retain(|pack| !earlier.contains(pack));
+        packs
+    };
+    let damage = || {
+        for pack in new() {
+            let mut bytes = std::fs::read(&pack).unwrap();
+            let middle = bytes.len() / 2;
+            // Twice is not as it was.
+            bytes[middle] = bytes[middle].wrapping_add(1);
+            std::fs::write(&pack, bytes).unwrap();
+        }
+    };
+    let back_up = || format!("shop@{}", vault.back_up(&node)["point"]);
+    let first = back_up();
+    two.copy(&["--all"]);
+    let verified = vault.json(&["verify", &first]);
+    assert_eq!((&verified[1]["nvram_bytes"], &verified[1]["sound_bytes"]), (&size.into(), &size.into()));
+
+    damage();
+    let verify = vault.refused(&["verify", &first]);
+    assert!(verify.err.contains(&format!("{first}, nvram, bytes ")), "{}", verify.err);
+    assert!(!verify.err.contains("disk0, bytes "), "{}", verify.err);
+    let told = vault.run(&["verify", &first, "--json"]);
+    let told: Value = serde_json::from_str(&told.out).expect("one JSON value");
+    let range = &told[1]["damaged"][0];
+    let lost = range["end"].as_u64().unwrap() - range["start"].as_u64().unwrap();
+    assert_eq!(told[1]["sound_bytes"], size as u64 - lost, "{told}");
+    let before = new().len();
+    let second = back_up();
+    assert!(new().len() > before, "it is stored anew");
+    vault.ok(&["verify", &first, &second]);
+
+    damage();
+    let from =
+        ["--from", two.second.to_str().unwrap(), "--from-passphrase-file", two.passphrase.to_str().unwrap()];
+    let repair = || vault.json(&[&["repo", "repair", &first], &from[..]].concat());
+    let mended = repair();
+    assert_eq!((&mended[0]["part"], &mended[0]["mended"]), (&"nvram".into(), &true.into()), "{mended}");
+    vault.ok(&["verify", &first, &second]);
+    assert_eq!(repair(), serde_json::json!([]), "nothing is damaged");
+    for pack in new() {
+        std::fs::remove_file(pack).unwrap();
+    }
+    assert_eq!(repair()[0]["part"], "nvram");
+    vault.ok(&["verify", &first, &second]);
+}
