@@ -4,10 +4,9 @@
 //! put an older state of everything back.
 
 use crate::error::{Error, ErrorKind};
-use crate::key::{WRAPPED_KEYS, WrappedKey};
 use crate::log::{self, Content, Ed25519, Log, Object, Status};
-use crate::repository::read_description;
-use rempart_objects::{Name, Objects, pages};
+use crate::repository::{each_key, read_description};
+use rempart_objects::{Name, Objects};
 use std::sync::Arc;
 
 /// Bytes of an object that are in memory at a time.
@@ -32,15 +31,13 @@ pub struct Checked {
 pub fn check(objects: &Arc<dyn Objects>, tell: &mut dyn FnMut(Error)) -> Result<Checked, Error> {
     let description = read_description(&**objects)?;
     let mut checked = Checked::default();
-    for page in pages(&**objects, WRAPPED_KEYS) {
-        for listed in page? {
-            let read = objects.get(&listed.name, WrappedKey::LEN).map_err(Error::from);
-            match read.and_then(|bytes| WrappedKey::decode(&listed.name, &bytes)) {
-                Ok(_) => checked.keys += 1,
-                Err(error) => tell(error),
-            }
+    each_key(&**objects, |key| {
+        match key {
+            Ok(_) => checked.keys += 1,
+            Err(error) => tell(error),
         }
-    }
+        Ok(())
+    })?;
     let keys = description.keys;
     for name in log::strange_pointers(&**objects, &Ed25519, keys.repository, keys.maintenance)? {
         tell(Error::new(ErrorKind::Damaged, name, "it is no pointer that the repository's key signed"));

@@ -600,18 +600,30 @@ fn writer_name(key: KeyId) -> Name {
 /// The wrapped copies of a repository's master key that are whole.
 pub fn keys(objects: &dyn Objects) -> Result<Vec<WrappedKey>, Error> {
     let mut keys = Vec::new();
+    each_key(objects, |key| {
+        match key {
+            Ok(key) => keys.push(key),
+            // It opens nothing.
+            Err(error) if error.is_loss() || error.kind == ErrorKind::Newer => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    })?;
+    Ok(keys)
+}
+
+/// Every wrapped copy that a list shows, or what is wrong with it.
+pub(crate) fn each_key(
+    objects: &dyn Objects,
+    mut take: impl FnMut(Result<WrappedKey, Error>) -> Result<(), Error>,
+) -> Result<(), Error> {
     for page in pages(objects, WRAPPED_KEYS) {
         for listed in page? {
             let read = objects.get(&listed.name, WrappedKey::LEN).map_err(Error::from);
-            match read.and_then(|bytes| WrappedKey::decode(&listed.name, &bytes)) {
-                Ok(key) => keys.push(key),
-                // It opens nothing.
-                Err(error) if error.is_loss() || error.kind == ErrorKind::Newer => {}
-                Err(error) => return Err(error),
-            }
+            take(read.and_then(|bytes| WrappedKey::decode(&listed.name, &bytes)))?;
         }
     }
-    Ok(keys)
+    Ok(())
 }
 
 /// The master key, by whichever wrapped copy `unlock` opens.

@@ -125,8 +125,8 @@ pub fn run(command: &Points, output: Output) -> Result<(), Error> {
         return undelete::list(&repository, command.vm.as_deref(), output);
     }
     let log = open_log(&repository)?;
-    let (mut points, lost) = all_and_lost(&repository, &log, output)?;
-    list(command, &repository, &log, &mut points, output)?;
+    let (points, lost) = all_and_lost(&repository, &log, output)?;
+    list(command, &repository, &log, points, output)?;
     match lost {
         0 => Ok(()),
         lost => Err(Error::failed(format!("{lost} restore points cannot be read")).hint(
@@ -139,7 +139,7 @@ fn list(
     command: &Points,
     repository: &Repository,
     log: &Log,
-    points: &mut Vec<(u64, Point)>,
+    mut points: Vec<(u64, Point)>,
     output: Output,
 ) -> Result<(), Error> {
     if let Some(vm) = &command.vm {

@@ -1,8 +1,10 @@
 //! `repo key add` and `repo key remove`: nobody is locked out, and no key lasts that nobody has.
 
 use super::{AT_ONCE, Place, Stage, Story, copy_of, with_points};
+use crate::backup::Vault;
 use crate::rack::Answer;
 use std::path::Path;
+use std::process::Command;
 
 /// Whether what lies in a file of the stage's opens the repository.
 fn opens(stage: &Stage, key: &str) -> bool {
@@ -38,6 +40,29 @@ fn nothing_else_lasts(stage: &Stage, context: &str) {
     }
 }
 
+/// Plays a command for the keys of a repository whose points stay whatever is killed. `examine` gets what is left, and what was killed.
+fn played(
+    template: Vault,
+    points: &[String],
+    killed: impl Fn(&Stage) -> Command + 'static,
+    examine: impl Fn(&Stage, &str),
+) {
+    let story = Story { slice: 6, ..Story::new(template, killed) };
+    story.play(|stage, left| {
+        assert_eq!(stage.verify_all(&left.context), points, "{}", left.context);
+        examine(stage, &left.context);
+    });
+}
+
+/// Whether the key was there still is told by what was killed.
+fn remove_again(stage: &Stage, key: &str, was_there: bool, context: &str) {
+    let again = stage.run(&["repo", "key", "remove", key]);
+    match was_there {
+        true => assert_eq!(again.code, 0, "{context}: {}", again.err),
+        false => assert!(again.err.contains("no such key"), "{context}: {}", again.err),
+    }
+}
+
 /// The command once more, of which the file may be there already; whatever it was is moved away then, as it says.
 fn add_again(stage: &Stage, arguments: &[&str], serves: impl Fn() -> bool, context: &str) {
     let file = arguments.last().expect("the new file");
@@ -64,11 +89,8 @@ fn a_key_that_is_added_by_a_command_that_is_killed_at_any_step_opens_or_is_added
         [repo, key, add, file, stage.path("third")]
     }
     let (template, points) = with_points(1, 8);
-    let mut story = Story::new(template, |stage| stage.command(&add(stage).each_ref().map(String::as_str)));
-    story.slice = 6;
-    story.play(|stage, left| {
-        let context = &left.context;
-        assert_eq!(stage.verify_all(context), points, "{context}");
+    let killed = |stage: &Stage| stage.command(&add(stage).each_ref().map(String::as_str));
+    played(template, &points, killed, |stage, context| {
         add_again(stage, &add(stage).each_ref().map(String::as_str), || opens(stage, "third"), context);
         assert!(opens(stage, "third") && opens(stage, "key"), "{context}");
         assert_eq!(keys(stage, context).0.len(), 2, "{context}");
@@ -86,11 +108,8 @@ fn a_key_that_only_adds_is_added_whole_or_again() {
         [repo, key, add, write_only, name, web, file, stage.path("web.key")]
     }
     let (template, points) = with_points(1, 8);
-    let mut story = Story::new(template, |stage| stage.command(&add(stage).each_ref().map(String::as_str)));
-    story.slice = 6;
-    story.play(|stage, left| {
-        let context = &left.context;
-        assert_eq!(stage.verify_all(context), points, "{context}");
+    let killed = |stage: &Stage| stage.command(&add(stage).each_ref().map(String::as_str));
+    played(template, &points, killed, |stage, context| {
         let adds = || {
             let (disk, key) = (stage.path("disk.raw"), stage.vault.rack.path("web.key"));
             let mut command = stage.command(&["agent", "backup", "--device", &disk]);
@@ -111,11 +130,8 @@ fn a_key_whose_removal_is_killed_at_any_step_locks_nobody_out_and_is_gone_on_wit
     let first = id(template.json(&["repo", "key", "list"])[0].clone());
     let second = id(template.json(&["repo", "key", "add", "--new-key-file", &path("second-key")]));
     let removed = second.clone();
-    let mut story = Story::new(template, move |stage| stage.command(&["repo", "key", "remove", &removed]));
-    story.slice = 6;
-    story.play(|stage, left| {
-        let context = &left.context;
-        assert_eq!(stage.verify_all(context), points, "{context}");
+    let killed = move |stage: &Stage| stage.command(&["repo", "key", "remove", &removed]);
+    played(template, &points, killed, |stage, context| {
         let was_there = opens(stage, "second-key");
 
         // Whoever removes the other one now is refused, or can open it by this one.
@@ -138,11 +154,7 @@ fn a_key_whose_removal_is_killed_at_any_step_locks_nobody_out_and_is_gone_on_wit
         stage.collect(context);
         assert_eq!(opens(stage, "second-key"), was_there, "{context}");
 
-        let again = stage.run(&["repo", "key", "remove", &second]);
-        match was_there {
-            true => assert_eq!(again.code, 0, "{context}: {}", again.err),
-            false => assert!(again.err.contains("no such key"), "{context}: {}", again.err),
-        }
+        remove_again(stage, &second, was_there, context);
         assert!(opens(stage, "key") && !opens(stage, "second-key"), "{context}");
         let last = stage.run(&["repo", "key", "remove", &first]);
         assert!(last.code != 0 && last.err.contains("it is the last one"), "{context}: {}", last.err);
@@ -159,17 +171,10 @@ fn a_key_that_only_adds_whose_removal_is_killed_at_any_step_adds_nothing_more() 
         template.json(&["repo", "key", "add", "--write-only", "--name", "web", "--new-key-file", &file]);
     let web = added["key"].as_str().expect("text").to_owned();
     let removed = web.clone();
-    let mut story = Story::new(template, move |stage| stage.command(&["repo", "key", "remove", &removed]));
-    story.slice = 6;
-    story.play(|stage, left| {
-        let context = &left.context;
-        assert_eq!(stage.verify_all(context), points, "{context}");
+    let killed = move |stage: &Stage| stage.command(&["repo", "key", "remove", &removed]);
+    played(template, &points, killed, |stage, context| {
         let was_there = keys(stage, context).1.len() == 1;
-        let again = stage.run(&["repo", "key", "remove", &web]);
-        match was_there {
-            true => assert_eq!(again.code, 0, "{context}: {}", again.err),
-            false => assert!(again.err.contains("no such key"), "{context}: {}", again.err),
-        }
+        remove_again(stage, &web, was_there, context);
         assert_eq!(keys(stage, context).1, [""; 0], "{context}");
         nothing_else_lasts(stage, context);
         stage.all_is_removed(context);

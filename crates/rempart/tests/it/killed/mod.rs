@@ -265,6 +265,16 @@ impl Stage<'_> {
         assert_eq!(again["removed_objects"], 0, "{context}: {again}");
     }
 
+    /// These points are whole before a collection and after it, and each is the disk of its round, of 8 MiB.
+    fn all_is_there(&self, points: &[String], context: &str) {
+        assert_eq!(self.verify_all(context), points, "{context}");
+        self.collect(context);
+        assert_eq!(self.verify_all(context), points, "{context}");
+        for (point, round) in points.iter().zip(0..) {
+            assert!(self.restored(point, context) == disk(round, 8), "{context}: {point} is another");
+        }
+    }
+
     /// Nothing remains of nothing: what no point has is removed, whoever left it there.
     fn all_is_removed(&self, context: &str) {
         let points = self.points(context);

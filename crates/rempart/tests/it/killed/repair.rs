@@ -43,12 +43,7 @@ fn a_repair_that_is_killed_at_any_step_is_gone_on_with() {
         let put = stage.bytes("packs/") - there;
         let most = left.put.saturating_sub(left.told) + 2 * COMMIT;
         assert!(put <= most, "{context}: {put} bytes were put, and {most} at most were missing");
-        assert_eq!(stage.verify_all(context), points, "{context}");
-        stage.collect(context);
-        assert_eq!(stage.verify_all(context), points, "{context}");
-        for (point, round) in points.iter().zip(0..) {
-            assert!(stage.restored(point, context) == disk(round, 8), "{context}: {point} is another");
-        }
+        stage.all_is_there(&points, context);
         let left = stage.bytes("packs/");
         assert!(
             left <= unkilled + 2 * COMMIT,

@@ -1,6 +1,6 @@
 //! `undelete`.
 
-use super::{AT_ONCE, COMMIT, Story, disk, with, with_points};
+use super::{AT_ONCE, COMMIT, Story, with, with_points};
 use crate::killer::{self, Watched};
 
 /// Two of three points were forgotten, and a collection that condemned what only they had was killed before it removed any of it.
@@ -37,12 +37,7 @@ fn an_undelete_that_is_killed_at_any_step_is_gone_on_with() {
         let expected = [&points[2..], &in_between[..], &points[..]];
         assert!(expected.contains(&&whole[..]), "{context}: {whole:?}");
         stage.ok(&with(&["undelete"], &points[..2]), context);
-        assert_eq!(stage.verify_all(context), points, "{context}");
-        stage.collect(context);
-        assert_eq!(stage.verify_all(context), points, "{context}");
-        for (point, round) in points.iter().zip(0..) {
-            assert!(stage.restored(point, context) == disk(round, 8), "{context}: {point} is another");
-        }
+        stage.all_is_there(&points, context);
         let left = stage.bytes("packs/");
         assert!(
             left <= unkilled + COMMIT,
