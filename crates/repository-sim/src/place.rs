@@ -4,7 +4,7 @@
 use crate::fiber::suspend;
 use crate::rng::Rng;
 use rempart_objects::{Abilities, Created, Error, ErrorKind, Listed, Name, Objects};
-use rempart_repository::{Bug, PackName, planted};
+use rempart_repository::{Bug, COPIES, PackName, planted};
 use rempart_types::WallTime;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, Range};
@@ -72,8 +72,26 @@ impl Store {
         }
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &Name> {
+    pub fn names(&self) -> impl DoubleEndedIterator<Item = &Name> {
         self.objects.keys()
+    }
+
+    /// Objects that are there twice, and their copies.
+    pub fn whole_copies(&self) -> Vec<(Name, Name)> {
+        let twice = self.objects.iter().filter_map(|(copy, bytes)| {
+            let original =
+                Name::new(copy.as_str().strip_prefix(COPIES)?).expect("a copy's name ends with one");
+            (self.objects.get(&original) == Some(bytes)).then(|| (original, copy.clone()))
+        });
+        twice.collect()
+    }
+
+    /// One bit is another.
+    pub fn damage(&mut self, name: &Name, place: u64) {
+        let bytes = self.objects.get_mut(name).expect("it is there");
+        let bit = place as usize % (bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        self.tell(|| format!("bit {bit} of {name} is damaged"));
     }
 
     pub fn tell(&mut self, line: impl FnOnce() -> String) {

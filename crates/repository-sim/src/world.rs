@@ -9,7 +9,7 @@ use crate::rng::Rng;
 use rempart_objects::Name;
 use rempart_repository::collect::Collector;
 use rempart_repository::log::{self, Content, Log, Object, Session, Status};
-use rempart_repository::{EntryHash, PackName, SessionId};
+use rempart_repository::{CHECKPOINTS, COPIES, EntryHash, PackName, SessionId};
 use rempart_types::WallTime;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,7 @@ pub struct World {
     over: BTreeMap<SessionId, (u64, EntryHash)>,
     crashes: u64,
     pauses: u64,
+    damages: u64,
     /// How often the same one goes on, in a thousand steps.
     sticky: u64,
     /// Whose turn it is.
@@ -96,6 +97,7 @@ impl World {
             turn: 0,
             crashes: [0, 3, 10][rng.below(3) as usize],
             pauses: [0, 5, 20][rng.below(3) as usize],
+            damages: [0, 0, 10][rng.below(3) as usize],
             rng,
             actors,
             place,
@@ -142,6 +144,9 @@ impl World {
         if self.rng.chance(30) {
             self.land_one();
         }
+        if self.rng.chance(self.damages) {
+            self.damage_one();
+        }
         if !self.rng.chance(self.sticky) {
             self.turn = self.rng.below(self.actors.len() as u64) as usize;
         }
@@ -173,6 +178,20 @@ impl World {
         store.land(late);
         drop(store);
         self.book().meet("landed late");
+    }
+
+    /// Of what is there twice, one.
+    fn damage_one(&mut self) {
+        let mut store = self.place.store();
+        let whole = store.whole_copies();
+        if whole.is_empty() {
+            return;
+        }
+        let (original, copy) = &whole[self.rng.below(whole.len() as u64) as usize];
+        let name = if self.rng.chance(500) { original } else { copy };
+        store.damage(name, self.rng.below(1 << 32));
+        drop(store);
+        self.book().meet("damaged");
     }
 
     /// What it had asked for may be done yet.
@@ -415,15 +434,25 @@ impl World {
             return Err("condemned objects are left".to_owned());
         }
         let stands = |entry| state.roots().values().any(|root| root.entry == entry);
+        let copy = Name::new(format!("{COPIES}{}", log::name(floor))).expect("it is short");
+        let pointers = [CHECKPOINTS.to_owned(), format!("{COPIES}{CHECKPOINTS}")];
         let store = self.place.store();
         for name in store.names() {
             let needed = match (Content::of_name(name), log::number_of(name)) {
                 (Some((session, content)), _) => state.status(session, content) == Some(Status::Live),
                 (None, Some(number)) => number >= floor || stands(number),
-                (None, None) => name.as_str().starts_with("checkpoints/"),
+                (None, None) if *name == copy => true,
+                (None, None) => pointers.iter().any(|pointers| name.as_str().starts_with(pointers)),
             };
             if !needed {
                 return Err(format!("{name} is left over"));
+            }
+        }
+        let whole = store.whole_copies();
+        let newest = store.names().rfind(|name| name.as_str().starts_with(CHECKPOINTS));
+        for begins in [Some(&log::name(floor)), newest].into_iter().flatten() {
+            if whole.iter().all(|(original, _)| original != begins) {
+                return Err(format!("{begins} and its copy are not whole"));
             }
         }
         let own = state.objects().filter(|object| !state.owner(object).is_over).count();

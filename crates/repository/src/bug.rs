@@ -55,6 +55,8 @@ pub enum Bug {
     UndeletedEntryFreed,
     /// Undeleting: a checkpoint does not say in which entry a backup was brought back.
     UndeletedNotFolded,
+    /// Copies: what reading begins with is read once only, whole or not.
+    CopyNotRead,
     /// Trust: what takes the maintenance key counts by any key.
     AnyKeyMaintains,
     /// Trust: a backup may require what a writer of another domain put.
@@ -66,7 +68,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Bug; 30] = [
+    pub const ALL: [Bug; 31] = [
         Bug::NotValidatedAgain,
         Bug::SlotReplaced,
         Bug::UnknownIsDone,
@@ -93,6 +95,7 @@ impl Bug {
         Bug::UndeletedUnchecked,
         Bug::UndeletedEntryFreed,
         Bug::UndeletedNotFolded,
+        Bug::CopyNotRead,
         Bug::AnyKeyMaintains,
         Bug::OtherDomainsRequired,
         Bug::AnyKeyInAnyDomain,

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::log::{self, Content, Ed25519, Log, Object, Status};
-use crate::repository::{each_key, read_description};
+use crate::repository::{damaged_descriptions, each_key, read_description};
 use rempart_objects::{Name, Objects};
 use std::sync::Arc;
 
@@ -30,6 +30,9 @@ pub struct Checked {
 /// the description or the log's beginning is: nobody can say then what belongs to the repository.
 pub fn check(objects: &Arc<dyn Objects>, tell: &mut dyn FnMut(Error)) -> Result<Checked, Error> {
     let description = read_description(&**objects)?;
+    for error in damaged_descriptions(&**objects, &description)? {
+        tell(error);
+    }
     let mut checked = Checked::default();
     each_key(&**objects, |key| {
         match key {
@@ -44,6 +47,9 @@ pub fn check(objects: &Arc<dyn Objects>, tell: &mut dyn FnMut(Error)) -> Result<
     }
     let open = || Log::open(objects.clone(), Arc::new(Ed25519), keys.repository, keys.maintenance);
     let log = open()?;
+    for name in log::damaged_beginning(&log)? {
+        tell(Error::new(ErrorKind::Damaged, name, "its bytes are not those that were written"));
+    }
     for (number, remark) in log.remarks().iter().filter(|(_, remark)| remark.may_have_been_an_entry()) {
         tell(Error::new(ErrorKind::Damaged, log::name(*number), format!("it counts for nothing: {remark}")));
     }

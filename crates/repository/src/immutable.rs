@@ -1,8 +1,9 @@
 //! Object lock: what a backup needs is kept by the place, against everybody, for a time.
 
+use crate::copies::original_of;
 use crate::error::Error;
 use crate::log::{self, Content, Number, Numbers, Object, State, Status};
-use crate::{CHECKPOINTS, Description, PackName, Repository, WRAPPED_KEYS};
+use crate::{CHECKPOINTS, COPIES, Description, PackName, Repository, WRAPPED_KEYS};
 use rempart_objects::{Created, Error as PlaceError, ErrorKind, Front, Name, Objects, pages};
 use rempart_types::WallTime;
 use std::collections::BTreeSet;
@@ -96,7 +97,7 @@ impl<'r> Keeper<'r> {
             return Ok(());
         }
         self.keep_named(Description::name())?;
-        for prefix in [WRAPPED_KEYS, CHECKPOINTS] {
+        for prefix in [WRAPPED_KEYS, CHECKPOINTS, COPIES] {
             for page in pages(&**self.repository.objects(), prefix) {
                 page?.into_iter().try_for_each(|listed| self.keep_named(listed.name))?;
             }
@@ -136,8 +137,8 @@ impl<'r> Keeper<'r> {
                     std::thread::sleep(pause);
                     pause *= 2;
                 }
-                // An entry of the log, freed since.
-                Err(error) if error.kind == ErrorKind::Missing && log::number_of(name).is_some() => {
+                // An entry of the log, or the copy of one, freed since.
+                Err(error) if error.kind == ErrorKind::Missing && is_entry(name) => {
                     return Ok(());
                 }
                 Err(error) => return Err(error.into()),
@@ -145,6 +146,11 @@ impl<'r> Keeper<'r> {
         }
         unreachable!("the last attempt returns")
     }
+}
+
+/// Whether it is an entry of the log or the copy of one.
+fn is_entry(name: &Name) -> bool {
+    log::number_of(&original_of(name).unwrap_or_else(|| name.clone())).is_some()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod bug;
 mod check;
 mod chunk;
 pub mod collect;
+mod copies;
 mod description;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -51,7 +52,7 @@ pub use key::{
     PublicKeys, Recipient, SIGNATURE, Signer, Unlock, Verifier, WRAPPED_KEYS, WrappedBy, WrappedKey,
     WriterKey, WriterName,
 };
-pub use names::{CHECKPOINTS, PACKS, PackName, SEGMENTS, SegmentName};
+pub use names::{CHECKPOINTS, COPIES, LOG, PACKS, PackName, SEGMENTS, SegmentName};
 pub use pack::{Blob, MAX_BLOBS, MAX_PACK, MIN_PACK, PACK_HEADER, Pack, PackBuilder, PackHeader, PackOpener};
 pub use point::{
     Consistency, ConsistencyLevel, Definition, Excluded, FileTree, HowRead, MEMORY, Point, PointDisk,

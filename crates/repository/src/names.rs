@@ -8,8 +8,12 @@ pub const PACKS: &str = "packs/";
 /// Names of index segments start with it.
 pub const SEGMENTS: &str = "segments/";
 
+/// Names of the log's entries start with it.
+pub const LOG: &str = "log/";
 /// Names of pointers to checkpoints of the log start with it.
 pub const CHECKPOINTS: &str = "checkpoints/";
+/// Names of second copies start with it, and end with the name of the object.
+pub const COPIES: &str = "copies/";
 
 /// A pack: who wrote it, and the hash of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,6 +1,7 @@
 //! A repository in its place: making one, opening one, and this machine's index of it.
 
 use crate::blob::{BlobKind, Decompressor};
+use crate::copies::{self, copy_of};
 use crate::error::{Error, ErrorKind};
 use crate::immutable::Keeping;
 use crate::index::{Covers, Index, IndexEntry, IndexUpdate, Segment, SegmentBuilder};
@@ -116,6 +117,7 @@ impl Repository {
         }
         let repository =
             Repository { objects, description, keys: Keys::Owner(Arc::new(ring)), cache: cache.to_owned() };
+        repository.keep_description()?;
         repository.begin_log(new.now)?;
         Ok(repository)
     }
@@ -137,6 +139,15 @@ impl Repository {
         }
         let objects = keeping(objects, description.kept_ms);
         Ok(Repository { objects, description, keys: Keys::Writer(Arc::new(key)), cache: cache.to_owned() })
+    }
+
+    /// Has the description and its copy be whole.
+    pub(crate) fn keep_description(&self) -> Result<(), Error> {
+        let (name, bytes) = (Description::name(), self.description.encode());
+        for name in [copy_of(&name), name] {
+            copies::put_right(&*self.objects, &name, &bytes)?;
+        }
+        Ok(())
     }
 
     fn begin_log(&self, now: WallTime) -> Result<Log, Error> {
@@ -579,18 +590,44 @@ fn create_new(objects: &dyn Objects, name: &Name, content: &[u8]) -> Result<(), 
     }
 }
 
+/// The description, or what its copy says where it is damaged or was lost: nothing removes one.
 pub(crate) fn read_description(objects: &dyn Objects) -> Result<Description, Error> {
-    let bytes = objects.get(&Description::name(), Description::LEN).map_err(|error| match error.kind {
-        ObjectErrorKind::Missing => {
-            let why = format!("there is no repository in {}", objects.url());
-            Error {
-                source: Some(Box::new(error)),
-                ..Error::new(ErrorKind::Objects(ObjectErrorKind::Missing), "repository", why)
+    let name = Description::name();
+    match copies::read(objects, &name, Description::LEN, Description::decode) {
+        Err(missing) if missing.kind == ObjectErrorKind::Missing => {
+            let copy = objects.get(&copy_of(&name), Description::LEN);
+            match copy.map(|bytes| Description::decode(&bytes)) {
+                Ok(Ok(description)) => Ok(description),
+                Err(error) if error.is_transient() => Err(error.into()),
+                _ => {
+                    let why = format!("there is no repository in {}", objects.url());
+                    let kind = ErrorKind::Objects(ObjectErrorKind::Missing);
+                    Err(Error { source: Some(Box::new(missing)), ..Error::new(kind, "repository", why) })
+                }
             }
         }
-        _ => error.into(),
-    })?;
-    Description::decode(&bytes)
+        read => read?,
+    }
+}
+
+/// What is wrong with the description or its copy, one of which was read.
+pub(crate) fn damaged_descriptions(objects: &dyn Objects, read: &Description) -> Result<Vec<Error>, Error> {
+    let mut damaged = Vec::new();
+    let name = Description::name();
+    for name in [copy_of(&name), name] {
+        match copies::fetch(objects, &name, Description::LEN) {
+            Ok(bytes) if bytes == read.encode() => {}
+            Ok(_) => damaged.push(Error::new(
+                ErrorKind::Damaged,
+                name,
+                "its bytes are not those that were written",
+            )),
+            // A copy may not be made yet.
+            Err(error) if error.kind == ObjectErrorKind::Missing && copies::original_of(&name).is_some() => {}
+            Err(error) => damaged.push(error.into()),
+        }
+    }
+    Ok(damaged)
 }
 
 fn writer_name(key: KeyId) -> Name {

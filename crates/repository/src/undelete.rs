@@ -13,16 +13,13 @@ use crate::log::{
 use crate::repository::WRITERS;
 use crate::writer::{put, put_segment};
 use crate::{
-    CHECKPOINTS, Description, MAX_PACK, PACKS, PackId, PackName, PackOpener, Point, Repository, SEGMENTS,
-    SessionId, WRAPPED_KEYS,
+    CHECKPOINTS, COPIES, Description, LOG, MAX_PACK, PACKS, PackId, PackName, PackOpener, Point, Repository,
+    SEGMENTS, SessionId, WRAPPED_KEYS,
 };
 use rempart_objects::{ErrorKind as PlaceErrorKind, Name, pages};
 use rempart_types::WallTime;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-
-/// Names of the log's entries start with it.
-const LOG: &str = "log/";
 
 /// A point that was forgotten.
 #[derive(Debug)]
@@ -131,7 +128,7 @@ impl Repository {
         let mut hidden = self.objects().hidden(Description::name().as_str())?;
         // What only begins like that is others'.
         hidden.retain(|name| *name == Description::name());
-        for prefix in [WRAPPED_KEYS, WRITERS, LOG, CHECKPOINTS, PACKS, SEGMENTS] {
+        for prefix in [WRAPPED_KEYS, WRITERS, LOG, CHECKPOINTS, COPIES, PACKS, SEGMENTS] {
             hidden.extend(self.objects().hidden(prefix)?);
         }
         Ok(hidden)

@@ -18,7 +18,8 @@ const MOST_LOOKED_AT: usize = 1_000_000;
 /// Behind everything that a repository has.
 const BEHIND_PARTS: &str = "writers/g";
 /// By which a repository may be known.
-const PARTS: [&str; 7] = ["checkpoints", "keys", "log", "packs", "repository", "segments", "writers"];
+const PARTS: [&str; 8] =
+    ["checkpoints", "copies", "keys", "log", "packs", "repository", "segments", "writers"];
 
 /// The repositories that this node's schedules name, or those that lie in places.
 ///

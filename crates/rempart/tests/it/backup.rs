@@ -366,6 +366,37 @@ fn a_point_whose_entry_is_damaged_is_told_and_the_others_are_there() {
     vault.ok(&["repo", "check"]);
 }
 
+/// Each of these is there twice.
+#[test]
+fn a_repository_is_read_where_what_it_begins_with_is_damaged() {
+    let vault = Vault::opened_by_file();
+    let (_, content) = vault.filled();
+    fold(&vault);
+    let newest = |folder: &str| vault.files_below(folder).into_iter().max().unwrap();
+    let description = vault.repo().join("repository");
+    let damaged = [description.clone(), newest("checkpoints"), newest("copies/log")];
+    let damaged = damaged.map(|file| match file.strip_prefix(vault.repo().join("copies")) {
+        Ok(original) => vault.repo().join(original),
+        Err(_) => file,
+    });
+    damaged.iter().for_each(|file| flip(file));
+    let check = vault.refused(&["repo", "check"]);
+    for file in &damaged {
+        let name = file.strip_prefix(vault.repo()).unwrap().to_str().unwrap();
+        assert!(check.err.contains(name), "{name}: {}", check.err);
+    }
+    assert!(vault.restored("shop", "back") == [content.clone()]);
+    vault.ok(&["gc"]);
+    vault.ok(&["repo", "check"]);
+
+    std::fs::remove_file(&description).unwrap();
+    let check = vault.refused(&["repo", "check"]);
+    assert!(check.err.contains("`repository`"), "{}", check.err);
+    assert!(vault.restored("shop", "again") == [content]);
+    vault.ok(&["gc"]);
+    vault.ok(&["repo", "check"]);
+}
+
 /// As a collection does once the log is long.
 fn fold(vault: &Vault) {
     let place = Arc::new(Directory::open(&vault.repo()).unwrap());

@@ -106,6 +106,7 @@ fn steps(
     let mut collector = Collector::new(session, now, doubtful)?;
     done.removed = collector.delete()?.and(collector.sweep()?).and(collector.sweep_writers()?);
     done.truncated = collector.truncate(how.checkpoint_after)?;
+    repository.keep_description()?;
     Ok(done)
 }
 

@@ -237,12 +237,12 @@ impl<'s> Collector<'s> {
         Ok(removed)
     }
 
-    /// Makes a checkpoint if more than `entries` follow the last, and removes what it stands for. Returns how many entries
-    /// were removed.
+    /// Makes a checkpoint if more than `entries` follow the last, or that is damaged, and removes what it stands for. Returns how
+    /// many entries were removed.
     pub fn truncate(&mut self, entries: u64) -> Result<u64, CollectError> {
         let state = self.session.state();
         let since = state.next() - state.floor().map_or(0, |(number, _)| number + 1);
-        if since > entries {
+        if since > entries || self.session.begins_damaged()? {
             self.session.checkpoint(self.now)?;
         }
         Ok(self.session.truncate()?)

@@ -50,7 +50,11 @@ impl Log {
         };
         let bytes = entry::encode(&header, &Body::Create(Create { maintenance, domain }), signer);
         match put(&*objects, 0, &bytes, None)? {
-            Slot::Mine => Log::open(objects, verify, repository, maintenance),
+            Slot::Mine => {
+                let log = Log::open(objects, verify, repository, maintenance)?;
+                log.keep_copy()?;
+                Ok(log)
+            }
             Slot::NotMine => Err(super::Refusal::Created.into()),
         }
     }

@@ -3,7 +3,7 @@
 use super::body::{self, Body};
 use super::codec::{Reader, Writer};
 use super::sign::{Sign, Verify};
-use crate::{EntryHash, KeyId, RepositoryId, SIGNATURE, SessionId, Verifier};
+use crate::{EntryHash, KeyId, LOG, RepositoryId, SIGNATURE, SessionId, Verifier};
 use rempart_objects::Name;
 use rempart_types::WallTime;
 
@@ -37,12 +37,12 @@ pub struct Header {
 
 /// The object that entry `number` is.
 pub fn name(number: u64) -> Name {
-    Name::new(format!("log/{number:016x}")).expect("hexadecimal digits fit a name")
+    Name::new(format!("{LOG}{number:016x}")).expect("hexadecimal digits fit a name")
 }
 
 /// The number that an object's name stands for.
 pub fn number_of(name: &Name) -> Option<u64> {
-    let digits = name.as_str().strip_prefix("log/").filter(|digits| digits.len() == 16)?;
+    let digits = name.as_str().strip_prefix(LOG).filter(|digits| digits.len() == 16)?;
     u64::from_str_radix(digits, 16).ok()
 }
 

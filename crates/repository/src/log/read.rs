@@ -8,6 +8,7 @@ use super::refusal::Remark;
 use super::sign::{Sign, Verify};
 use super::state::{Followed, Root, State};
 use crate::bug::{Bug, planted};
+use crate::copies::{self, copy_of};
 use crate::{CHECKPOINTS, EntryHash, RepositoryId, SIGNATURE, Verifier};
 use rempart_objects::{Created, ErrorKind, Name, Objects, pages};
 use std::sync::Arc;
@@ -18,6 +19,8 @@ const REMARKS: usize = 10_000;
 const CHASES: u32 = 100;
 /// Bytes of a pointer to a checkpoint.
 const POINTER: usize = 8 + 16 + 8 + 8 + 32;
+/// Of one with its signature.
+const POINTER_OBJECT: u64 = (POINTER + SIGNATURE) as u64;
 const POINTER_MAGIC: [u8; 8] = *b"RMPTCPT1";
 /// Who finds no answer asks again so often.
 pub(super) const TRIES: u32 = 8;
@@ -134,26 +137,34 @@ impl Log {
         payload(&*self.objects, &self.state, root)
     }
 
-    /// Makes sure that whoever reads can find the newest checkpoint. Only then entries before it may be removed.
+    /// Makes sure that whoever reads can find the newest checkpoint, twice. Only then entries before it may be removed.
     pub(super) fn publish(&self, signer: &dyn Sign) -> Result<(), LogError> {
         assert_eq!(
             signer.verifier(),
             self.state.maintenance,
             "checkpoints are signed with the maintenance key"
         );
-        let Some((number, hash)) = self.state.floor else { return Ok(()) };
-        let pointer = Pointer { ordinal: self.state.checkpoints - 1, number, hash };
-        let name = pointer_name(pointer.ordinal);
-        let bytes = pointer.encode(self.state.repository, signer);
+        if let Some((number, hash)) = self.state.floor {
+            let pointer = Pointer { ordinal: self.state.checkpoints - 1, number, hash };
+            let (name, bytes) =
+                (pointer_name(pointer.ordinal), pointer.encode(self.state.repository, signer));
+            self.put_pointer(pointer, &name, &bytes)?;
+            copies::put_right(&*self.objects, &copy_of(&name), &bytes)?;
+        }
+        self.keep_copy()
+    }
+
+    fn put_pointer(&self, pointer: Pointer, name: &Name, bytes: &[u8]) -> Result<(), LogError> {
         let mut last = None;
         for _ in 0..TRIES {
-            match self.objects.create(&name, &[&bytes], None) {
+            match self.objects.create(name, &[bytes], None) {
                 Ok(Created::New) => return Ok(()),
                 Ok(Created::Taken) => match self.pointer(pointer.ordinal)? {
+                    // Also where its copy says so: who removed a damaged one would let others see none.
                     Some(there) if there == pointer => return Ok(()),
-                    Some(_) => return Err(damaged(&*self.objects, &name, "it points elsewhere")),
+                    Some(_) => return Err(damaged(&*self.objects, name, "it points elsewhere")),
                     // No reader believes what is not signed. Whoever put it there is in nobody's way.
-                    None => self.objects.remove(&name)?,
+                    None => self.objects.remove(name)?,
                 },
                 Err(error) if error.kind == ErrorKind::Unknown => last = Some(error),
                 Err(error) => return Err(error.into()),
@@ -162,6 +173,49 @@ impl Log {
         match last {
             Some(source) => Err(LogError::Unsettled { name: name.to_string(), source }),
             None => Err(LogError::Contended(TRIES)),
+        }
+    }
+
+    /// Has a second copy of the entry that reading begins with.
+    pub(super) fn keep_copy(&self) -> Result<(), LogError> {
+        let beginning = Beginning::of(&self.state);
+        match slot(&*self.objects, beginning.number)? {
+            Some(bytes) if beginning.is(&bytes, &*self.verify) => {
+                Ok(copies::put_right(&*self.objects, &copy_of(&entry::name(beginning.number)), &bytes)?)
+            }
+            // There is a newer one, or one is called for.
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the entry that reading begins with, or the pointer to it, is damaged, so that its copy has to stand in.
+    pub(super) fn begins_damaged(&self) -> Result<bool, LogError> {
+        let damaged = damaged_beginning(self)?;
+        Ok(damaged.iter().any(|name| copies::original_of(name).is_none()))
+    }
+}
+
+/// The entry that reading begins with.
+#[derive(Debug, Clone, Copy)]
+struct Beginning {
+    number: u64,
+    /// Of a checkpoint. The first entry is known by its signature.
+    hash: Option<EntryHash>,
+    repository: RepositoryId,
+    maintenance: Verifier,
+}
+
+impl Beginning {
+    fn of(state: &State) -> Beginning {
+        let (number, hash) = state.floor.map_or((0, None), |(number, hash)| (number, Some(hash)));
+        Beginning { number, hash, repository: state.repository, maintenance: state.maintenance }
+    }
+
+    fn is(&self, bytes: &[u8], verify: &dyn Verify) -> bool {
+        match self.hash {
+            Some(hash) => entry::hash(bytes) == hash,
+            None => State::begin(bytes, self.repository, verify)
+                .is_ok_and(|state| state.maintenance == self.maintenance),
         }
     }
 }
@@ -229,12 +283,12 @@ pub(super) fn read_pointer(
     maintenance: Verifier,
     ordinal: u64,
 ) -> Result<Option<Pointer>, LogError> {
-    let bytes = match objects.get(&pointer_name(ordinal), (POINTER + SIGNATURE) as u64) {
-        Ok(bytes) => bytes,
-        Err(error) if matches!(error.kind, ErrorKind::Missing | ErrorKind::TooLong) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Pointer::decode(&bytes, verify, repository, maintenance, ordinal))
+    let open = |bytes: &[u8]| Pointer::decode(bytes, verify, repository, maintenance, ordinal).ok_or(());
+    match copies::read(objects, &pointer_name(ordinal), POINTER_OBJECT, open) {
+        Ok(pointer) => Ok(pointer.ok()),
+        Err(error) if error.kind == ErrorKind::Missing => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn listed_pointers(objects: &dyn Objects) -> Result<Vec<u64>, LogError> {
@@ -247,7 +301,8 @@ fn listed_pointers(objects: &dyn Objects) -> Result<Vec<u64>, LogError> {
     Ok(listed)
 }
 
-/// Pointers to checkpoints that are there and count for nothing: damaged, or put there by somebody who has not the maintenance key.
+/// Pointers to checkpoints that are there and count for nothing: damaged with their copies, or put there by somebody who has not the
+/// maintenance key.
 pub(crate) fn strange_pointers(
     objects: &dyn Objects,
     verify: &dyn Verify,
@@ -261,6 +316,33 @@ pub(crate) fn strange_pointers(
         }
     }
     Ok(strange)
+}
+
+/// What of that is damaged which reading begins with: the newest checkpoint and its pointer, or the first entry, and their copies.
+pub(crate) fn damaged_beginning(log: &Log) -> Result<Vec<Name>, LogError> {
+    let (state, verify) = (&log.state, &*log.verify);
+    let beginning = Beginning::of(state);
+    let mut damaged = Vec::new();
+    let mut look = |name: Name, longest, is_whole: &dyn Fn(&[u8]) -> bool| {
+        for name in [copy_of(&name), name] {
+            match copies::fetch(&*log.objects, &name, longest) {
+                Ok(bytes) if is_whole(&bytes) => {}
+                Ok(_) => damaged.push(name),
+                // A copy or a pointer that was not made yet, or an entry that a newer checkpoint stands for.
+                Err(error) if error.kind == ErrorKind::Missing => {}
+                Err(error) => return Err(LogError::from(error)),
+            }
+        }
+        Ok(())
+    };
+    look(entry::name(beginning.number), MAX_CHECKPOINT, &|bytes| beginning.is(bytes, verify))?;
+    if state.floor.is_some() {
+        let ordinal = state.checkpoints - 1;
+        look(pointer_name(ordinal), POINTER_OBJECT, &|bytes| {
+            Pointer::decode(bytes, verify, state.repository, state.maintenance, ordinal).is_some()
+        })?;
+    }
+    Ok(damaged)
 }
 
 /// The state at the newest checkpoint that a list shows. There may be newer ones: refreshing finds those.
@@ -295,13 +377,16 @@ pub(super) fn load(
     maintenance: Verifier,
     pointer: Pointer,
 ) -> Result<Option<State>, LogError> {
-    let Some(bytes) = slot(objects, pointer.number)? else { return Ok(None) };
     let name = entry::name(pointer.number);
-    if entry::hash(&bytes) != pointer.hash {
-        return Err(damaged(objects, &name, "its hash is wrong"));
+    let open = |bytes: &[u8]| match entry::hash(bytes) == pointer.hash {
+        true => State::from_checkpoint(bytes, repository, maintenance, verify),
+        false => Err("its hash is wrong"),
+    };
+    match copies::read(objects, &name, MAX_CHECKPOINT, open) {
+        Ok(state) => state.map(Some).map_err(|why| damaged(objects, &name, why)),
+        Err(error) if error.kind == ErrorKind::Missing => Ok(None),
+        Err(error) => Err(error.into()),
     }
-    let state = State::from_checkpoint(&bytes, repository, maintenance, verify);
-    state.map(Some).map_err(|why| damaged(objects, &name, why))
 }
 
 fn first(
@@ -311,25 +396,28 @@ fn first(
     maintenance: Verifier,
 ) -> Result<State, LogError> {
     let name = entry::name(0);
-    let bytes = slot(objects, 0)?;
-    let bytes = bytes.ok_or_else(|| LogError::Missing { url: objects.url(), name: name.to_string() })?;
-    let state = State::begin(&bytes, repository, verify).map_err(|why| damaged(objects, &name, why))?;
-    if state.maintenance != maintenance {
-        return Err(damaged(objects, &name, "it is signed by another key than this repository's"));
+    let open = |bytes: &[u8]| {
+        let state = State::begin(bytes, repository, verify)?;
+        match state.maintenance == maintenance {
+            true => Ok(state),
+            false => Err("it is signed by another key than this repository's"),
+        }
+    };
+    match copies::read(objects, &name, MAX_CHECKPOINT, open) {
+        Ok(state) => state.map_err(|why| damaged(objects, &name, why)),
+        Err(error) if error.kind == ErrorKind::Missing => {
+            Err(LogError::Missing { url: objects.url(), name: name.to_string() })
+        }
+        Err(error) => Err(error.into()),
     }
-    Ok(state)
 }
 
 /// What stands in a slot of the log. Of what is longer than any entry, the beginning: it is no entry, and whoever reads
 /// it gets the same hash.
 pub(super) fn slot(objects: &dyn Objects, number: u64) -> Result<Option<Vec<u8>>, LogError> {
-    let name = entry::name(number);
-    match objects.get(&name, MAX_CHECKPOINT) {
+    match copies::fetch(objects, &entry::name(number), MAX_CHECKPOINT) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind == ErrorKind::Missing => Ok(None),
-        Err(error) if error.kind == ErrorKind::TooLong => {
-            Ok(Some(objects.get_range(&name, 0..MAX_CHECKPOINT + 1)?))
-        }
         Err(error) => Err(error.into()),
     }
 }

@@ -10,8 +10,9 @@ use super::refusal::Refusal;
 use super::sign::Sign;
 use super::state::State;
 use crate::bug::{Bug, planted};
-use crate::{DomainId, EntryHash, KeyId, SessionId, WrappedKeyId};
-use rempart_objects::{Objects, pages};
+use crate::copies::original_of;
+use crate::{COPIES, DomainId, EntryHash, KeyId, LOG, SessionId, WrappedKeyId};
+use rempart_objects::{Name, Objects, pages};
 use rempart_types::WallTime;
 use std::sync::Arc;
 
@@ -233,20 +234,34 @@ impl Session {
         self.log.publish(&*self.signer)
     }
 
-    /// Removes entries that the newest checkpoint stands for. Returns how many.
+    /// Whether a new checkpoint is called for: the entry that reading begins with, or the pointer to it, is damaged.
+    pub fn begins_damaged(&self) -> Result<bool, LogError> {
+        self.log.begins_damaged()
+    }
+
+    /// Removes entries that the newest checkpoint stands for, and copies of such. Returns how many entries.
     pub fn truncate(&mut self) -> Result<u64, LogError> {
         self.publish()?;
         let state = self.log.state();
         let Some((floor, _)) = state.floor() else { return Ok(0) };
         let (objects, needed) = (self.log.objects(), state.entries_of_roots());
+        let is_old = |copy: &Name| {
+            let number = original_of(copy).and_then(|original| entry::number_of(&original));
+            number.is_some_and(|number| number < floor)
+        };
+        for page in pages(&**objects, &format!("{COPIES}{LOG}")) {
+            for copy in page?.iter().filter(|copy| is_old(&copy.name)) {
+                remove_unless_kept(&**objects, &copy.name)?;
+            }
+        }
         let mut removed = 0;
-        for page in pages(&**objects, "log/") {
+        for page in pages(&**objects, LOG) {
             for number in page?.iter().filter_map(|object| entry::number_of(&object.name)) {
                 if number >= floor {
                     return Ok(removed);
                 }
                 if !needed.contains(&number) {
-                    removed += u64::from(remove_unless_kept(&**objects, number)?);
+                    removed += u64::from(remove_unless_kept(&**objects, &entry::name(number))?);
                 }
             }
         }
@@ -285,8 +300,8 @@ impl Session {
 }
 
 /// Whether it was removed: an entry under object lock stays until that is over.
-fn remove_unless_kept(objects: &dyn Objects, number: u64) -> Result<bool, LogError> {
-    match objects.remove(&entry::name(number)) {
+fn remove_unless_kept(objects: &dyn Objects, name: &Name) -> Result<bool, LogError> {
+    match objects.remove(name) {
         Ok(()) => Ok(true),
         Err(error) if error.kind == rempart_objects::ErrorKind::Retained => Ok(false),
         Err(error) => Err(error.into()),

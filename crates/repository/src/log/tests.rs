@@ -805,9 +805,64 @@ fn a_damaged_checkpoint_is_refused() {
         let state = State::from_checkpoint(&flipped, REPOSITORY, owner().verifier(), &Ed25519);
         assert!(state.is_err(), "byte {place}");
     }
+    // Its copy does not stand in for it: a freed slot is no damaged one.
     objects.remove(&name(checkpoint)).unwrap();
     let opened = Log::open(Arc::clone(&objects), Arc::new(Ed25519), REPOSITORY, owner().verifier());
     assert!(matches!(opened, Err(LogError::Missing { .. } | LogError::Damaged { .. })), "{opened:?}");
+}
+
+fn flip(objects: &Arc<dyn Objects>, name: &Name) {
+    let mut bytes = objects.get(name, 1 << 20).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    objects.remove(name).unwrap();
+    objects.create(name, &[&bytes], None).unwrap();
+}
+
+fn listed(objects: &Arc<dyn Objects>, prefix: &str) -> Vec<String> {
+    objects.list(prefix, None).unwrap().iter().map(|object| object.name.to_string()).collect()
+}
+
+#[test]
+fn what_reading_begins_with_is_there_twice() {
+    let copy_of = |name: &Name| Name::new(format!("copies/{name}")).unwrap();
+    let (objects, mut writer) = eventful();
+    let mut paused = open(&objects);
+    let pointer = Name::new(format!("checkpoints/{:016x}", 0)).unwrap();
+    let mut beginning = vec![name(0)];
+    for checkpoints in 0..2 {
+        if checkpoints == 1 {
+            let number = writer.checkpoint(NOW).unwrap().number;
+            writer.truncate().unwrap();
+            beginning = vec![pointer.clone(), name(number)];
+        }
+        let copies: Vec<_> = beginning.iter().map(|name| copy_of(name).to_string()).collect();
+        assert_eq!(listed(&objects, "copies/"), copies, "and no older ones");
+        for name in &beginning {
+            let copy = objects.get(&copy_of(name), 1 << 20).unwrap();
+            flip(&objects, name);
+            assert_eq!(open(&objects).state(), writer.state(), "{name}");
+            flip(&objects, &copy_of(name));
+            let opened = Log::open(Arc::clone(&objects), Arc::new(Ed25519), REPOSITORY, owner().verifier());
+            assert!(matches!(opened, Err(LogError::Damaged { .. } | LogError::Missing { .. })), "{name}");
+            for name in [name, &copy_of(name)] {
+                objects.remove(name).unwrap();
+                objects.create(name, &[&copy], None).unwrap();
+            }
+        }
+    }
+    // Who is behind goes on from the copies, too.
+    beginning.iter().for_each(|name| flip(&objects, name));
+    paused.refresh().unwrap();
+    assert_eq!(paused.state(), writer.state());
+
+    // A newer one takes their place.
+    assert!(writer.begins_damaged().unwrap());
+    let number = writer.checkpoint(NOW).unwrap().number;
+    writer.truncate().unwrap();
+    assert!(!writer.begins_damaged().unwrap());
+    assert_eq!(listed(&objects, "copies/log/"), [copy_of(&name(number)).to_string()]);
+    assert_eq!(open(&objects).state(), writer.state());
 }
 
 /// A place that does not answer, before or after it did what was asked.
