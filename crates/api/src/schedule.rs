@@ -152,6 +152,9 @@ pub struct MachineBackup {
     /// The level that the point reached, such as `application`.
     #[serde(default)]
     pub consistency: Option<String>,
+    /// Its number in the schedule's second repository, once it is there.
+    #[serde(default)]
+    pub copy: Option<u64>,
     /// The newest by then; none if no point that is there was ever started.
     #[serde(default)]
     pub last_boot: Option<LastBoot>,
@@ -173,6 +176,7 @@ impl MachineBackup {
             new_bytes: 0,
             stored_bytes: 0,
             consistency: None,
+            copy: None,
             last_boot: None,
             error: None,
         }

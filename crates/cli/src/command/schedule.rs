@@ -165,11 +165,12 @@ fn told(run: &BackupRun) -> String {
 fn said(machine: &MachineBackup) -> String {
     match machine.outcome {
         MachineOutcome::Success => format!(
-            "point {}, read {}, new {}, {} s",
+            "point {}, read {}, new {}, {} s{}",
             machine.point.unwrap_or_default(),
             bytes(machine.read_bytes),
             bytes(machine.new_bytes),
-            machine.ended_unix_ms.saturating_sub(machine.begun_unix_ms) / 1000
+            machine.ended_unix_ms.saturating_sub(machine.begun_unix_ms) / 1000,
+            machine.copy.map_or_else(String::new, |copy| format!(", copied as point {copy}"))
         ),
         MachineOutcome::Failed => {
             machine.error.as_ref().map_or_else(|| "failed".to_owned(), |error| format!("FAILED: {error}"))
@@ -207,8 +208,11 @@ async fn run_now(command: Run, client: &Client, output: Output) -> Result<(), Er
             let bad = run.machines.iter().filter(is_bad).count();
             let causes = run.machines.iter().filter_map(|machine| machine.error.as_ref()).chain(&run.errors);
             let cause = causes.map(ToString::to_string).next().unwrap_or_default();
-            Err(Error::failed(format!("{bad} of {} machines were not backed up", run.machines.len()))
-                .cause(cause))
+            let what = match bad {
+                0 => "the machines were backed up, and not all else was done".to_owned(),
+                bad => format!("{bad} of {} machines were not backed up", run.machines.len()),
+            };
+            Err(Error::failed(what).cause(cause))
         }
     }
 }

@@ -26,8 +26,16 @@ const TERM_PATIENCE: Duration = Duration::from_secs(20);
 /// After SIGKILL, which only the kernel can hold up.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// What would say otherwise than the arguments do.
-const NOT_INHERITED: [&str; 4] =
-    ["REMPART_REPOSITORY", "REMPART_KEY_FILE", "REMPART_PASSPHRASE_FILE", "REMPART_CREDENTIALS_FILE"];
+const NOT_INHERITED: [&str; 8] = [
+    "REMPART_REPOSITORY",
+    "REMPART_KEY_FILE",
+    "REMPART_PASSPHRASE_FILE",
+    "REMPART_CREDENTIALS_FILE",
+    "REMPART_COPY_REPOSITORY",
+    "REMPART_COPY_KEY_FILE",
+    "REMPART_COPY_PASSPHRASE_FILE",
+    "REMPART_COPY_CREDENTIALS_FILE",
+];
 
 #[derive(Debug, Clone)]
 pub struct Program {

@@ -117,6 +117,9 @@ pub struct BackupSection {
     /// Read each new point again, and compare it.
     #[serde(default)]
     pub verify: bool,
+    /// Where each new point is copied to.
+    #[serde(default)]
+    pub copy: Option<CopySection>,
     /// Which points of the machines that were backed up are kept.
     #[serde(default)]
     pub retain: Option<RetainSection>,
@@ -125,6 +128,22 @@ pub struct BackupSection {
     pub gc: bool,
     #[serde(default)]
     pub notify: Notify,
+}
+
+/// A second repository, as the options of `rempart copy`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopySection {
+    pub repository: String,
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
+    #[serde(default)]
+    pub passphrase_file: Option<PathBuf>,
+    #[serde(default)]
+    pub credentials_file: Option<PathBuf>,
+    /// Sent to it; 0: as fast as it goes.
+    #[serde(default)]
+    pub limit_bytes_per_s: u64,
 }
 
 /// As the options of `rempart retain`.
@@ -199,12 +218,54 @@ impl RetainSection {
     }
 }
 
+impl CopySection {
+    fn check(&self) -> Result<(), Wrong> {
+        opened_by(&self.key_file, &self.passphrase_file)?;
+        check_absolute("key_file", self.key_file.as_deref())?;
+        check_absolute("passphrase_file", self.passphrase_file.as_deref())?;
+        check_absolute("credentials_file", self.credentials_file.as_deref())?;
+        check_place(&self.repository)
+    }
+}
+
+/// The option that opens a repository, without its dashes, and the file that it names.
+fn opened_by<'a>(
+    key_file: &'a Option<PathBuf>,
+    passphrase_file: &'a Option<PathBuf>,
+) -> Result<(&'static str, &'a Path), Wrong> {
+    match (key_file, passphrase_file) {
+        (Some(file), None) => Ok(("key-file", file)),
+        (None, Some(file)) => Ok(("passphrase-file", file)),
+        _ => Err(Wrong::new("key_file", "one of `key_file` and `passphrase_file` opens the repository")),
+    }
+}
+
+fn check_absolute(key: &'static str, path: Option<&Path>) -> Result<(), Wrong> {
+    match path.filter(|path| !path.is_absolute()) {
+        Some(path) => Err(Wrong::new(key, format!("`{}` is not an absolute path", path.display()))),
+        None => Ok(()),
+    }
+}
+
+fn check_place(repository: &str) -> Result<(), Wrong> {
+    if repository.contains("://") || Path::new(repository).is_absolute() {
+        return Ok(());
+    }
+    Err(Wrong::new("repository", format!("`{repository}` is no URL and no absolute path")))
+}
+
 impl BackupSection {
     /// What is wrong with it by itself, key by key.
     pub fn check(&self) -> Result<(), Wrong> {
         crate::config::check_name(&self.name).map_err(|e| Wrong::new("name", e))?;
         self.calendar()?;
-        self.opens()?;
+        self.opened_by()?;
+        if let Some(copy) = &self.copy {
+            copy.check().map_err(|Wrong { key, what }| Wrong::new("copy", format!("{key}: {what}")))?;
+            if copy.repository == self.repository {
+                return Err(Wrong::new("copy", "repository: it is the one that is copied from"));
+            }
+        }
         for (key, path) in [
             ("key_file", &self.key_file),
             ("passphrase_file", &self.passphrase_file),
@@ -214,14 +275,9 @@ impl BackupSection {
             ("agent", &self.agent),
             ("disks", &self.disks.iter().find(|path| !path.is_absolute()).cloned()),
         ] {
-            if let Some(path) = path.as_deref().filter(|path| !path.is_absolute()) {
-                return Err(Wrong::new(key, format!("`{}` is not an absolute path", path.display())));
-            }
+            check_absolute(key, path.as_deref())?;
         }
-        if !self.repository.contains("://") && !Path::new(&self.repository).is_absolute() {
-            let what = format!("`{}` is no URL and no absolute path", self.repository);
-            return Err(Wrong::new("repository", what));
-        }
+        check_place(&self.repository)?;
         if let Machines::Named(names) = &self.machines {
             for name in names {
                 crate::config::check_name(name).map_err(|e| Wrong::new("machines", e))?;
@@ -279,22 +335,16 @@ impl BackupSection {
         Ok((calendar, window.map_err(|e| Wrong::new("window", e))?))
     }
 
-    fn opens(&self) -> Result<[OsString; 2], Wrong> {
-        match (&self.key_file, &self.passphrase_file) {
-            (Some(file), None) => Ok(["--key-file".into(), file.into()]),
-            (None, Some(file)) => Ok(["--passphrase-file".into(), file.into()]),
-            _ => {
-                let what = "one of `key_file` and `passphrase_file` opens the repository";
-                Err(Wrong::new("key_file", what))
-            }
-        }
+    fn opened_by(&self) -> Result<(&'static str, &Path), Wrong> {
+        opened_by(&self.key_file, &self.passphrase_file)
     }
 
     /// Arguments of a command of the program on the repository.
     pub fn arguments(&self, command: &[&str]) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = command.iter().map(|word| word.into()).collect();
         arguments.extend(["--repo".into(), (&self.repository).into()]);
-        arguments.extend(self.opens().expect("it was checked"));
+        let (option, file) = self.opened_by().expect("it was checked");
+        arguments.extend([format!("--{option}").into(), file.into()]);
         for (option, path) in [("--credentials", &self.credentials_file), ("--cache-dir", &self.cache_dir)] {
             if let Some(path) = path {
                 arguments.extend([option.into(), path.into()]);
@@ -351,6 +401,35 @@ impl BackupSection {
         arguments
     }
 
+    /// Arguments that copy a point; `None` if none is.
+    pub fn copy_arguments(&self, point: &str) -> Option<Vec<OsString>> {
+        let copy = self.copy.as_ref()?;
+        let mut arguments = self.arguments(&["copy", point]);
+        arguments.extend(["--to".into(), (&copy.repository).into()]);
+        let (option, file) = opened_by(&copy.key_file, &copy.passphrase_file).expect("it was checked");
+        arguments.extend([format!("--to-{option}").into(), file.into()]);
+        if let Some(file) = &copy.credentials_file {
+            arguments.extend(["--to-credentials".into(), file.into()]);
+        }
+        if copy.limit_bytes_per_s > 0 {
+            arguments.extend(["--bandwidth".into(), copy.limit_bytes_per_s.to_string().into()]);
+        }
+        Some(arguments)
+    }
+
+    /// Arguments that show the second repository; `None` if there is none.
+    pub fn show_copy_arguments(&self) -> Option<Vec<OsString>> {
+        let copy = self.copy.as_ref()?;
+        let place = BackupSection {
+            repository: copy.repository.clone(),
+            key_file: copy.key_file.clone(),
+            passphrase_file: copy.passphrase_file.clone(),
+            credentials_file: copy.credentials_file.clone(),
+            ..self.clone()
+        };
+        Some(place.arguments(&["repo", "show"]))
+    }
+
     /// Arguments that forget points of these machines; `None` if all are kept.
     pub fn retain_arguments(&self, vms: &[&str]) -> Option<Vec<OsString>> {
         let rule = self.retain.as_ref()?.arguments();
@@ -405,6 +484,42 @@ mod tests {
             "retain --repo /srv/backups --key-file /root/key --credentials /root/bucket --cache-dir /c --keep-last 3 \
              --keep-daily 7 --keep-within 14d --time-zone Europe/Zurich shop db"
         );
+    }
+
+    #[test]
+    fn the_second_repository_has_keys_of_its_own() {
+        let parsed = |copy: &str| parse(&format!("{PLAIN}copy = {{ {copy} }}\n"));
+        let section = parsed(
+            "repository = 's3://centre/vms', passphrase_file = '/root/p', credentials_file = '/root/s3', \
+             limit_bytes_per_s = 250000",
+        );
+        let section = section.unwrap();
+        let joined = |arguments: Option<Vec<OsString>>| arguments.unwrap().join(" ".as_ref());
+        assert_eq!(
+            joined(section.copy_arguments("shop@7")).to_str().unwrap(),
+            "copy shop@7 --repo /srv/backups --key-file /root/key --to s3://centre/vms --to-passphrase-file /root/p \
+             --to-credentials /root/s3 --bandwidth 250000"
+        );
+        assert_eq!(
+            joined(section.show_copy_arguments()).to_str().unwrap(),
+            "repo show --repo s3://centre/vms --passphrase-file /root/p --credentials /root/s3"
+        );
+        assert_eq!(parse(PLAIN).unwrap().copy_arguments("shop@7"), None);
+        for (wrong, why) in [
+            (
+                "repository = '/c'",
+                "copy: key_file: one of `key_file` and `passphrase_file` opens the repository",
+            ),
+            ("repository = 'c', key_file = '/k'", "copy: repository: `c` is no URL and no absolute path"),
+            ("repository = '/c', key_file = 'k'", "copy: key_file: `k` is not an absolute path"),
+            (
+                "repository = '/srv/backups', key_file = '/k'",
+                "copy: repository: it is the one that is copied from",
+            ),
+        ] {
+            assert_eq!(parsed(wrong).unwrap_err(), why);
+        }
+        parsed("repository = '/c', key_file = '/k', bandwidth = 1").expect_err("unknown");
     }
 
     #[test]

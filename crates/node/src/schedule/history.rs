@@ -130,6 +130,15 @@ impl History {
         self.save();
     }
 
+    /// The point that the run under way made of a machine is in the second repository, as `copy`.
+    pub fn copied(&mut self, vm: &str, copy: u64) {
+        let running = self.state.running.as_mut().expect("a run is under way");
+        let done = running.machines.iter_mut().filter(|done| done.vm == vm);
+        let known = self.state.machines.get_mut(vm).map(|known| &mut known.last);
+        done.chain(known).for_each(|done| done.copy = Some(copy));
+        self.save();
+    }
+
     /// The run under way is to end, for this reason if there is none yet; its number.
     pub fn end_early(&mut self, by: EndedBy) -> Option<u64> {
         let running = self.state.running.as_mut()?;

@@ -258,15 +258,18 @@ async fn try_out(node: &Arc<Node>) {
         // One that hangs holds up no other.
         tried.spawn(async move {
             let section = &schedule.section;
-            let until = async {
+            let until = || async {
                 tokio::time::sleep(TRY_OUT_LIMIT).await;
                 Error::unreachable(format!("it does not open within {} s", TRY_OUT_LIMIT.as_secs()))
             };
-            let opened = program.run(section.arguments(&["repo", "show"]), until, &schedule.hanging, |_| {});
-            if let Err(error) = opened.await {
-                let hint = error.hint.as_deref().unwrap_or_default();
-                tracing::warn!(schedule = section.name, %error, hint, "the repository of a backup schedule does not open");
-                hold(&schedule.problem).get_or_insert(error);
+            for arguments in [Some(section.arguments(&["repo", "show"])), section.show_copy_arguments()] {
+                let Some(arguments) = arguments else { continue };
+                let opened = program.run(arguments, until(), &schedule.hanging, |_| {});
+                if let Err(error) = opened.await {
+                    let hint = error.hint.as_deref().unwrap_or_default();
+                    tracing::warn!(schedule = section.name, %error, hint, "the repository of a backup schedule does not open");
+                    hold(&schedule.problem).get_or_insert(error);
+                }
             }
         });
     }

@@ -87,6 +87,9 @@ fn said(machine: &MachineBackup) -> String {
     if let Some(level) = machine.consistency.as_ref().filter(|_| machine.outcome == MachineOutcome::Success) {
         said += &format!(", consistency: {level}");
     }
+    if let Some(copy) = machine.copy {
+        said += &format!(", point {copy} of the second repository");
+    }
     if let Some(error) = &machine.error {
         said += &format!("\n    {error}");
         if let Some(hint) = &error.hint {

@@ -51,12 +51,15 @@ pub async fn go_on(
         });
     }
     back_up_all(node, schedule, tell).await;
-    let failure = tidy_up(node, schedule, &under_way(schedule)).await;
+    let mut errors = copy_all(node, schedule, tell).await;
+    errors.extend(tidy_up(node, schedule, &under_way(schedule)).await);
     limit.shutdown().await;
     let mut run = under_way(schedule);
-    // Why it was ended is said for the run as a whole, too.
-    run.errors =
-        failure.or_else(|| schedule.why_ended().filter(|_| run.ended_by.is_some())).into_iter().collect();
+    if errors.is_empty() {
+        // Why it was ended is said for the run as a whole, too.
+        errors.extend(schedule.why_ended().filter(|_| run.ended_by.is_some()));
+    }
+    run.errors = errors;
     let is_bad = |machine: &MachineBackup| {
         matches!(machine.outcome, MachineOutcome::Failed | MachineOutcome::NotBegun)
     };
@@ -111,7 +114,7 @@ async fn back_up_all(node: &Arc<Node>, schedule: &Arc<Schedule>, tell: &mut (dyn
         let place = loop {
             match tokio::time::timeout(LOOK_EVERY, at_once.clone().acquire_owned()).await {
                 Ok(place) => break place.expect("it is never closed"),
-                Err(_) => tell(schedule.sum()),
+                Err(_) => tell(schedule.sum("back up")),
             }
         };
         let ended = schedule.why_ended();
@@ -132,18 +135,18 @@ async fn back_up_all(node: &Arc<Node>, schedule: &Arc<Schedule>, tell: &mut (dyn
     }
     while !at_work.is_empty() {
         if tokio::time::timeout(LOOK_EVERY, at_work.join_next()).await.is_err() {
-            tell(schedule.sum());
+            tell(schedule.sum("back up"));
         }
     }
 }
 
 impl Schedule {
-    /// Over all machines that are being backed up.
-    fn sum(&self) -> Progress {
+    /// Over all machines that something is done about.
+    fn sum(&self, what: &str) -> Progress {
         let progress = hold(&self.progress);
         let names: Vec<_> = progress.keys().map(String::as_str).collect();
         Progress {
-            phase: format!("back up {}", names.join(", ")),
+            phase: format!("{what} {}", names.join(", ")),
             done_bytes: progress.values().map(|progress| progress.done_bytes).sum(),
             total_bytes: progress.values().map(|progress| progress.total_bytes).sum(),
             new_bytes: Some(progress.values().filter_map(|progress| progress.new_bytes).sum()),
@@ -226,12 +229,7 @@ async fn unless_ended<T>(schedule: &Schedule, work: impl Future<Output = T>) -> 
 async fn try_once(node: &Arc<Node>, schedule: &Arc<Schedule>, done: &mut MachineBackup) -> Result<(), Error> {
     let section = &schedule.section;
     let program = &node.schedules.program;
-    let tell = || {
-        let (schedule, vm) = (schedule.clone(), done.vm.clone());
-        move |progress| {
-            hold(&schedule.progress).insert(vm.clone(), progress);
-        }
-    };
+    let tell = || progress_of(schedule, &done.vm);
     if let [pid, ..] = schedule.hanging.pids()[..] {
         return Err(Error::failed(format!("process {pid} of an earlier run hangs in the kernel"))
             .hint("see why the repository's place does not answer; another one would hang as well"));
@@ -254,6 +252,76 @@ async fn try_once(node: &Arc<Node>, schedule: &Arc<Schedule>, done: &mut Machine
         })?;
     }
     Ok(())
+}
+
+/// Has what a process tells be that machine's progress.
+fn progress_of(schedule: &Arc<Schedule>, vm: &str) -> impl FnMut(Progress) + Send + 'static {
+    let (schedule, vm) = (schedule.clone(), vm.to_owned());
+    move |progress| {
+        hold(&schedule.progress).insert(vm.clone(), progress);
+    }
+}
+
+/// Copies the new points to the second repository, one after the other: a line carries no more for several. What failed.
+async fn copy_all(
+    node: &Arc<Node>,
+    schedule: &Arc<Schedule>,
+    tell: &mut (dyn FnMut(Progress) + Send),
+) -> Vec<Error> {
+    let mut errors = Vec::new();
+    for done in under_way(schedule).machines {
+        let is_left = done.outcome == MachineOutcome::Success && done.copy.is_none();
+        let Some(point) = done.point.filter(|_| is_left && schedule.why_ended().is_none()) else { continue };
+        let name = format!("{}@{point}", done.vm);
+        let copied = {
+            let copying = copy(node, schedule, &done.vm, &name);
+            tokio::pin!(copying);
+            loop {
+                match tokio::time::timeout(LOOK_EVERY, &mut copying).await {
+                    Ok(copied) => break copied,
+                    Err(_) => tell(schedule.sum("copy")),
+                }
+            }
+        };
+        hold(&schedule.progress).remove(&done.vm);
+        match copied {
+            Ok(None) => {}
+            Ok(Some(copy)) => hold(&schedule.history).copied(&done.vm, copy),
+            Err(error) => {
+                tracing::warn!(schedule = schedule.section.name, point = name, %error, "a copy failed");
+                let hint = error.hint.clone();
+                let what = format!("`{name}` is not in the second repository");
+                errors.push(Error { hint, ..Error::failed(what).cause(error) });
+            }
+        }
+    }
+    errors
+}
+
+/// One point, tried as often as the schedule says; its number there. `None` if the schedule copies none.
+async fn copy(
+    node: &Arc<Node>,
+    schedule: &Arc<Schedule>,
+    vm: &str,
+    point: &str,
+) -> Result<Option<u64>, Error> {
+    let section = &schedule.section;
+    let Some(arguments) = section.copy_arguments(point) else { return Ok(None) };
+    let mut attempt = 0;
+    let told = loop {
+        let tell = progress_of(schedule, vm);
+        let program = &node.schedules.program;
+        match program.run(arguments.clone(), schedule.to_end(), &schedule.hanging, tell).await {
+            Err(_) if attempt < section.retries && schedule.why_ended().is_none() => {
+                attempt += 1;
+                let pause = tokio::time::sleep(Duration::from_secs(section.retry_delay_s));
+                unless_ended(schedule, pause).await?;
+            }
+            ended => break ended?,
+        }
+    };
+    let copy = told[0]["copy"].as_u64();
+    copy.map(Some).ok_or_else(|| Error::failed("a copy did not say which point it made"))
 }
 
 /// Forgets and collects, for the machines that have a new point. Where a backup failed, its old points stay. What failed of

@@ -108,6 +108,66 @@ fn success_and_failure_are_told_by_mail_and_webhook() {
     assert_eq!((&show(&node)["machines"][0]["failures"], &show(&node)["problem"]), (&0.into(), &Value::Null));
 }
 
+/// The line to it fails for a night.
+#[test]
+fn new_points_are_copied_to_a_second_repository() {
+    let (rack, vault, centre) = (Rack::new(), Vault::new(), Vault::opened_by_file());
+    let mails = Receiver::start("smtp_server.py", &["plain"]);
+    let mut node = rack.initialised("node-a");
+    let copied = format!(
+        "machines = ['shop']\nnotify = 'always'\nretain = {{ keep_last = 2 }}\n\
+         copy = {{ repository = '{}', key_file = '{}', limit_bytes_per_s = 8000000 }}",
+        centre.repo().display(),
+        centre.rack.path("key").display()
+    );
+    schedule(&node, &vault, NEVER, &copied);
+    let receiver = format!(
+        "[mail]\nserver = '127.0.0.1:{}'\ntls = 'none'\nfrom = 'rempart@example.com'\nto = ['ops@example.com']\n# [mail]\n",
+        mails.port
+    );
+    node.configure("# [mail]\n", &receiver);
+    node.start();
+    let content = noise(5, 3 * MIB);
+    let disk = rack.path("disk.raw");
+    std::fs::write(&disk, &content).unwrap();
+    node.import("shop", &[&disk]);
+    let run = node.json(&["schedule", "run", "nightly"]);
+    let first = outcome(&run, "shop")["copy"].as_u64().expect("it was copied");
+    assert!(centre.restored(&format!("shop@{first}"), "copy") == [content.clone()]);
+    let mail = text_of(&mails.kept().pop().unwrap());
+    assert!(mail.contains(&format!("point {first} of the second repository")), "{mail}");
+
+    // The backups, and what is done with older ones, go on.
+    std::fs::rename(centre.repo(), rack.path("away")).unwrap();
+    for _ in 0..2 {
+        let refused = node.refused(&["schedule", "run", "nightly"]);
+        assert!(
+            refused.err.contains("the machines were backed up, and not all else was done"),
+            "{}",
+            refused.err
+        );
+        assert!(refused.err.contains("is not in the second repository"), "{}", refused.err);
+    }
+    assert_eq!(
+        (points(&vault, "shop"), outcome(&history(&node)[2], "shop")["copy"].clone()),
+        (2, Value::Null)
+    );
+    let mail = mails.kept().pop().unwrap();
+    assert_eq!(mail["subject"], "Backup `nightly` on node-a FAILED: 1 of 1 machines");
+    assert!(text_of(&mail).contains("is not in the second repository"), "{}", text_of(&mail));
+    node.kill();
+    node.start();
+    node.until("it is said", || !show(&node)["problem"].is_null());
+
+    std::fs::rename(rack.path("away"), centre.repo()).unwrap();
+    let run = node.json(&["schedule", "run", "nightly"]);
+    let newest = outcome(&run, "shop")["copy"].as_u64().expect("it was copied");
+    assert!(newest > first && show(&node)["machines"][0]["last"]["copy"] == newest, "{run}");
+    assert_eq!(points(&centre, "shop"), 2);
+    assert!(centre.restored("shop", "newest") == [content]);
+    assert!(node.ok(&["schedule", "show", "nightly"]).contains(&format!("copied as point {newest}")));
+}
+
 /// Whoever is told of a backup is told of what came of starting an earlier one, too.
 #[test]
 fn what_came_of_a_boot_is_in_the_history_and_the_metrics_of_later_runs() {
