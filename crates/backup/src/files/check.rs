@@ -2,9 +2,12 @@
 
 use super::FileReader;
 use super::entry::Kind;
-use crate::restore::is_of_the_place;
+use super::read::is_possible;
+use crate::restore::{check_kept, is_of_the_place};
 use crate::{BackupError, Progress};
-use rempart_repository::{BlobKind, ChunkId, Decompressor, Error, ErrorKind};
+use rempart_repository::{
+    BlobKind, BlobReader, ChunkId, ChunkSize, Decompressor, Error, ErrorKind, FileTree,
+};
 use std::ops::ControlFlow;
 
 /// What a check found.
@@ -25,12 +28,28 @@ pub struct DamagedFile {
     pub why: String,
 }
 
-/// Reads every chunk of the files.
+/// Reads every chunk of the files. Where it is not known any more at which chunk a page's files begin, those are not looked at.
 ///
 /// # Errors
 /// If the place of the repository fails.
-pub fn check_files(files: &FileReader<'_>, progress: &Progress) -> Result<CheckedFiles, BackupError> {
+pub fn check_files(
+    reader: &BlobReader,
+    tree: &FileTree,
+    progress: &Progress,
+) -> Result<CheckedFiles, BackupError> {
     let mut checked = CheckedFiles::default();
+    let files = match FileReader::new(reader, tree) {
+        Ok(files) => files,
+        Err(error) if is_of_the_place(&error) => return Err(error.into()),
+        Err(error) => {
+            let why = format!("none of its files is known: {error}");
+            checked.damaged.push(DamagedFile { path: Vec::new(), why });
+            if let Some(size) = is_possible(tree).then(|| ChunkSize::new(tree.chunk_size).ok()).flatten() {
+                checked.chunks = check_kept(reader, size, &tree.starts)?.chunks;
+            }
+            return Ok(checked);
+        }
+    };
     let (mut plain, mut decompressor) = (Vec::new(), Decompressor::new());
     let (mut lost, mut lost_pages) = (Vec::new(), Vec::new());
     let mut each = |entry: super::Entry, first| {

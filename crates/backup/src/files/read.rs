@@ -72,7 +72,7 @@ impl<'r> FileReader<'r> {
         &self.tree
     }
 
-    pub(super) fn reader(&self) -> &'r BlobReader {
+    pub fn reader(&self) -> &'r BlobReader {
         self.reader
     }
 

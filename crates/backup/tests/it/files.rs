@@ -13,6 +13,7 @@ use rempart_repository::{
     BackupWriter, BlobReader, ChunkId, Error, FileTree, HowRead, NodeSource, Point, Repository, Tree,
     TreeUpdate,
 };
+use rempart_types::WallTime;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, llistxattr, lsetxattr, makedev, mknodat};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -198,7 +199,7 @@ fn everything_that_a_folder_can_hold_comes_back() {
     let original = fs::metadata(lab.folder.path()).expect("it is there");
     assert_eq!(parent.mode(), original.mode(), "what leads there is as it was, too");
     with_files(&lab, root, |files| {
-        let checked = check_files(files, &Progress::default()).expect("reads");
+        let checked = check_files(files.reader(), files.tree(), &Progress::default()).expect("reads");
         assert_eq!((checked.damaged, checked.chunks), (Vec::new(), Vec::new()));
         restore_files(files, b"", &to, 1, &Progress::default()).expect_err("nothing is overwritten");
     });
@@ -541,6 +542,47 @@ fn nothing_leads_out_of_the_folder() {
     assert!(!lab.folder.path().join("x").exists());
 }
 
+/// The list of where each page's content begins is damaged: it is named, and stored anew by the next backup, though nothing changed.
+#[test]
+fn where_pages_begin_is_checked_and_mended_as_all_else() {
+    let lab = Lab::new();
+    let tree = lab.folder.path().join("tree");
+    fs::create_dir(&tree).expect("made");
+    for number in 0..3000 {
+        fs::write(tree.join(format!("{number:0200}")), number.to_string()).expect("written");
+    }
+    let back_up = || back_up(&lab, &lab.repository, std::slice::from_ref(&tree)).0;
+    let root = back_up();
+    let point = lab.repository.point(&lab.repository.log().expect("opens"), root).expect("reads");
+    let files = point.files.expect("it has files");
+    let check = || {
+        let log = lab.repository.log().expect("opens");
+        let index = lab.repository.index(log.state()).expect("an index");
+        let reader = BlobReader::new(&lab.repository, log.state(), index);
+        check_files(&reader, &files, &Progress::default()).expect("reads")
+    };
+    assert_eq!(check().damaged, Vec::new());
+    let [starts] = files.starts.0[..] else { panic!("one chunk: {:?}", files.starts) };
+    let log = lab.repository.log().expect("opens");
+    let located = lab.repository.index(log.state()).expect("an index").find(&starts).expect("reads");
+    let [located] = &located[..] else { panic!("it lies once: {located:?}") };
+    let object = log.state().object(located.pack).expect("its pack is known");
+    let name = object.content.object(log.state().owner(&object).id);
+    let path = lab.folder.path().join("repository").join(name.as_str());
+    let mut bytes = fs::read(&path).expect("reads");
+    bytes[located.blob.offset as usize + 3] ^= 1;
+    fs::write(&path, bytes).expect("written");
+
+    let found = check();
+    assert_eq!((found.entries, &found.chunks), (0, &vec![starts]));
+    let [damaged] = &found.damaged[..] else { panic!("{:?}", found.damaged) };
+    assert!(damaged.path.is_empty() && damaged.why.contains("none of its files is known"), "{damaged:?}");
+    lab.repository.report_damaged(&found.chunks, WallTime(5)).expect("reports");
+    back_up();
+    assert_eq!(check().damaged, Vec::new());
+    assert_eq!(check().entries, 3000 + tree.components().count() as u64 - 1);
+}
+
 /// Seven nodes are enough for 2⁵⁶ pages; their order is not.
 #[test]
 fn a_tree_that_repeats_itself_ends() {
@@ -548,7 +590,7 @@ fn a_tree_that_repeats_itself_ends() {
     let page = vec![entry("a", Kind::Folder)];
     let tree = forged(&lab, &[page.clone(), page], &[]);
     with_tree(&lab, &tree, |files| {
-        let checked = check_files(files, &Progress::default()).expect("it ends");
+        let checked = check_files(files.reader(), files.tree(), &Progress::default()).expect("it ends");
         assert_eq!((checked.entries, checked.damaged.len()), (1, 1));
     });
     let log = lab.repository.log().expect("opens");

@@ -9,9 +9,7 @@ use super::points::{find, newest, open_log};
 use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
-use rempart_backup::{
-    Checked, Content, DamagedFile, FileReader, Pace, Progress, check_disk, check_files, check_kept,
-};
+use rempart_backup::{Checked, Content, DamagedFile, Pace, Progress, check_disk, check_files, check_kept};
 use rempart_repository::{BlobReader, check};
 use serde_json::{Value, json};
 
@@ -68,10 +66,10 @@ pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
         }
         if let Some(tree) = &point.files {
             let what = format!("cannot verify the files of `{}@{root}`", point.vm);
-            let files = FileReader::new(&reader, tree).map_err(|e| describe(&what, &e))?;
             let progress = Progress::default();
             let phase = format!("verify {}@{root} files", point.vm);
-            let found = shown(output, &phase, tree.bytes, &progress, || check_files(&files, &progress));
+            let found =
+                shown(output, &phase, tree.bytes, &progress, || check_files(&reader, tree, &progress));
             let found = found.map_err(|e| Error::failed(&what).cause(chain(&e)))?;
             damaged += found.damaged.len();
             lost.extend(found.chunks);

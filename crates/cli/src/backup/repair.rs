@@ -9,8 +9,8 @@ use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
 use rempart_backup::{
-    BackupError, Changes, Checked, ChunkSet, Content, DiskJob, FileReader, Pace, PointSource, Progress,
-    back_up_disk, check_disk, check_files, check_kept, copy_files,
+    BackupError, Changes, Checked, ChunkSet, Content, DiskJob, Pace, PointSource, Progress, back_up_disk,
+    check_disk, check_files, check_kept, copy_files,
 };
 use rempart_repository::{BackupWriter, BlobReader, Point, PointDisk, Repository};
 use serde_json::json;
@@ -201,7 +201,7 @@ fn damaged_parts<'a>(
         let progress = Progress::default();
         let checked =
             shown(output, &format!("verify {}@{root} files", point.vm), files.bytes, &progress, || {
-                check_files(&FileReader::new(reader, files)?, &progress)
+                check_files(reader, files, &progress)
             })?;
         if !checked.damaged.is_empty() {
             lost.extend(&checked.chunks);
@@ -265,7 +265,7 @@ fn mend(
             let copied = shown(output, "mend files", there.bytes, &progress, || {
                 copy_files(&writer, &other.reader, there, &progress)
             })?;
-            (copied.pages, copied.contents) == (files.pages, files.contents)
+            (copied.pages, copied.contents, &copied.starts) == (files.pages, files.contents, &files.starts)
         }
         Part::Nvram(_) => {
             let Some(there) = other.nvram(copy)? else {
