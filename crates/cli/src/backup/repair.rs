@@ -77,7 +77,7 @@ pub fn run(command: &Repair, output: Output) -> Result<(), Error> {
         let copy = the_same(&repository, *root, point, &other, &copies);
         let parts = repair(&repository, *root, point, &other, copy, output)
             .map_err(|e| Error::failed(format!("cannot repair `{}@{root}`", point.vm)).cause(chain(&e)))?;
-        for (name, Outcome { damaged, refusal }) in parts {
+        for ((_, name), Outcome { damaged, refusal }) in parts {
             let outcome = refusal.as_ref().map_or("mended".to_owned(), |why| format!("not mended: {why}"));
             output.tell(&format!("{}@{root}, {name}: {damaged}, {outcome}", point.vm));
             unmended += usize::from(refusal.is_some());
@@ -112,8 +112,8 @@ fn repair(
     other: &Origins,
     copy: Option<&Point>,
     output: Output,
-) -> Result<BTreeMap<String, Outcome>, BackupError> {
-    let mut outcomes: BTreeMap<String, Outcome> = BTreeMap::new();
+) -> Result<BTreeMap<(u8, String), Outcome>, BackupError> {
+    let mut outcomes = BTreeMap::new();
     for round in 0..=ROUNDS {
         // What was mended before is whole for this one.
         let log = repository.log()?;
@@ -128,8 +128,7 @@ fn repair(
             };
             mended |= ended.is_ok();
             let damaged = part.damaged();
-            let outcome =
-                outcomes.entry(part.name().to_owned()).or_insert(Outcome { damaged, refusal: None });
+            let outcome = outcomes.entry(part.key()).or_insert(Outcome { damaged, refusal: None });
             outcome.refusal = ended.err();
         }
         if !mended {
@@ -140,11 +139,12 @@ fn repair(
 }
 
 impl Part<'_> {
-    fn name(&self) -> &str {
+    /// In which order it is told, and its name. A disk may have any.
+    fn key(&self) -> (u8, String) {
         match self {
-            Part::Disk(disk, _) => &disk.name,
-            Part::Files { .. } => "files",
-            Part::Nvram(_) => "nvram",
+            Part::Disk(disk, _) => (0, disk.name.clone()),
+            Part::Files { .. } => (1, "files".to_owned()),
+            Part::Nvram(_) => (2, "nvram".to_owned()),
         }
     }
 
