@@ -270,6 +270,45 @@ fn all_machines_of_a_node_are_backed_up_and_one_that_fails_keeps_no_other_from_i
     vault.refused(&["backup", "mail", "shop", "--disk", disk.to_str().unwrap()]);
 }
 
+/// As of a machine that moves between two nodes' looks.
+#[test]
+fn two_backups_of_one_machine_at_once_are_two_points() {
+    let vault = Vault::opened_by_file();
+    let (disk, mut content) = vault.filled();
+    content[MIB..3 * MIB].copy_from_slice(&noise(8, 2 * MIB));
+    std::fs::write(&disk, &content).unwrap();
+    let entries = vault.files_below("log").len();
+    let begin = || {
+        let arguments = ["backup", "shop", "--disk", disk.to_str().unwrap(), "--bandwidth", "512K", "--json"];
+        vault.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut both = [begin(), begin()];
+    // Each says that it is there before it reads anything.
+    while vault.files_below("log").len() < entries + 2 {
+        assert!(both.iter_mut().all(|one| one.try_wait().unwrap().is_none()), "they do not overlap");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(both.iter_mut().all(|one| one.try_wait().unwrap().is_none()), "they do not overlap");
+    for one in both {
+        let answer = Answer::of(one.wait_with_output().unwrap());
+        assert_eq!(answer.code, 0, "{}", answer.err);
+    }
+    let points = vault.json(&["points", "shop"]);
+    let numbers: Vec<_> =
+        points.as_array().unwrap().iter().map(|point| point["point"].as_u64().unwrap()).collect();
+    assert_eq!(numbers.len(), 3, "{points}");
+    for number in &numbers[1..] {
+        assert!(vault.restored(&format!("shop@{number}"), &format!("to-{number}")) == [content.clone()]);
+    }
+    // The next one relies on one of them, and a collection keeps what either needs.
+    let next = vault.json(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
+    assert_eq!(next["new_bytes"], 0, "{next}");
+    vault.ok(&["forget", &format!("shop@{}", numbers[2])]);
+    vault.ok(&["gc"]);
+    assert!(vault.restored(&format!("shop@{}", numbers[1]), "kept") == [content.clone()]);
+    assert!(vault.restored("shop", "newest") == [content]);
+}
+
 #[test]
 fn one_flipped_bit_is_found_named_and_mended_by_the_next_backup() {
     let vault = Vault::new();
