@@ -51,6 +51,15 @@ pub(crate) fn fetch(objects: &dyn Objects, name: &Name, longest: u64) -> Result<
     }
 }
 
+/// Whether it was removed: what is under object lock stays until that is over.
+pub(crate) fn remove_unless_kept(objects: &dyn Objects, name: &Name) -> Result<bool, Error> {
+    match objects.remove(name) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind == ErrorKind::Retained => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether an object has that content.
 fn is_there(objects: &dyn Objects, name: &Name, bytes: &[u8]) -> Result<bool, Error> {
     if objects.len(name)? != bytes.len() as u64 {
@@ -83,10 +92,8 @@ pub(crate) fn put_right(objects: &dyn Objects, name: &Name, bytes: &[u8]) -> Res
         }
         match is_there(objects, name, bytes) {
             Ok(true) => return Ok(()),
-            Ok(false) => match objects.remove(name) {
-                Err(error) if error.kind == ErrorKind::Retained => return Ok(()),
-                removed => removed?,
-            },
+            Ok(false) if remove_unless_kept(objects, name)? => {}
+            Ok(false) => return Ok(()),
             // Somebody else is at it.
             Err(error) if error.kind == ErrorKind::Missing => {}
             Err(error) => return Err(error),

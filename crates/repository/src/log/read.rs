@@ -176,22 +176,33 @@ impl Log {
         }
     }
 
-    /// Has a second copy of the entry that reading begins with.
+    /// Has a second copy of the entry that reading begins with be there. It may be long: one that is there is not read.
     pub(super) fn keep_copy(&self) -> Result<(), LogError> {
         let beginning = Beginning::of(&self.state);
+        let copy = copy_of(&entry::name(beginning.number));
+        match self.objects.len(&copy) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind == ErrorKind::Missing => {}
+            Err(error) => return Err(error.into()),
+        }
         match slot(&*self.objects, beginning.number)? {
             Some(bytes) if beginning.is(&bytes, &*self.verify) => {
-                Ok(copies::put_right(&*self.objects, &copy_of(&entry::name(beginning.number)), &bytes)?)
+                Ok(copies::put_right(&*self.objects, &copy, &bytes)?)
             }
             // There is a newer one, or one is called for.
             _ => Ok(()),
         }
     }
 
-    /// Whether the entry that reading begins with, or the pointer to it, is damaged, so that its copy has to stand in.
+    /// Whether the entry that reading begins with, or the pointer to it, is damaged, so that its copy has to stand in. Copies that are
+    /// damaged are removed: publishing makes them again.
     pub(super) fn begins_damaged(&self) -> Result<bool, LogError> {
-        let damaged = damaged_beginning(self)?;
-        Ok(damaged.iter().any(|name| copies::original_of(name).is_none()))
+        let (copies, originals): (Vec<_>, Vec<_>) =
+            damaged_beginning(self)?.into_iter().partition(|name| copies::original_of(name).is_some());
+        for copy in &copies {
+            copies::remove_unless_kept(&*self.objects, copy)?;
+        }
+        Ok(!originals.is_empty())
     }
 }
 

@@ -10,9 +10,9 @@ use super::refusal::Refusal;
 use super::sign::Sign;
 use super::state::State;
 use crate::bug::{Bug, planted};
-use crate::copies::original_of;
+use crate::copies::{original_of, remove_unless_kept};
 use crate::{COPIES, DomainId, EntryHash, KeyId, LOG, SessionId, WrappedKeyId};
-use rempart_objects::{Name, Objects, pages};
+use rempart_objects::{Name, pages};
 use rempart_types::WallTime;
 use std::sync::Arc;
 
@@ -234,7 +234,8 @@ impl Session {
         self.log.publish(&*self.signer)
     }
 
-    /// Whether a new checkpoint is called for: the entry that reading begins with, or the pointer to it, is damaged.
+    /// Whether a new checkpoint is called for: the entry that reading begins with, or the pointer to it, is damaged. Copies of them that
+    /// are damaged are made again when the log is truncated.
     pub fn begins_damaged(&self) -> Result<bool, LogError> {
         self.log.begins_damaged()
     }
@@ -296,14 +297,5 @@ impl Session {
             let body = propose(state)?;
             state.validate(id, &*signer, now, body).map_err(|refusal| E::from(LogError::Refused(refusal)))
         })
-    }
-}
-
-/// Whether it was removed: an entry under object lock stays until that is over.
-fn remove_unless_kept(objects: &dyn Objects, name: &Name) -> Result<bool, LogError> {
-    match objects.remove(name) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind == rempart_objects::ErrorKind::Retained => Ok(false),
-        Err(error) => Err(error.into()),
     }
 }
