@@ -2,8 +2,6 @@
 
 use crate::golden::Transcript;
 use crate::rack::{PROGRAM, Rack};
-use serde_json::Value;
-use std::fmt::Write;
 use std::process::Command;
 
 /// The commands that a help text lists.
@@ -32,31 +30,6 @@ fn every_command_has_a_help_text() {
     let mut transcript = Transcript::default();
     tell_help(&[], &mut transcript);
     transcript.check("help.txt", &[]);
-}
-
-/// Names and types, not values.
-fn shape(value: &Value, indent: usize, text: &mut String) {
-    let pad = "  ".repeat(indent);
-    match value {
-        Value::Null => text.push_str("null\n"),
-        Value::Bool(_) => text.push_str("bool\n"),
-        Value::Number(_) => text.push_str("number\n"),
-        Value::String(_) => text.push_str("string\n"),
-        Value::Array(items) => match items.first() {
-            None => text.push_str("[]\n"),
-            Some(first) => {
-                text.push_str("list of ");
-                shape(first, indent, text);
-            }
-        },
-        Value::Object(fields) => {
-            text.push('\n');
-            for (name, value) in fields {
-                write!(text, "{pad}  {name}: ").unwrap();
-                shape(value, indent + 1, text);
-            }
-        }
-    }
 }
 
 /// Its id was shown once, before it was in a cluster.
@@ -89,10 +62,7 @@ fn json_keeps_its_shape() {
         &["unprotect", "shop"],
         &["vm", "disk", "resize", "shop", "0", "2M"],
     ] {
-        let mut text = String::new();
-        shape(&a.json(arguments), 0, &mut text);
-        let text = text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
-        transcript.told(&format!("rempart {} --json", arguments.join(" ")), 0, &text, "");
+        transcript.shape(&format!("rempart {}", arguments.join(" ")), &a.json(arguments));
     }
     transcript.check("json.txt", &[]);
 }

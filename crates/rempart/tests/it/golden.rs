@@ -2,6 +2,7 @@
 //! `REWRITE_TRANSCRIPTS=1 cargo test` writes what it says now; then read the difference.
 
 use crate::rack::Server;
+use serde_json::Value;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -32,6 +33,14 @@ impl Transcript {
         self.text.push('\n');
     }
 
+    /// Writes down what is in a JSON value, and not what it says. `command` is without `--json`.
+    pub fn shape(&mut self, command: &str, value: &Value) {
+        let mut text = String::new();
+        shape(value, 0, &mut text);
+        let text = text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+        self.told(&format!("{command} --json"), 0, &text, "");
+    }
+
     /// Compares with the file, or writes it. `hide` are texts that differ from run to run, and what stands for them.
     #[track_caller]
     pub fn check(&self, name: &str, hide: &[(String, &str)]) {
@@ -48,6 +57,31 @@ impl Transcript {
         let written = std::fs::read_to_string(&path).unwrap_or_default();
         let first = written.lines().zip(told.lines()).find(|(was, is)| was != is);
         assert!(written == told, "{name} differs: {first:?}\n{told}");
+    }
+}
+
+/// Names and types, not values.
+fn shape(value: &Value, indent: usize, text: &mut String) {
+    let pad = "  ".repeat(indent);
+    match value {
+        Value::Null => text.push_str("null\n"),
+        Value::Bool(_) => text.push_str("bool\n"),
+        Value::Number(_) => text.push_str("number\n"),
+        Value::String(_) => text.push_str("string\n"),
+        Value::Array(items) => match items.first() {
+            None => text.push_str("[]\n"),
+            Some(first) => {
+                text.push_str("list of ");
+                shape(first, indent, text);
+            }
+        },
+        Value::Object(fields) => {
+            text.push('\n');
+            for (name, value) in fields {
+                write!(text, "{pad}  {name}: ").unwrap();
+                shape(value, indent + 1, text);
+            }
+        }
     }
 }
 

@@ -19,6 +19,7 @@ mod guest;
 mod guest_files;
 mod guests;
 mod images;
+mod json;
 mod keys;
 mod killed;
 mod killer;

@@ -15,7 +15,7 @@ const MIB: usize = 1 << 20;
 const NEVER: &str = "0 0 30 2 *";
 
 /// Adds to the node's configuration, where the example stands.
-fn schedule(node: &Server, vault: &Vault, when: &str, more: &str) {
+pub fn schedule(node: &Server, vault: &Vault, when: &str, more: &str) {
     let text = format!(
         "[[backup]]\nname = 'nightly'\nrepository = '{}'\npassphrase_file = '{}'\ncache_dir = '{}'\n\
          schedule = '{when}'\nretry_delay_s = 1\nretries = 1\n{more}\n\n# [[backup]]\n",
