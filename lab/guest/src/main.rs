@@ -3,9 +3,12 @@
 //! It writes record n to disk 1, waits for its fsync, writes it to disk 2, waits for its fsync, and only then says
 //! over the network that n was acknowledged. After a boot it goes on after the newest record it finds. It answers
 //! probes with its boot nonce, so that two running copies of one machine cannot be mistaken for one.
+//!
+//! Beside that it writes all over the end of disk 2, if whoever made the disk asks for it there.
 
 mod disk;
 mod power;
+mod scatter;
 mod voice;
 mod writer;
 
@@ -32,9 +35,9 @@ fn main() -> ExitCode {
     println!("lab-guest: boot nonce {:016x}", voice.boot_nonce());
     voice::spawn_beat(voice.clone());
     voice::spawn_echo(voice.clone());
-    let writing = Arc::new(Mutex::new(()));
-    power::spawn_button_watcher(voice.clone(), writing.clone());
-    let error = writer::run(&settings, &voice, &writing);
+    let [writing, scattering] = [(); 2].map(|()| Arc::new(Mutex::new(())));
+    power::spawn_button_watcher(voice.clone(), [writing.clone(), scattering.clone()]);
+    let error = writer::run(&settings, &voice, &writing, &scattering);
     println!("lab-guest: {error}");
     // Without records there is nothing to observe: say so until somebody looks.
     voice.broken_for_ever(&error)

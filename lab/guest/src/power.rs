@@ -16,7 +16,7 @@ const EVENT_BYTES: usize = 24;
 const EV_KEY: u16 = 1;
 const KEY_POWER: u16 = 116;
 
-pub fn spawn_button_watcher(voice: Arc<Voice>, writing: Arc<Mutex<()>>) {
+pub fn spawn_button_watcher(voice: Arc<Voice>, services: [Arc<Mutex<()>>; 2]) {
     let Ok(devices) = std::fs::read_dir("/dev/input") else {
         println!("lab-guest: no input devices, the power button is not heard");
         return;
@@ -24,7 +24,7 @@ pub fn spawn_button_watcher(voice: Arc<Voice>, writing: Arc<Mutex<()>>) {
     for device in devices.flatten().filter(|device| device.file_name().to_string_lossy().starts_with("event"))
     {
         let Ok(mut events) = File::open(device.path()) else { continue };
-        let (voice, writing) = (voice.clone(), writing.clone());
+        let (voice, services) = (voice.clone(), services.clone());
         thread::spawn(move || {
             let mut event = [0; EVENT_BYTES];
             while events.read_exact(&mut event).is_ok() {
@@ -32,7 +32,9 @@ pub fn spawn_button_watcher(voice: Arc<Voice>, writing: Arc<Mutex<()>>) {
                     (u16::from_le_bytes([event[16], event[17]]), u16::from_le_bytes([event[18], event[19]]));
                 if kind == EV_KEY && code == KEY_POWER && event[20] == 1 {
                     println!("lab-guest: power button after {} ms", voice.uptime_ms());
-                    let _stopped = writing.lock().unwrap_or_else(PoisonError::into_inner);
+                    let _stopped = services
+                        .each_ref()
+                        .map(|writing| writing.lock().unwrap_or_else(PoisonError::into_inner));
                     let _ = Command::new("/bin/busybox").args(["poweroff", "-f"]).status();
                 }
             }

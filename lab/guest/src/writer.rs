@@ -1,7 +1,7 @@
 //! The writer: finds where the machine's last life stopped, mends the one record that may be on disk 1 only, goes on.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lab_guest::record::{self, RECORD_BYTES, Record, Slot};
@@ -9,7 +9,8 @@ use lab_guest::report::Body;
 use lab_guest::ring::slot_of;
 
 use crate::Settings;
-use crate::disk::{Disk, SlotBuffer};
+use crate::disk::{Aligned, Disk};
+use crate::scatter;
 use crate::voice::Voice;
 
 /// How many of the newest records are checked at boot, on both disks.
@@ -18,8 +19,18 @@ const CHECKED_AT_BOOT: u64 = 256;
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Writes for ever; returns only what makes writing impossible. `writing` is held over each record.
-pub fn run(settings: &Settings, voice: &Voice, writing: &Mutex<()>) -> String {
-    match prepare(settings, voice) {
+pub fn run(
+    settings: &Settings,
+    voice: &Arc<Voice>,
+    writing: &Mutex<()>,
+    scattering: &Arc<Mutex<()>>,
+) -> String {
+    let ready = prepare(settings, voice).and_then(|writer| {
+        let ring = writer.slots * RECORD_BYTES as u64;
+        scatter::spawn(&settings.disks[1], ring, voice.clone(), scattering.clone())?;
+        Ok(writer)
+    });
+    match ready {
         Ok(writer) => {
             let pace = Duration::from_secs(1).checked_div(settings.records_per_second);
             writer.write_for_ever(pace.unwrap_or_default(), voice, writing)
@@ -31,7 +42,7 @@ pub fn run(settings: &Settings, voice: &Voice, writing: &Mutex<()>) -> String {
 struct Writer {
     disks: [Disk; 2],
     slots: u64,
-    buffer: SlotBuffer,
+    buffer: Aligned,
     last: u64,
     last_checksum: u32,
 }
@@ -43,7 +54,7 @@ fn prepare(settings: &Settings, voice: &Voice) -> Result<Writer, String> {
     if slots < 2 {
         return Err("disks too small for two records".to_owned());
     }
-    let mut buffer = SlotBuffer::new();
+    let mut buffer = Aligned::slot();
     let mut newest = [None; 2];
     for (index, disk) in disks.iter().enumerate() {
         newest[index] =

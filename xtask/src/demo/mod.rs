@@ -35,6 +35,9 @@ pub struct Options {
     /// Play everything this many times
     #[arg(long, default_value_t = 1)]
     rounds: u32,
+    /// By which the guest of `backed-up` writes at random; drawn, and told, if absent
+    #[arg(long)]
+    seed: Option<u64>,
     /// Keep logs and disks
     #[arg(long)]
     keep: bool,
@@ -68,8 +71,15 @@ pub fn run(options: &Options) -> Result<()> {
 /// Plays faults for a test run; returns how many kept every promise and how many did not.
 pub fn play_faults(faults: Vec<Fault>, kernel: &Kernel) -> Result<(u64, u64)> {
     let program = workspace::build_rempart(Profile::Debug)?;
-    let options =
-        Options { json: false, fault: faults, rounds: 1, keep: false, release: false, program: None };
+    let options = Options {
+        json: false,
+        fault: faults,
+        rounds: 1,
+        seed: None,
+        keep: false,
+        release: false,
+        program: None,
+    };
     let reports = play(&options, kernel, &program)?;
     let good = reports.iter().filter(|report| report.is_good()).count();
     Ok((good as u64, (reports.len() - good) as u64))
@@ -107,7 +117,7 @@ fn perform(
     story: &Story,
 ) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
-    let mut play = Play::new(group[0].stage(), program, story, options.keep)?;
+    let mut play = Play::new(group[0].stage(), program, story, options.seed, options.keep)?;
     story.title("the stage");
     let mut staged = Some(play.set_stage(kernel));
     for (index, fault) in group.iter().enumerate() {

@@ -33,6 +33,8 @@ pub struct Play<'a> {
     pub rack: Rack,
     story: &'a Story,
     stage: Stage,
+    /// Of what the guest writes at random.
+    pub seed: u64,
     checks: Vec<Check>,
     figures: Vec<Figure>,
 }
@@ -48,16 +50,27 @@ pub struct Mark {
 
 impl<'a> Play<'a> {
     /// Two servers, a witness and an observer; nothing runs yet.
-    pub fn new(stage: Stage, program: &Path, story: &'a Story, keep: bool) -> Result<Play<'a>> {
+    pub fn new(
+        stage: Stage,
+        program: &Path,
+        story: &'a Story,
+        seed: Option<u64>,
+        keep: bool,
+    ) -> Result<Play<'a>> {
         let lab = Lab::build(keep)?;
         let observer = Observer::start(&lab)?;
         let rack = Rack::new(lab, program, stage)?;
-        Ok(Play { observer, rack, story, stage, checks: Vec::new(), figures: Vec::new() })
+        let seed = seed.unwrap_or_else(|| unix_ms() % 1_000_000);
+        Ok(Play { observer, rack, story, stage, seed, checks: Vec::new(), figures: Vec::new() })
     }
 
     /// Sets the stage: a cluster, and a mirrored machine that runs on node A.
     pub fn set_stage(&mut self, kernel: &Kernel) -> Result<()> {
         let disks = guest::make_disks(kernel, Settings::default(), self.rack.lab.folder())?;
+        if self.stage.scattered {
+            guest::scatter(&disks.data, self.seed)?;
+            self.tell(&format!("the guest will write at random, by seed {}", self.seed));
+        }
         self.rack.form_cluster(self.stage.settings)?;
         self.tell("node-a, node-b and a witness form a cluster, each in a network of its own");
         self.rack.import(Side::A, &disks)?;

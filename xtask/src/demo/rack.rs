@@ -33,6 +33,8 @@ pub type Setting = (&'static str, &'static str, &'static str);
 pub struct Stage {
     /// The node whose files lie on a disk that can be made to fail.
     pub fragile: Option<Side>,
+    /// The guest writes behind its ring, too, at random.
+    pub scattered: bool,
     pub settings: &'static [Setting],
 }
 

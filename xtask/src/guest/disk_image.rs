@@ -9,7 +9,7 @@
 //! | 32 MiB | partition 2: the ring of records |
 //!
 //! Data disk: the ring of records from byte 0, and behind it bytes that never change, so that a resync of everything
-//! and a resync of what changed can be told apart.
+//! and a resync of what changed can be told apart; or, where backups are tested, a plan by which the guest writes there.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -18,6 +18,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+
+use lab_guest::plan::{PLAN_BYTES, Plan};
 
 use crate::setup::Kernel;
 
@@ -29,6 +31,8 @@ pub const RECORDS_AT: u64 = 32 * MIB;
 /// Room for 73,728 records: no lap is completed in any scenario, so every record ever acknowledged can be checked.
 const RECORDS_BYTES: u64 = 288 * MIB;
 pub const BOOT_DISK_BYTES: u64 = RECORDS_AT + RECORDS_BYTES;
+/// Where the ring ends on the data disk.
+pub const RING_END: u64 = RECORDS_BYTES;
 /// Constant bytes at the end of the data disk.
 const CONSTANT_BYTES: u64 = 48 * MIB;
 pub const DATA_DISK_BYTES: u64 = RECORDS_BYTES + CONSTANT_BYTES;
@@ -115,6 +119,14 @@ pub fn build_data_disk(path: &Path) -> Result<()> {
         image.write_all(&block)?;
     }
     Ok(())
+}
+
+/// Has the guest write all over what is constant else.
+pub fn scatter(data_disk: &Path, seed: u64) -> Result<()> {
+    let image = File::options().write(true).open(data_disk)?;
+    let mut sector = [0; PLAN_BYTES];
+    Plan { seed, life: 0 }.encode(&mut sector);
+    Ok(image.write_all_at(&sector, RING_END)?)
 }
 
 /// Copies a file and leaves out its zeroes.

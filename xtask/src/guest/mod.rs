@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::setup::Kernel;
 use crate::workspace::lab_dir;
 
-pub use disk_image::{BOOT_DISK_BYTES, DATA_DISK_BYTES, RECORDS_AT};
+pub use disk_image::{BOOT_DISK_BYTES, DATA_DISK_BYTES, RECORDS_AT, RING_END, scatter};
 
 /// Address of the guest on the guests' network.
 pub const GUEST_ADDRESS: &str = "10.77.0.50";

@@ -1,4 +1,7 @@
 //! The machine is backed up, whatever happened to it between two backups, and every restore point is restored.
+//!
+//! Besides its records, its guest writes all over the end of its second disk, at random in place and length: data, zeroes
+//! and trims. The seed is told, and `--seed` has it write the same again.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -15,7 +18,7 @@ use crate::bench::client::Client;
 use crate::demo::play::Play;
 use crate::demo::rack::VM;
 use crate::demo::story::{Amount, bytes_shown};
-use crate::guest::DATA_DISK_BYTES;
+use crate::guest::{DATA_DISK_BYTES, RING_END};
 use crate::interrupt;
 use crate::lab::{Host, Side, send_signal};
 use crate::verify::Copy;
@@ -28,6 +31,7 @@ const BANDWIDTH: &str = "4M";
 const WRITTEN_MEANWHILE: u64 = 100;
 const GROWN: u64 = DATA_DISK_BYTES + (16 << 20);
 const PIECE: usize = 1 << 20;
+const SECTOR: usize = 512;
 /// Two are enough, or three, of what stands still.
 const MOST_READINGS: u32 = 5;
 /// More than a backup on a busy machine takes.
@@ -154,6 +158,11 @@ impl Vault {
             bytes_shown(stored)
         ));
         let is_first = self.points.is_empty();
+        if let Some(before) = self.points.last() {
+            let (changed, zeroes) = scattered(&before.reference.data, &reference.data)?;
+            let detail = format!("after: {after}; {changed} sectors, {zeroes} of them to zero");
+            play.check("the guest wrote at random since the point before", changed > 0 && zeroes > 0, detail);
+        }
         if is_first {
             play.figure("written during the first backup", Amount::Count(meanwhile));
             let detail = format!("{meanwhile} records, under way when it went on: {was_under_way}");
@@ -200,7 +209,8 @@ impl Vault {
         let detail = if held {
             format!("after: {}; records 1 to {}", point.after, point.acknowledged)
         } else {
-            format!("after: {}; differs at {difference:?}; {verdict:?}", point.after)
+            let seed = play.seed;
+            format!("after: {}; differs at {difference:?}; {verdict:?}; replay: --seed {seed}", point.after)
         };
         play.check(&format!("point {} is what the machine was, byte for byte", point.number), held, detail);
         fs::remove_dir_all(&to)?;
@@ -227,6 +237,23 @@ fn read_disk(socket: &Path, disk: &str, path: &Path) -> Result<bool> {
         }
     }
     Ok(changed)
+}
+
+/// Sectors behind the ring that are not what they were, and those of them that are zeroes now.
+fn scattered(before: &Path, now: &Path) -> Result<(u64, u64)> {
+    let (before, now) = (File::open(before)?, File::open(now)?);
+    let (mut old, mut new) = (vec![0; PIECE], vec![0; PIECE]);
+    let (mut changed, mut zeroes) = (0, 0);
+    for at in (RING_END..before.metadata()?.len()).step_by(PIECE) {
+        before.read_exact_at(&mut old, at)?;
+        now.read_exact_at(&mut new, at)?;
+        let pairs = old.chunks_exact(SECTOR).zip(new.chunks_exact(SECTOR));
+        for (_, sector) in pairs.filter(|(old, new)| old != new) {
+            changed += 1;
+            zeroes += u64::from(sector.iter().all(|byte| *byte == 0));
+        }
+    }
+    Ok((changed, zeroes))
 }
 
 /// Processes that stand still until it is dropped.

@@ -100,14 +100,15 @@ impl Fault {
     pub fn stage(self) -> Stage {
         match self {
             Fault::DiskFullPrimary | Fault::FsyncErrorPrimary => {
-                Stage { fragile: Some(Side::A), settings: SMALL_WINDOW }
+                Stage { fragile: Some(Side::A), settings: SMALL_WINDOW, ..Stage::default() }
             }
             Fault::DiskFullSecondary | Fault::FsyncErrorSecondary => {
-                Stage { fragile: Some(Side::B), settings: SMALL_WINDOW }
+                Stage { fragile: Some(Side::B), settings: SMALL_WINDOW, ..Stage::default() }
             }
             Fault::PrimaryDiesInResync | Fault::LongOutageTrimmed => {
-                Stage { fragile: None, settings: SMALL_JOURNAL }
+                Stage { settings: SMALL_JOURNAL, ..Stage::default() }
             }
+            Fault::BackedUp => Stage { scattered: true, ..Stage::default() },
             _ => Stage::default(),
         }
     }
