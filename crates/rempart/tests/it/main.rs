@@ -44,6 +44,7 @@ mod running;
 mod schedule;
 mod serve;
 mod service;
+mod stage;
 mod units;
 mod verify_boot;
 mod views;

@@ -1,6 +1,7 @@
 //! `copy`.
 
-use super::{COMMIT, Stage, Story, with_points};
+use super::{COMMIT, Story, with_points};
+use crate::stage::{self, SECOND, Stage};
 use std::process::Command;
 
 fn copy(stage: &Stage) -> Command {
@@ -13,15 +14,9 @@ fn copy(stage: &Stage) -> Command {
 
 pub fn story() -> Story {
     let (template, _) = with_points(2, 8);
-    second(&template);
-    Story { repository: "second", key: "key-of-second", ..Story::new(template, copy) }
-}
-
-/// Makes an empty one.
-pub fn second(vault: &crate::backup::Vault) {
-    let [second, key] = ["second", "key-of-second"].map(|name| vault.rack.path(name));
-    let [second, key] = [&second, &key].map(|path| path.to_str().expect("text"));
-    vault.ok(&["repo", "create", second, "--new-key-file", key]);
+    stage::second(&template);
+    let (repository, key) = SECOND;
+    Story { repository, key, ..Story::new(template, copy) }
 }
 
 pub fn play(story: &Story) {

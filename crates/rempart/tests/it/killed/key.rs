@@ -14,7 +14,7 @@ fn opens(stage: &Stage, key: &str) -> bool {
 /// A copy of what is left.
 fn apart<'s>(stage: &Stage) -> Stage<'s> {
     let vault = copy_of(&stage.vault);
-    Stage { place: Place::Directory(vault.repo()), key: "key", vault }
+    Stage { place: Place::Directory(vault.repo()), key: "key", vault: vault.into() }
 }
 
 /// What the repository says its keys are, and what lies there of each kind.

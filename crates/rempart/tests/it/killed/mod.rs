@@ -13,26 +13,18 @@ mod repair;
 mod undelete;
 
 use crate::backup::Vault;
-use crate::buckets::{self as bucket, Client};
 use crate::killer::{self, Run, Step, Watched};
-use crate::lab::{Server, moto_ask};
-use crate::rack::{Answer, Rack, noise};
-use serde_json::Value;
+use crate::lab::Server;
+use crate::rack::{Rack, noise};
+use crate::stage::{AT_ONCE, CHUNK, MIB, PREFIX, Place, Stage, bytes_below, with};
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
 
-const MIB: usize = 1 << 20;
-const CHUNK: usize = 128 << 10;
 /// Bytes that a commit itself puts: nodes, and what frames them.
 const COMMIT: u64 = 16 << 10;
-/// No machine writes into its repository for so long before it is taken for dead.
-const AT_ONCE: [&str; 3] = ["gc", "--idle", "0s"];
-/// Where a repository lies in its bucket.
-const PREFIX: &str = "some/where";
 
 /// A repository, or two, that every kill begins with anew.
 struct Story {
@@ -46,19 +38,6 @@ struct Story {
     killed: Box<dyn Fn(&Stage) -> Command>,
     /// Kills in an ordinary run.
     slice: usize,
-}
-
-/// What a kill begins with, and what is left of it then.
-struct Stage<'s> {
-    vault: Vault,
-    place: Place<'s>,
-    key: &'static str,
-}
-
-/// Where the repository lies that is looked at.
-enum Place<'s> {
-    Directory(PathBuf),
-    Bucket { server: &'s Server, name: String },
 }
 
 /// What a killed command left.
@@ -92,11 +71,10 @@ impl Story {
             None => Place::Directory(folder),
             Some(server) => {
                 let name = format!("stage-{}", self.buckets.replace(self.buckets.get() + 1));
-                fill(server, &name, &folder);
-                Place::Bucket { server, name }
+                Place::in_bucket(server, name, &folder)
             }
         };
-        Stage { vault, place, key: self.key }
+        Stage { vault: Arc::new(vault), place, key: self.key }
     }
 
     fn run(&self, stage: &Stage, before: Option<usize>) -> Run {
@@ -148,69 +126,6 @@ impl Story {
 }
 
 impl Stage<'_> {
-    /// On the repository that is looked at.
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.vault.command(arguments);
-        command.env("REMPART_REPOSITORY", self.url()).env("REMPART_KEY_FILE", self.vault.rack.path(self.key));
-        if let Place::Bucket { .. } = self.place {
-            command.envs(bucket::CREDENTIALS);
-        }
-        command
-    }
-
-    fn url(&self) -> String {
-        match &self.place {
-            Place::Directory(folder) => folder.to_str().expect("text").to_owned(),
-            Place::Bucket { server, name } => bucket::url(server, name, PREFIX),
-        }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.vault.rack.path(name).to_str().expect("text").to_owned()
-    }
-
-    fn run(&self, arguments: &[&str]) -> Answer {
-        Answer::of(self.command(arguments).output().expect("it runs"))
-    }
-
-    fn ok(&self, arguments: &[&str], context: &str) -> Answer {
-        let answer = self.run(arguments);
-        assert_eq!(answer.code, 0, "{context}: {arguments:?}: {}", answer.err);
-        answer
-    }
-
-    fn json(&self, arguments: &[&str], context: &str) -> Value {
-        let answer = self.ok(&[arguments, &["--json"]].concat(), context);
-        serde_json::from_str(&answer.out).expect("one JSON value")
-    }
-
-    /// Objects whose names begin with `prefix`, and their bytes.
-    fn objects(&self, prefix: &str) -> BTreeMap<String, u64> {
-        match &self.place {
-            Place::Directory(folder) => {
-                let named = |file: PathBuf| {
-                    let name =
-                        file.strip_prefix(folder).expect("below it").to_str().expect("text").to_owned();
-                    (name, std::fs::metadata(file).expect("it is there").len())
-                };
-                let files = files_below(folder).into_iter().map(named);
-                files.filter(|(name, _)| name.starts_with(prefix)).collect()
-            }
-            Place::Bucket { server, name } => {
-                let objects = Client::new(server, name).objects().into_iter();
-                let named = objects.map(|object| {
-                    let name = object.location.as_ref().strip_prefix(PREFIX).expect("below it");
-                    (name.trim_start_matches('/').to_owned(), object.size)
-                });
-                named.filter(|(name, _)| name.starts_with(prefix)).collect()
-            }
-        }
-    }
-
-    fn bytes(&self, prefix: &str) -> u64 {
-        self.objects(prefix).values().sum()
-    }
-
     /// The object that a step creates.
     fn created(&self, step: &Step) -> Option<String> {
         let created = match &self.place {
@@ -223,48 +138,6 @@ impl Stage<'_> {
         created.map(|name| name.to_str().expect("text").to_owned())
     }
 
-    /// Points of the machine `shop`, the oldest first.
-    fn points(&self, context: &str) -> Vec<String> {
-        let listed = self.json(&["points"], context);
-        let points = listed.as_array().expect("points");
-        points.iter().map(|point| format!("shop@{}", point["point"])).collect()
-    }
-
-    /// Reads these points, each chunk of them.
-    fn verify(&self, points: &[String], context: &str) {
-        if !points.is_empty() {
-            self.ok(&with(&["verify"], points), context);
-        }
-    }
-
-    /// Reads all points; their names.
-    fn verify_all(&self, context: &str) -> Vec<String> {
-        let points = self.points(context);
-        self.verify(&points, context);
-        points
-    }
-
-    fn back_up(&self, context: &str) -> Value {
-        self.json(&["backup", "shop", "--disk", &self.path("disk.raw")], context)
-    }
-
-    /// The disk of a point.
-    fn restored(&self, point: &str, context: &str) -> Vec<u8> {
-        let to = self.vault.rack.path(&point.replace('@', "-"));
-        self.ok(&["restore", point, "--to", to.to_str().expect("text")], context);
-        let [disk] = &files_below(&to)[..] else { panic!("{context}: not one disk") };
-        let content = std::fs::read(disk).expect("a disk");
-        std::fs::remove_dir_all(to).expect("it is ours");
-        content
-    }
-
-    /// What is reached remains, and nothing else: a second collection finds nothing more.
-    fn collect(&self, context: &str) {
-        self.ok(&AT_ONCE, context);
-        let again = self.json(&AT_ONCE, context);
-        assert_eq!(again["removed_objects"], 0, "{context}: {again}");
-    }
-
     /// These points are whole before a collection and after it, and each is the disk of its round, of 8 MiB.
     fn all_is_there(&self, points: &[String], context: &str) {
         assert_eq!(self.verify_all(context), points, "{context}");
@@ -274,31 +147,6 @@ impl Stage<'_> {
             assert!(self.restored(point, context) == disk(round, 8), "{context}: {point} is another");
         }
     }
-
-    /// Nothing remains of nothing: what no point has is removed, whoever left it there.
-    fn all_is_removed(&self, context: &str) {
-        let points = self.points(context);
-        if !points.is_empty() {
-            self.ok(&with(&["forget"], &points), context);
-        }
-        if let Place::Directory(folder) = &self.place {
-            // Files of whoever died in writing them go when nobody can be at them any more.
-            for file in files_below(&folder.join(".tmp")) {
-                let old = SystemTime::now() - Duration::from_secs(25 * 3600);
-                let file = File::options().write(true).open(file);
-                file.and_then(|file| file.set_modified(old)).expect("it is ours");
-            }
-        }
-        self.ok(&AT_ONCE, context);
-        for folder in ["packs/", "segments/", ".tmp/"] {
-            let left = self.objects(folder);
-            assert!(left.is_empty(), "{context}: left are {left:?}");
-        }
-    }
-}
-
-fn with<'a>(arguments: &[&'a str], points: &'a [String]) -> Vec<&'a str> {
-    arguments.iter().copied().chain(points.iter().map(String::as_str)).collect()
 }
 
 fn copy_of(vault: &Vault) -> Vault {
@@ -309,16 +157,6 @@ fn copy_of(vault: &Vault) -> Vault {
         .status();
     assert!(status.expect("cp runs").success());
     copy
-}
-
-/// Makes a bucket, and puts a directory's objects into it.
-fn fill(server: &Server, bucket: &str, folder: &Path) {
-    assert_eq!(moto_ask(server, "PUT", &format!("/{bucket}"), &[], ""), 200);
-    let client = Client::new(server, bucket);
-    for file in files_below(folder) {
-        let name = file.strip_prefix(folder).expect("below it").to_str().expect("text");
-        client.put(&format!("{PREFIX}/{name}"), std::fs::read(&file).expect("it is there"));
-    }
 }
 
 /// The last steps, for people.
@@ -347,16 +185,6 @@ fn told(steps: &[Step], stage: &Stage) -> u64 {
     let Some((last_entry, _)) = of("log/").next_back() else { return 0 };
     let Some((segment, _)) = of("segments/").rfind(|(at, _)| at < last_entry) else { return 0 };
     of("packs/").filter(|(at, _)| at < segment).map(|(_, name)| objects[name]).sum()
-}
-
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let below = |path: PathBuf| if path.is_dir() { files_below(&path) } else { vec![path] };
-    entries.flat_map(|entry| below(entry.expect("it is listed").path())).collect()
-}
-
-fn bytes_below(folder: &Path) -> u64 {
-    files_below(folder).iter().map(|file| std::fs::metadata(file).expect("it is there").len()).sum()
 }
 
 fn write_disk(vault: &Vault, content: &[u8]) {

@@ -15,7 +15,7 @@ fn a_repair_that_is_killed_at_any_step_is_gone_on_with() {
     let before: BTreeSet<_> = template.files_below("packs").into_iter().collect();
     super::write_disk(&template, &disk(2, 8));
     points.push(super::back_up(&template));
-    super::copy::second(&template);
+    crate::stage::second(&template);
     let [second, key] = ["second", "key-of-second"].map(|name| template.rack.path(name));
     let [second, key] = [&second, &key].map(|path| path.to_str().expect("text"));
     template.ok(&["copy", "--all", "--to", second, "--to-key-file", key]);
