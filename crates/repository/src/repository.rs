@@ -723,8 +723,9 @@ impl From<LogError> for Error {
             LogError::Newer { .. } => ErrorKind::Newer,
             LogError::Foreign { .. } => ErrorKind::Foreign,
             LogError::Contended(_) => ErrorKind::Objects(ObjectErrorKind::Unavailable),
-            // Whoever was taken for dead begins again.
-            LogError::SessionOver(_) | LogError::Refused(Refusal::SessionOver(_)) => ErrorKind::Stale,
+            // Whoever was taken for dead, or found what was forgotten meanwhile, begins again.
+            LogError::SessionOver(_)
+            | LogError::Refused(Refusal::SessionOver(_) | Refusal::NoSuchRoot(_)) => ErrorKind::Stale,
             LogError::Refused(_) => ErrorKind::Refused,
         };
         Error { kind, object: "log".to_owned(), why: "cannot be used".into(), source: Some(Box::new(source)) }

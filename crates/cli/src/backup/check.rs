@@ -5,12 +5,13 @@ use super::boot::{self, Boot};
 use super::create::shown;
 use super::files::shown_path;
 use super::in_use::InUse;
-use super::points::{find, newest, open_log};
+use super::points::{find, newest};
 use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
 use rempart_backup::{Checked, Content, DamagedFile, Pace, Progress, check_disk, check_files, check_kept};
-use rempart_repository::{BlobReader, check};
+use rempart_repository::log::Log;
+use rempart_repository::{BlobReader, Point, check};
 use serde_json::{Value, json};
 
 /// Reads every chunk of restore points; or, with --boot, starts their machines and sees whether they come up.
@@ -27,22 +28,24 @@ pub struct Verify {
 
 pub fn run(command: &Verify, output: Output) -> Result<(), Error> {
     let repository = command.access.open()?;
-    let log = open_log(&repository)?;
+    let named = |log: &Log| {
+        let points = command.points.iter().map(|wanted| find(&repository, log, wanted));
+        points.collect::<Result<Vec<_>, _>>()
+    };
+    let numbered = |points: Vec<(u64, Point)>| (points.iter().map(|(root, _)| *root).collect(), points);
     if command.boot.boot {
-        let found = |wanted: &String| find(&repository, &log, wanted);
-        let points = match command.points.is_empty() {
-            true => boot::those_that_run(&command.boot, newest(&repository, &log, output)?, output),
-            false => command.points.iter().map(found).collect::<Result<Vec<_>, _>>()?,
+        let found = |log: &Log| {
+            let points = match command.points.is_empty() {
+                true => boot::those_that_run(&command.boot, newest(&repository, log, output)?, output),
+                false => named(log)?,
+            };
+            Ok(numbered(points))
         };
-        drop(log);
-        let roots: Vec<u64> = points.iter().map(|(root, _)| *root).collect();
-        let _in_use = InUse::begin(&repository, &roots, "verify --boot", output);
+        let (_in_use, _, points) = InUse::begin(&repository, "verify --boot", output, found)?;
         return boot::run(&command.boot, &repository, &points, output);
     }
-    let points = command.points.iter().map(|wanted| find(&repository, &log, wanted));
-    let points = points.collect::<Result<Vec<_>, _>>()?;
-    let roots: Vec<u64> = points.iter().map(|(root, _)| *root).collect();
-    let _in_use = InUse::until_stopped(&repository, &roots, "verify", output);
+    let found = |log: &Log| named(log).map(numbered);
+    let (_in_use, log, points) = InUse::until_stopped(&repository, "verify", output, found)?;
     let reader = BlobReader::following(&repository, log.state());
     let reader = reader.map_err(|e| describe("cannot read the index", &e))?;
     let (mut checked, mut damaged, mut lost) = (Vec::new(), 0, Vec::new());

@@ -92,7 +92,7 @@ pub struct Origins {
 }
 
 pub fn run(command: &Copy, output: Output) -> Result<(), Error> {
-    let from = Origins::open(&command.access)?;
+    let repository = command.access.open()?;
     let key = KeyArgs {
         key_file: command.key.to_key_file.clone(),
         passphrase_file: command.key.to_passphrase_file.clone(),
@@ -100,20 +100,24 @@ pub fn run(command: &Copy, output: Output) -> Result<(), Error> {
         ..command.access.key_args().clone()
     };
     let target = Access::of(command.to.clone(), key).open()?;
-    if target.id() == from.repository.id() {
+    if target.id() == repository.id() {
         return Err(Error::invalid(format!("`{}` is the same repository", command.to)));
     }
-    let wanted = match command.all {
-        true => all(&from.repository, &from.log, output)?,
-        false => {
-            let found = command.points.iter().map(|wanted| find(&from.repository, &from.log, wanted));
-            found.collect::<Result<Vec<_>, _>>()?
-        }
-    };
     let mut there = copies(&target, output)?;
-    let is_there = |root: u64| there.contains_key(&Origin { copied_from: from.repository.id(), point: root });
-    let read: Vec<u64> = wanted.iter().map(|(root, _)| *root).filter(|root| !is_there(*root)).collect();
-    let _in_use = InUse::until_stopped(&from.repository, &read, "copy", output);
+    let is_there = |root: u64| there.contains_key(&Origin { copied_from: repository.id(), point: root });
+    let found = |log: &Log| {
+        let wanted = match command.all {
+            true => all(&repository, log, output)?,
+            false => {
+                let found = command.points.iter().map(|wanted| find(&repository, log, wanted));
+                found.collect::<Result<Vec<_>, _>>()?
+            }
+        };
+        let read = wanted.iter().map(|(root, _)| *root).filter(|root| !is_there(*root));
+        Ok((read.collect(), wanted))
+    };
+    let (_in_use, log, wanted) = InUse::until_stopped(&repository, "copy", output, found)?;
+    let from = Origins::of(repository, log)?;
     let mut told = Vec::new();
     for (root, point) in &wanted {
         let what = format!("cannot copy `{}@{root}`", point.vm);
@@ -147,6 +151,10 @@ impl Origins {
     pub fn open(access: &Access) -> Result<Origins, Error> {
         let repository = access.open()?;
         let log = open_log(&repository)?;
+        Origins::of(repository, log)
+    }
+
+    fn of(repository: Arc<Repository>, log: Log) -> Result<Origins, Error> {
         let failed = |e| describe("cannot read the index", &e);
         let reader = BlobReader::following(&repository, log.state()).map_err(failed)?;
         let cache = ChunkCache::new(repository.clone(), MEMORY).map_err(failed)?;
@@ -207,10 +215,16 @@ fn copy(
             let source = PointSource::new(&from.cache, &from.reader, &disk.name, from.content(disk));
             let earlier = from.earlier(last_origin, &disk.name);
             let known = before.as_ref().and_then(|(root, point)| Some((*root, point.disk(&disk.name)?)));
-            let changes = match (known, earlier) {
-                (Some((there, before)), Some(earlier)) => {
+            let changed = match earlier.map(|earlier| source.changed_since(earlier, chunk_len)) {
+                // Nothing has the earlier point in use: it may be forgotten by now, and removed. What this one lost shows when it is
+                // read.
+                Some(Err(error)) if error.is_loss() => None,
+                changed => changed.transpose()?,
+            };
+            let changes = match (known, changed) {
+                (Some((there, before)), Some(changed)) => {
                     base = Some(there);
-                    Changes::Known { before, changed: source.changed_since(earlier, chunk_len)? }
+                    Changes::Known { before, changed }
                 }
                 _ => Changes::Unknown("the point before is no copy of one that is still there".to_owned()),
             };

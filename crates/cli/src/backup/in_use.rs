@@ -2,8 +2,11 @@
 
 use super::access::{chain, now};
 use super::create::host_name;
+use super::points::open_log;
 use super::stop::Stop;
 use crate::Output;
+use rempart_api::Error;
+use rempart_repository::log::Log;
 use rempart_repository::{ErrorKind, Repository, SessionId};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -14,6 +17,8 @@ use std::time::Duration;
 const RENEW: Duration = Duration::from_secs(6 * 3600);
 /// A command that is told to end waits so long, at most, for the log to say that it does.
 const LAST_WORD: Duration = Duration::from_secs(10);
+/// Points that are forgotten just as they are found, this many times in a row, are not bad luck.
+const TRIES: u32 = 3;
 /// What a shell makes of a command that was interrupted.
 const INTERRUPTED: i32 = 130;
 
@@ -36,19 +41,33 @@ enum End {
 }
 
 impl InUse {
-    /// Of a command that ends with what it does. Where nothing can be written, it goes on, and says what may happen.
-    pub fn begin(repository: &Arc<Repository>, roots: &[u64], command: &str, output: Output) -> InUse {
-        InUse::start(repository, None, roots, command, output, End::Over)
+    /// Of a command that ends with what it does. `find` looks for its points, and tells their numbers: once more if one of
+    /// them was forgotten before it was in use. Where nothing can be written, the command goes on, and says what may happen.
+    pub fn begin<T>(
+        repository: &Arc<Repository>,
+        command: &str,
+        output: Output,
+        mut find: impl FnMut(&Log) -> Result<(Vec<u64>, T), Error>,
+    ) -> Result<(InUse, Log, T), Error> {
+        let mut attempt = 1;
+        loop {
+            let log = open_log(repository)?;
+            let (roots, found) = find(&log)?;
+            match InUse::start(repository, None, &roots, command, output, End::Over) {
+                Err(error) if error.kind == ErrorKind::Stale && attempt < TRIES => attempt += 1,
+                begun => return Ok((begun.unwrap_or_else(|error| InUse::none(&error, output)), log, found)),
+            }
+        }
     }
 
     /// The same of a command that does not wait for SIGINT and SIGTERM itself: they end it, and the use before.
-    pub fn until_stopped(
+    pub fn until_stopped<T>(
         repository: &Arc<Repository>,
-        roots: &[u64],
         command: &str,
         output: Output,
-    ) -> InUse {
-        let mut in_use = InUse::begin(repository, roots, command, output);
+        find: impl FnMut(&Log) -> Result<(Vec<u64>, T), Error>,
+    ) -> Result<(InUse, Log, T), Error> {
+        let (mut in_use, log, found) = InUse::begin(repository, command, output, find)?;
         // Without it the points count as in use until `gc` takes the command for dead.
         if let (Some((ends, _)), Some(over), Ok(mut stop)) = (&in_use.ends, in_use.over.take(), Stop::new()) {
             let ends = ends.clone();
@@ -60,7 +79,7 @@ impl InUse {
             };
             let _ = std::thread::Builder::new().name("stop".into()).spawn(wait);
         }
-        in_use
+        Ok((in_use, log, found))
     }
 
     /// Of a command that may be killed and begun again, with the session that it had before. See [`InUse::end`].
@@ -71,7 +90,16 @@ impl InUse {
         command: &str,
         output: Output,
     ) -> InUse {
-        InUse::start(repository, session, roots, command, output, End::Later)
+        let begun = InUse::start(repository, session, roots, command, output, End::Later);
+        begun.unwrap_or_else(|error| InUse::none(&error, output))
+    }
+
+    fn none(error: &rempart_repository::Error, output: Output) -> InUse {
+        output.tell(&format!(
+            "nothing keeps the restore points that are read here from being forgotten: {}",
+            chain(error)
+        ));
+        InUse { session: None, ends: None, over: None, at_drop: End::Over }
     }
 
     fn start(
@@ -81,24 +109,14 @@ impl InUse {
         command: &str,
         output: Output,
         at_drop: End,
-    ) -> InUse {
+    ) -> Result<InUse, rempart_repository::Error> {
         if roots.is_empty() {
-            return InUse { session: None, ends: None, over: None, at_drop };
+            return Ok(InUse { session: None, ends: None, over: None, at_drop });
         }
         let who = format!("`rempart {command}` on {}, process {}", host_name(), std::process::id());
-        let begun = match session {
-            Some(session) => repository.read_points_on(session, roots, &who, now()),
-            None => repository.read_points(roots, &who, now()),
-        };
-        let reading = match begun {
-            Ok(reading) => reading,
-            Err(error) => {
-                output.tell(&format!(
-                    "nothing keeps the restore points that are read here from being forgotten: {}",
-                    chain(&error)
-                ));
-                return InUse { session: None, ends: None, over: None, at_drop };
-            }
+        let reading = match session {
+            Some(session) => repository.read_points_on(session, roots, &who, now())?,
+            None => repository.read_points(roots, &who, now())?,
         };
         let session = Some(reading.session());
         let (sender, ends) = channel();
@@ -134,7 +152,7 @@ impl InUse {
         };
         let thread = std::thread::Builder::new().name("in-use".into()).spawn(renew);
         // Without it nothing is renewed, and nothing ended; a collection does that later.
-        InUse { session, ends: thread.ok().map(|thread| (sender, thread)), over: Some(over), at_drop }
+        Ok(InUse { session, ends: thread.ok().map(|thread| (sender, thread)), over: Some(over), at_drop })
     }
 
     /// By which another command goes on.

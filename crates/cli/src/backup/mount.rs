@@ -3,13 +3,14 @@
 use super::access::{Access, chain};
 use super::guest_files::readers;
 use super::in_use::InUse;
-use super::points::{all, find, open_log};
+use super::points::{all, find};
 use super::serve::{Memory, tell_unreadable};
 use super::stop::Stop;
 use crate::Output;
 use clap::Args;
 use rempart_api::Error;
 use rempart_backup::PointFiles;
+use rempart_repository::log::Log;
 use serde_json::json;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
@@ -37,14 +38,14 @@ pub fn run(command: &Mount, output: Output) -> Result<(), Error> {
     }
     drop(entries);
     let repository = command.access.open()?;
-    let log = open_log(&repository)?;
-    let points = match &command.point {
-        Some(wanted) => vec![find(&repository, &log, wanted)?],
-        None => all(&repository, &log, output)?,
+    let found = |log: &Log| {
+        let points = match &command.point {
+            Some(wanted) => vec![find(&repository, log, wanted)?],
+            None => all(&repository, log, output)?,
+        };
+        Ok((points.iter().map(|(root, _)| *root).collect(), points))
     };
-    drop(log);
-    let roots: Vec<u64> = points.iter().map(|(root, _)| *root).collect();
-    let _in_use = InUse::begin(&repository, &roots, "mount", output);
+    let (_in_use, _, points) = InUse::begin(&repository, "mount", output, found)?;
     let cache = command.memory.cache(&repository)?;
     let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let mut files = PointFiles::new(cache, owner, readers(output), Box::new(tell_unreadable(output)));

@@ -4,7 +4,7 @@ use super::access::{Access, KeyArgs, chain, now};
 use super::copy::{Origin, Origins};
 use super::create::shown;
 use super::in_use::InUse;
-use super::points::{all, find, open_log};
+use super::points::{all, find};
 use crate::{Output, output::bytes};
 use clap::Args;
 use rempart_api::Error;
@@ -12,6 +12,7 @@ use rempart_backup::{
     BackupError, Changes, Checked, ChunkSet, Content, DiskJob, Pace, PointSource, Progress, back_up_disk,
     check_disk, check_files, check_kept, copy_files,
 };
+use rempart_repository::log::Log;
 use rempart_repository::{BackupWriter, BlobReader, Point, PointDisk, Repository};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -64,14 +65,15 @@ pub fn run(command: &Repair, output: Output) -> Result<(), Error> {
     if other.repository.id() == repository.id() {
         return Err(Error::invalid(format!("`{}` is the same repository", command.from)));
     }
-    let log = open_log(&repository)?;
-    let points = match command.points.as_slice() {
-        [] => all(&repository, &log, output)?,
-        wanted => wanted.iter().map(|wanted| find(&repository, &log, wanted)).collect::<Result<_, _>>()?,
+    let found = |log: &Log| {
+        let points: Vec<(u64, Point)> = match command.points.as_slice() {
+            [] => all(&repository, log, output)?,
+            wanted => wanted.iter().map(|wanted| find(&repository, log, wanted)).collect::<Result<_, _>>()?,
+        };
+        Ok((points.iter().map(|(root, _)| *root).collect(), points))
     };
+    let (_in_use, _, points) = InUse::until_stopped(&repository, "repo repair", output, found)?;
     let copies = all(&other.repository, &other.log, output)?;
-    let roots: Vec<u64> = points.iter().map(|(root, _)| *root).collect();
-    let _in_use = InUse::until_stopped(&repository, &roots, "repo repair", output);
     let (mut told, mut unmended) = (Vec::new(), 0);
     for (root, point) in &points {
         let copy = the_same(&repository, *root, point, &other, &copies);

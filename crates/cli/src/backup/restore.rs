@@ -6,7 +6,7 @@ use super::files;
 use super::guest_files::Wanted;
 use super::in_use::InUse;
 use super::onto_node::{self, NewMachineArgs, Over};
-use super::points::{find, open_log};
+use super::points::find;
 use super::serve::{Memory, disk_reader};
 use crate::output::printable;
 use crate::{Output, output::bytes, parse};
@@ -15,6 +15,7 @@ use rempart_api::{Client, Error};
 use rempart_backup::{
     BackupError, ChunkCache, Content, FileTarget, NewFile, Pace, Progress, QemuImg, Target, restore_disk,
 };
+use rempart_repository::log::Log;
 use rempart_repository::{BlobReader, Domain, DomainId, MEMORY, Point, PointDisk, Repository};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -134,10 +135,10 @@ pub struct Opened {
 impl Opened {
     fn new(access: &Access, wanted: &str, verb: &str, output: Output) -> Result<Opened, Error> {
         let repository = access.open()?;
-        let log = open_log(&repository)?;
-        let (root, point) = find(&repository, &log, wanted)?;
+        let found =
+            |log: &Log| find(&repository, log, wanted).map(|(root, point)| (vec![root], (root, point)));
+        let (in_use, log, (root, point)) = InUse::until_stopped(&repository, verb, output, found)?;
         let what = format!("cannot {verb} `{}@{root}`", point.vm);
-        let in_use = InUse::until_stopped(&repository, &[root], verb, output);
         let reader = BlobReader::following(&repository, log.state()).map_err(|e| describe(&what, &e))?;
         let domain = log.state().roots()[&root].domain;
         Ok(Opened { repository, reader, root, point, what, domain, _in_use: in_use })

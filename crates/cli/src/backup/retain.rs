@@ -6,11 +6,14 @@ use crate::{Output, parse};
 use clap::Args;
 use rempart_api::Error;
 use rempart_backup::{Reason, Retention, Zone};
-use rempart_repository::log::{Log, LogError, MAX_ROOTS, Session};
+use rempart_repository::log::{Log, LogError, MAX_ROOTS, Refusal, Session};
 use rempart_repository::{ChainId, Point, PointReader, Repository, SessionId};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// Points that somebody began to read just as they were judged, this many times in a row, are not bad luck.
+const TRIES: u32 = 3;
 
 /// Forgets restore points by a rule, machine by machine. A point is kept if any part of the rule keeps it; the newest of a
 /// machine always is. What only forgotten points had is removed by `rempart gc`.
@@ -119,12 +122,24 @@ pub fn run(command: &Retain, output: Output) -> Result<(), Error> {
     let rule = command.keep.rule()?;
     let zone = command.time_zone.clone().unwrap_or_else(Zone::system);
     let repository = command.access.open()?;
-    let judged = judge(command, &repository, rule, &zone, output)?;
-    let forgotten: Vec<u64> =
-        judged.iter().filter(|judged| !judged.is_kept()).map(|judged| judged.root).collect();
-    if !command.dry_run {
-        forget_all(&repository, &forgotten)?;
-    }
+    let mut attempt = 1;
+    let (judged, forgotten) = loop {
+        let log = open_log(&repository)?;
+        let judged = judge(command, &repository, &log, rule.as_ref(), &zone, output)?;
+        let forgotten: Vec<u64> =
+            judged.iter().filter(|judged| !judged.is_kept()).map(|judged| judged.root).collect();
+        let told = if command.dry_run { Ok(()) } else { forget_all(&repository, log, &forgotten) };
+        match told {
+            // Somebody began to read one of them, or forgot it, before it was forgotten here.
+            Err(LogError::Refused(Refusal::InUse(..) | Refusal::NoSuchRoot(_))) if attempt < TRIES => {
+                attempt += 1
+            }
+            told => {
+                told.map_err(unforgotten)?;
+                break (judged, forgotten);
+            }
+        }
+    };
     if output.json {
         let points = judged.iter().map(|judged| {
             json!({
@@ -152,14 +167,14 @@ pub fn run(command: &Retain, output: Output) -> Result<(), Error> {
 fn judge(
     command: &Retain,
     repository: &Repository,
-    rule: Option<Retention>,
+    log: &Log,
+    rule: Option<&Retention>,
     zone: &Zone,
     output: Output,
 ) -> Result<Vec<Judged>, Error> {
-    let log = open_log(repository)?;
     let mut machines: BTreeMap<(String, ChainId), Vec<(u64, Point)>> = BTreeMap::new();
     for (root, record) in log.state().roots() {
-        match repository.point(&log, *root) {
+        match repository.point(log, *root) {
             Ok(point) => {
                 machines.entry((point.vm.clone(), record.chain)).or_default().push((*root, point));
             }
@@ -175,7 +190,7 @@ fn judge(
                 .hint("`rempart points` lists them; nothing was forgotten"));
         }
     }
-    let readers = readers(repository, &log)?;
+    let readers = readers(repository, log)?;
     let in_use: BTreeSet<u64> = readers.iter().flat_map(|reader| reader.roots.iter().copied()).collect();
     let mut judged = Vec::new();
     for ((vm, _), points) in machines {
@@ -183,7 +198,7 @@ fn judge(
             continue;
         }
         let taken: Vec<_> = points.iter().map(|(_, point)| point.taken).collect();
-        let reasons = match &rule {
+        let reasons = match rule {
             Some(rule) => rule.reasons(&taken, zone),
             None => vec![BTreeSet::new(); points.len()],
         };
@@ -222,7 +237,8 @@ pub fn forget(command: &Forget, output: Output) -> Result<(), Error> {
         }
         None => {}
     }
-    forget_all(&repository, &roots.iter().copied().collect::<Vec<_>>())?;
+    let some: Vec<u64> = roots.iter().copied().collect();
+    forget_all(&repository, log, &some).map_err(unforgotten)?;
     if output.json {
         return output.print_json(&json!({ "forgotten": roots }));
     }
@@ -243,16 +259,16 @@ fn in_use(reader: &PointReader, roots: &BTreeSet<u64>) -> Error {
         .hint("end that command; if it is gone for good, `--force`, or `rempart gc` once it was silent for `--idle`")
 }
 
-fn forget_all(repository: &Arc<Repository>, roots: &[u64]) -> Result<(), Error> {
+fn unforgotten(error: LogError) -> Error {
+    describe("cannot forget restore points", &error.into())
+}
+
+fn forget_all(repository: &Arc<Repository>, log: Log, roots: &[u64]) -> Result<(), LogError> {
     if roots.is_empty() {
         return Ok(());
     }
-    let failed = |error: LogError| describe("cannot forget restore points", &error.into());
-    let mut session = Session::open(open_log(repository)?, repository.signer(), SessionId::random(), now())
-        .map_err(failed)?;
-    for some in roots.chunks(MAX_ROOTS) {
-        session.forget(now(), some.to_vec()).map_err(failed)?;
-    }
-    session.end(now()).map_err(failed)?;
-    Ok(())
+    let mut session = Session::open(log, repository.signer(), SessionId::random(), now())?;
+    let mut forget = |some: &[u64]| session.forget(now(), some.to_vec()).map(drop);
+    let told = roots.chunks(MAX_ROOTS).try_for_each(&mut forget);
+    told.and(session.end(now()).map(drop))
 }

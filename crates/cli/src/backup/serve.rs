@@ -2,12 +2,13 @@
 
 use super::access::{Access, chain, describe};
 use super::in_use::InUse;
-use super::points::{find, open_log};
+use super::points::find;
 use super::stop::Stop;
 use crate::{Output, parse};
 use clap::Args;
 use rempart_api::Error;
 use rempart_backup::{ChunkCache, Content, DiskReader, DiskServer, Listener, ReadError};
+use rempart_repository::log::Log;
 use rempart_repository::{PointDisk, Repository};
 use rustix::fs::Mode;
 use serde_json::json;
@@ -119,15 +120,16 @@ pub fn run(command: &Serve, output: Output) -> Result<(), Error> {
     let mut stop = Stop::new()?;
     let tcp = command.listen.map(listen_on_loopback).transpose()?;
     let repository = command.access.open()?;
-    let log = open_log(&repository)?;
-    let (root, point) = find(&repository, &log, &command.point)?;
-    drop(log);
-    if point.disks.is_empty() {
-        return Err(Error::refused(format!("cannot serve `{}@{root}`", point.vm))
-            .cause("it has files, and no disks")
-            .hint("`rempart files` lists them, `rempart restore --path` brings them back"));
-    }
-    let _in_use = InUse::begin(&repository, &[root], "serve", output);
+    let found = |log: &Log| {
+        let (root, point) = find(&repository, log, &command.point)?;
+        if point.disks.is_empty() {
+            return Err(Error::refused(format!("cannot serve `{}@{root}`", point.vm))
+                .cause("it has files, and no disks")
+                .hint("`rempart files` lists them, `rempart restore --path` brings them back"));
+        }
+        Ok((vec![root], (root, point)))
+    };
+    let (_in_use, _, (root, point)) = InUse::begin(&repository, "serve", output, found)?;
     let cache = command.memory.cache(&repository)?;
     let disks: Vec<DiskReader> = point.disks.iter().map(|disk| disk_reader(&cache, disk)).collect();
     let (socket, listener, uri) = match (tcp, &command.socket) {

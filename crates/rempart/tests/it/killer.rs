@@ -109,7 +109,37 @@ const REQUEST_LINE: usize = 1024;
 
 /// Runs `command` to its end, or until it is about to take, for the time `before` counted from 0, one of the steps that are
 /// watched. That step is not taken.
-pub fn run(mut command: Command, watched: Watched<'_>, before: Option<usize>) -> Run {
+pub fn run(command: Command, watched: Watched<'_>, before: Option<usize>) -> Run {
+    follow(command, watched, |number, _| before == Some(number))
+}
+
+/// Runs `command` to its end, and has it stand still before the first such step until `meanwhile` is over.
+///
+/// # Panics
+/// If it takes none.
+pub fn interrupt(
+    command: Command,
+    watched: Watched<'_>,
+    before: impl Fn(&Step) -> bool,
+    meanwhile: impl FnOnce(),
+) -> Run {
+    let mut meanwhile = Some(meanwhile);
+    let run = follow(command, watched, |_, step| {
+        if let Some(meanwhile) = meanwhile.take_if(|_| before(step)) {
+            meanwhile();
+        }
+        false
+    });
+    assert!(meanwhile.is_none(), "it took no such step: {:?}", run.steps);
+    run
+}
+
+/// `dies_before` is asked before each step, which is counted from 0.
+fn follow(
+    mut command: Command,
+    watched: Watched<'_>,
+    mut dies_before: impl FnMut(usize, &Step) -> bool,
+) -> Run {
     // SAFETY: ptrace(2) is one system call.
     unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
     let main =
@@ -130,7 +160,7 @@ pub fn run(mut command: Command, watched: Watched<'_>, before: Option<usize>) ->
         match status {
             WaitStatus::PtraceSyscall(thread) => {
                 if let Some(step) = step_of(thread, watched, &mut asked) {
-                    if before == Some(run.steps.len()) {
+                    if dies_before(run.steps.len(), &step) {
                         kill(main, Signal::SIGKILL).expect("it is there");
                     } else {
                         run.steps.push(step);

@@ -1,9 +1,12 @@
 //! Points in use: nobody forgets them, and a reader that is gone keeps them no longer than somebody wants.
 
 use crate::backup::Vault;
+use crate::killer::{self, Step, Watched};
 use crate::rack::{Answer, noise};
 use crate::running::{Mounted, Running, tool};
+use crate::stage;
 use serde_json::{Value, json};
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -141,4 +144,63 @@ fn what_is_restored_verified_exported_or_copied_is_kept_meanwhile() {
         lab.vault.ok(&["repo", "create", &second, "--passphrase-file", &passphrase]);
         words(&["copy", "--all", "--to", &second, "--to-passphrase-file", &passphrase])
     });
+}
+
+/// A command finds what it is about, and somebody is faster: right before the log hears of it for the first time.
+#[track_caller]
+fn overtaken(lab: &Lab, arguments: &[&str], meanwhile: impl FnOnce()) -> (i32, String) {
+    let said = lab.vault.rack.path("said");
+    let to = File::create(&said).unwrap();
+    let mut command = lab.vault.command(arguments);
+    command.stdout(to.try_clone().unwrap()).stderr(to);
+    let folder = &lab.vault.repo();
+    let writes = |step: &Step| step.call == "link" && step.path.starts_with(folder.join("log"));
+    let run = killer::interrupt(command, Watched { folder, requests: false }, writes, meanwhile);
+    (run.status.unwrap(), std::fs::read_to_string(said).unwrap())
+}
+
+#[test]
+fn what_is_forgotten_just_before_it_is_in_use_is_no_point_any_more() {
+    let path = |lab: &Lab, name: &str| lab.vault.rack.path(name).to_str().unwrap().to_owned();
+    let forgotten = |lab: &Lab| {
+        lab.is_kept_by_nobody();
+        lab.vault.ok(&["gc"]);
+    };
+    for reader in ["verify", "restore", "copy"] {
+        let lab = Lab::new();
+        stage::second(&lab.vault);
+        let (to, second) = (path(&lab, "restored"), path(&lab, stage::SECOND.0));
+        let (passphrase, key) = (path(&lab, "passphrase"), path(&lab, stage::SECOND.1));
+        let more: &[&str] = match reader {
+            "verify" => &[],
+            "restore" => &["--to", &to],
+            _ => &["--to", &second, "--to-key-file", &key],
+        };
+        let arguments = [&[reader, &lab.point, "--passphrase-file", &passphrase], more].concat();
+        let (code, said) = overtaken(&lab, &arguments, || forgotten(&lab));
+        assert!(code == 1 && said.contains("there is no restore point"), "{reader}: {said}");
+        assert!(!Path::new(&to).exists(), "{reader}: {said}");
+    }
+    let lab = Lab::new();
+    stage::second(&lab.vault);
+    let (second, key) = (path(&lab, stage::SECOND.0), path(&lab, stage::SECOND.1));
+    let all = ["copy", "--all", "--to", &second, "--to-key-file", &key];
+    let (code, said) = overtaken(&lab, &all, || forgotten(&lab));
+    assert_eq!((code, said.as_str()), (0, ""), "there are no points");
+}
+
+#[test]
+fn what_is_in_use_just_before_it_is_forgotten_is_kept() {
+    let lab = Lab::new();
+    let disk = lab.vault.rack.path("disk.raw");
+    lab.vault.ok(&["backup", "shop", "--disk", disk.to_str().unwrap()]);
+    let mut serving = None;
+    let serve = || {
+        let socket = lab.vault.rack.path("nbd.sock");
+        let arguments = ["serve", &lab.point, "--socket", socket.to_str().unwrap()];
+        serving = Some(Running::start(&lab.vault, &arguments, SERVED));
+    };
+    let (code, said) = overtaken(&lab, &["retain", "shop", "--keep-last", "1"], serve);
+    assert!(code == 0 && said.contains("in-use") && said.contains("0 of 2 points were forgotten"), "{said}");
+    lab.is_kept_by("serve` on ");
 }
