@@ -3,6 +3,7 @@
 //! Needs root, QEMU's and libnbd's programs.
 
 mod agent;
+mod at_once;
 mod backup;
 mod bad_input;
 mod buckets;

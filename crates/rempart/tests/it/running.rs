@@ -53,11 +53,15 @@ impl Running {
 
     /// One that stands still as soon as it says something on stderr, until somebody reads that.
     pub fn start_unheard(vault: &Vault, arguments: &[&str]) -> (Running, PipeReader) {
+        Running::unheard(vault, vault.command(arguments))
+    }
+
+    pub fn unheard(vault: &Vault, mut command: Command) -> (Running, PipeReader) {
         let log = vault.rack.path("unheard.log");
         File::create(&log).unwrap();
         let (said, mut full) = std::io::pipe().unwrap();
         full.write_all(&[b'\n'; PIPE]).unwrap();
-        let child = vault.command(arguments).stderr(full).spawn().unwrap();
+        let child = command.stderr(full).spawn().unwrap();
         (Running { child, log }, said)
     }
 

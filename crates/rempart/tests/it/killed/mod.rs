@@ -3,6 +3,7 @@
 //!
 //! An ordinary run kills at some of the steps, `cargo xtask kill` at each.
 
+mod at_once;
 mod backup;
 mod buckets;
 mod collection;
