@@ -213,6 +213,13 @@ impl QemuView {
         let lost = view.skipped().iter().filter(|device| device.reason.loses_data());
         let mut notes: Vec<String> =
             lost.map(|device| format!("`{}` is not in it: {}", device.id, device.reason)).collect();
+        let with_snapshots = view.disks().iter().filter(|disk| disk.snapshots > 0);
+        notes.extend(with_snapshots.map(|disk| {
+            format!(
+                "of `{}` only the disk is in it, not the snapshots in its image: {}",
+                disk.id, disk.snapshots
+            )
+        }));
         let not_thawed = reached.hooks.iter().flat_map(|report| report.not_thawed());
         notes.extend(not_thawed.map(|hook| format!("hook `{hook}` in the guest could not undo what it did")));
         let variables = view.variables().map(|shown| match shown {

@@ -60,6 +60,9 @@ pub struct Image {
     pub filename: String,
     #[serde(default, rename = "format-specific")]
     pub format_specific: Value,
+    /// Those in the image itself.
+    #[serde(default)]
+    pub snapshots: Vec<Value>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -27,6 +27,15 @@ pub struct Server {
     _work: tempfile::TempDir,
 }
 
+impl Server {
+    /// `STOP`: it takes connections and answers nothing, until `CONT`.
+    #[allow(dead_code)] // Not all who have this module do so.
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([&format!("-{signal}"), &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success(), "{signal}");
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();

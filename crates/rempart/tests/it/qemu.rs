@@ -1,15 +1,21 @@
-//! Backups of machines of a QEMU that is not ours, through its monitor. No guest runs in it: the test has QEMU's devices
-//! write, as a guest would, and knows every byte.
+//! Backups of machines of a QEMU that is not ours, through its monitor. But for one test no guest runs in it: the test has
+//! QEMU's devices write, as a guest would, and knows every byte.
 
 use crate::backup::Vault;
-use crate::rack::Rack;
+use crate::buckets;
+use crate::guest::Guest;
+use crate::lab::{moto, moto_ask};
+use crate::rack::{Rack, noise};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// Numbered, flushed writes, each into other 64 KiB, round and round the first 64 MiB of the disk; says each,
+/// or its failure.
+const SCATTERED_WRITER: &str = "n=0;while%:;do%n=$((n+1));if%echo%$n|dd%of=/dev/vda%bs=64k%seek=$((n&1023))%conv=notrunc,fsync%2>/dev/null;then%echo%wrote%$n;else%echo%failed%$n;fi;done";
 const SIZE: usize = 24 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A qcow2 disk, and a raw one.
@@ -22,6 +28,27 @@ struct Control {
 }
 
 impl Control {
+    /// As soon as QEMU is there.
+    fn connect(qemu: &mut Child, monitor: &str) -> Control {
+        let end = Instant::now() + PATIENCE;
+        let stream = loop {
+            match UnixStream::connect(monitor) {
+                Ok(stream) => break stream,
+                Err(error) => {
+                    assert_eq!(qemu.try_wait().unwrap(), None, "QEMU ended");
+                    assert!(Instant::now() < end, "{error}");
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        };
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut control = Control { lines: BufReader::new(stream) };
+        let mut greeting = String::new();
+        control.lines.read_line(&mut greeting).unwrap();
+        control.execute("qmp_capabilities", json!({}));
+        control
+    }
+
     fn execute(&mut self, command: &str, arguments: Value) -> Value {
         let line = json!({ "execute": command, "arguments": arguments });
         writeln!(self.lines.get_mut(), "{line}").unwrap();
@@ -122,22 +149,7 @@ impl Foreign {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let end = Instant::now() + PATIENCE;
-        let stream = loop {
-            match UnixStream::connect(path("control")) {
-                Ok(stream) => break stream,
-                Err(error) => {
-                    assert_eq!(qemu.try_wait().unwrap(), None, "QEMU ended");
-                    assert!(Instant::now() < end, "{error}");
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-            }
-        };
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut control = Control { lines: BufReader::new(stream) };
-        let mut greeting = String::new();
-        control.lines.read_line(&mut greeting).unwrap();
-        control.execute("qmp_capabilities", json!({}));
+        let control = Control::connect(&mut qemu, &path("control"));
         (qemu, control)
     }
 
@@ -300,6 +312,30 @@ fn a_chain_goes_on_whatever_happened_in_between() {
     assert_eq!((&told[0]["definition"], &told[0]["nvram_bytes"]), (&json!("qemu"), &json!(528 << 10)));
 }
 
+#[test]
+fn that_snapshots_in_an_image_are_left_out_is_told() {
+    let mut foreign = Foreign::new();
+    foreign.scribble();
+    let notes = |backup: &Value| -> Vec<String> {
+        let notes = backup["notes"].as_array().unwrap().iter().map(|note| note.as_str().unwrap().to_owned());
+        notes.filter(|note| note.contains("snapshots")).collect()
+    };
+    assert_eq!(notes(&foreign.back_up(&[])), [""; 0]);
+    foreign.control.execute("quit", json!({}));
+    let _ = foreign.qemu.wait();
+    for name in ["before", "after"] {
+        let image = foreign.vault.rack.path("vda");
+        let made = Command::new("qemu-img").args(["snapshot", "-c", name]).arg(image).status();
+        assert!(made.unwrap().success());
+    }
+    foreign.restart();
+    foreign.scribble();
+    let backup = foreign.back_up(&[]);
+    let told = "of `vda` only the disk is in it, not the snapshots in its image: 2";
+    assert_eq!(notes(&backup), [told], "{backup}");
+    assert!(foreign.restored(backup["point"].as_u64().unwrap()) == foreign.disks);
+}
+
 /// What its guest gives back is neither read nor stored, and comes back as zeroes.
 #[test]
 fn what_another_qemus_guest_discards_is_not_backed_up_any_more() {
@@ -456,4 +492,104 @@ fn a_schedule_asks_for_the_consistency_that_it_names() {
     let refused = node.refused(&["schedule", "run", "strict"]);
     assert!(refused.err.contains("cannot connect to the guest agent"), "{}", refused.err);
     assert_eq!(vault.json(&["points", "shop"]).as_array().unwrap().len(), 3);
+}
+
+/// A process that is killed at the end.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The repository's server stops in the middle of a backup. The guest flushes what it writes, and overwrites more than there
+/// is room for aside: neither holds it up, and none of its writes fails.
+#[test]
+fn a_dead_repository_holds_up_no_guest_and_neither_does_a_full_scratch_image() {
+    /// So long the repository is dead, and so long the guest may wait for one write: a busy machine, and far less than that.
+    const DEAD: Duration = Duration::from_secs(15);
+    const LONGEST: Duration = Duration::from_secs(8);
+    /// Each takes 64 KiB of the scratch image, which has 4 MiB.
+    const WRITES: usize = 80;
+    let Some(server) = moto() else { return };
+    assert_eq!(moto_ask(&server, "PUT", "/foreign", &[], ""), 200);
+    let vault = Vault::new();
+    let path = |name: &str| vault.rack.path(name).display().to_string();
+    let url = buckets::url(&server, "foreign", "shop");
+    let rempart = |arguments: &[&str]| {
+        let mut command = vault.command(&[arguments, &["--repo", &url]].concat());
+        command.envs(buckets::CREDENTIALS).stdout(Stdio::null());
+        command
+    };
+    let made = vault.command(&["repo", "create", &url]).envs(buckets::CREDENTIALS).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    // More than a backup holds in its hands: it has to read on when the server is back.
+    std::fs::write(path("disk"), noise(9, 320 << 20)).unwrap();
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-nodefaults", "-no-user-config", "-M", "q35", "-accel", "tcg,tb-size=128", "-cpu", "max"])
+        .args(["-m", "192", "-display", "none", "-serial", &format!("file:{}", path("console"))])
+        .args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp"))])
+        .args(["-qmp", &format!("unix:{},server=on,wait=off", path("control"))])
+        .args([
+            "-blockdev",
+            &format!("driver=raw,node-name=disk,file.driver=file,file.filename={}", path("disk")),
+        ])
+        .args(["-device", "virtio-blk-pci,drive=disk,id=disk"])
+        .args(Guest::options(SCATTERED_WRITER));
+    let mut qemu = Killed(qemu.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+    let mut control = Control::connect(&mut qemu.0, &path("control"));
+    let console = || std::fs::read_to_string(path("console")).unwrap_or_default();
+    let written = || console().matches("wrote ").count();
+    let end = Instant::now() + PATIENCE;
+    while written() < 5 {
+        assert!(Instant::now() < end, "the guest does not write: {}", console());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    let (monitor, views) = (path("qmp"), path("views"));
+    let mut backup =
+        rempart(&["backup", "shop", "--qmp", &monitor, "--scratch-dir", &views, "--scratch-size", "4M"]);
+    let mut backup = Killed(backup.stderr(Stdio::piped()).spawn().unwrap());
+    let end = Instant::now() + PATIENCE;
+    // Four nodes between the guest and its disk, one for who reads, and the export.
+    while control.leavings().len() < 7 {
+        assert_eq!(backup.0.try_wait().unwrap(), None, "it ended before its view was there");
+        assert!(Instant::now() < end, "there is no view: {:?}", control.leavings());
+    }
+    server.signal("STOP");
+    let died = Instant::now();
+    let before = written();
+    let (mut last, mut longest) = ((died, before), Duration::ZERO);
+    while died.elapsed() < DEAD || last.1 < before + WRITES {
+        let (now, number) = (Instant::now(), written());
+        longest = longest.max(now - last.0);
+        assert!(
+            longest < LONGEST,
+            "the guest stands still, {} writes after the repository died",
+            last.1 - before
+        );
+        if number > last.1 {
+            last = (now, number);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!("{} writes while the repository was dead, at most {longest:?} without one", last.1 - before);
+    assert!(!console().contains("failed"), "a write failed");
+    assert_eq!(backup.0.try_wait().unwrap(), None, "the repository is dead to it all the while");
+
+    server.signal("CONT");
+    let mut said = String::new();
+    backup.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(backup.0.wait().unwrap().code(), Some(1), "{said}");
+    assert!(said.contains("its disks can be read no more") && said.contains("--scratch-size"), "{said}");
+    assert_eq!(control.leavings(), [""; 0]);
+    let now = written();
+    let end = Instant::now() + PATIENCE;
+    while written() < now + 5 {
+        assert!(Instant::now() < end, "the guest does not write on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!console().contains("failed"), "a write failed");
 }

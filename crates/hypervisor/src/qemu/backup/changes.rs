@@ -127,6 +127,7 @@ mod tests {
             file: None,
             keeps_bitmaps: true,
             bitmaps: vec![bitmap],
+            snapshots: 0,
         }
     }
 

@@ -50,6 +50,8 @@ pub(super) struct Disk {
     /// Bitmaps can be kept in its image.
     pub keeps_bitmaps: bool,
     pub bitmaps: Vec<DirtyBitmap>,
+    /// So many snapshots are in its image.
+    pub snapshots: usize,
 }
 
 /// Where the guest's firmware keeps its variables.
@@ -224,6 +226,7 @@ impl Graph {
             keeps_bitmaps: self.driver(data) == "qcow2"
                 && compat.is_some_and(|compat| *compat != "0.10" && !compat.is_null()),
             bitmaps: node.map(|node| node.bitmaps.clone()).unwrap_or_default(),
+            snapshots: node.map_or(0, |node| node.image.snapshots.len()),
         })
     }
 

@@ -104,6 +104,8 @@ pub struct ViewDisk {
     pub format: String,
     pub file: Option<PathBuf>,
     pub size_bytes: u64,
+    /// So many snapshots are in its image, which the view does not show.
+    pub snapshots: usize,
     /// NBD server on a unix socket.
     pub socket: PathBuf,
     pub export: String,
@@ -579,6 +581,7 @@ impl Prepared {
                 format: disk.driver.clone(),
                 file: disk.file.clone(),
                 size_bytes: disk.size_bytes,
+                snapshots: disk.snapshots,
                 socket: self.view.directory.socket(),
                 export,
                 changes,
