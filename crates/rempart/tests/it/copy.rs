@@ -220,3 +220,74 @@ fn damaged_nvram_is_named_stored_anew_by_the_next_backup_and_mended_from_the_cop
     assert_eq!(repair()[0]["part"], "nvram");
     vault.ok(&["verify", &first, &second]);
 }
+
+/// The guest has overwritten what was damaged: no backup brings the older point's bytes back, and only the copy has them.
+#[test]
+fn what_was_overwritten_since_it_was_damaged_stays_lost_to_the_older_point_until_it_comes_from_the_copy() {
+    const SIZE: usize = 8 * MIB;
+    let two = Two::new();
+    let vault = &two.first;
+    let node = vault.rack.node("node-a");
+    let old = noise(8, SIZE);
+    let image = vault.rack.path("disk.raw");
+    std::fs::write(&image, &old).unwrap();
+    node.import("shop", &[&image]);
+    let back_up = || format!("shop@{}", vault.back_up(&node)["point"]);
+    let first = back_up();
+    two.copy(&["--all"]);
+
+    let packs = vault.files_below("packs");
+    let pack = packs.iter().max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(pack).unwrap();
+    for place in [bytes.len() / 4, bytes.len() * 3 / 4] {
+        bytes[place] ^= 1;
+    }
+    std::fs::write(pack, bytes).unwrap();
+    // Which bytes a point has lost, and that people are told the same.
+    let lost = |point: &str| -> Vec<(usize, usize)> {
+        let verified = vault.refused(&["verify", point, "--json"]);
+        let told: Value = serde_json::from_str(&verified.out).expect("one JSON value");
+        let said = vault.refused(&["verify", point]).err;
+        assert_eq!((&told[0]["vm"], &told[0]["disk"]), (&"shop".into(), &"disk0".into()), "{told}");
+        let number = |value: &Value| value.as_u64().unwrap() as usize;
+        let ranges = told[0]["damaged"].as_array().unwrap().iter();
+        let ranges: Vec<_> = ranges.map(|range| (number(&range["start"]), number(&range["end"]))).collect();
+        for (start, end) in &ranges {
+            let line = format!("{point}, disk0, bytes {start} to {end}: ");
+            assert!(said.contains(&line), "{line} in {said}");
+        }
+        let bytes: usize = ranges.iter().map(|(start, end)| end - start).sum();
+        assert_eq!(told[0]["sound_bytes"], SIZE - bytes, "{told}");
+        ranges
+    };
+    let both = lost(&first);
+    let [gone, kept] = both[..] else { panic!("two chunks: {both:?}") };
+    assert!(gone.1 <= kept.0 && gone.1 - gone.0 <= 128 << 10, "{both:?}");
+
+    node.io("shop", 0, &[&format!("write -P 9 {} {}", gone.0, gone.1 - gone.0), "flush"]);
+    let mut new = old.clone();
+    new[gone.0..gone.1].fill(9);
+    let second = back_up();
+    vault.ok(&["verify", &second]);
+    for _ in 0..2 {
+        assert_eq!(lost(&first), [gone], "what the machine still has was stored anew, and nothing else");
+    }
+    let third = back_up();
+    vault.ok(&["verify", &second, &third]);
+    assert_eq!(lost(&first), [gone], "however many backups there are");
+    let no = vault.rack.path("no");
+    let refused = vault.refused(&["restore", &first, "--to", no.to_str().unwrap()]);
+    assert!(refused.err.contains("it is not what was written"), "{}", refused.err);
+    assert!(!no.join("disk0.raw").exists(), "half an image is none");
+    assert!(vault.restored(&second, "second") == [new.clone()] && vault.restored(&third, "third") == [new]);
+
+    let from =
+        ["--from", two.second.to_str().unwrap(), "--from-passphrase-file", two.passphrase.to_str().unwrap()];
+    // The copy has nothing that is newer, and need not.
+    let mended = vault.json(&[&["repo", "repair"], &from[..]].concat());
+    let [only] = &mended.as_array().unwrap()[..] else { panic!("{mended}") };
+    assert_eq!((&only["part"], &only["mended"]), (&"disk0".into(), &true.into()), "{mended}");
+    assert_eq!(format!("shop@{}", only["point"]), first);
+    vault.ok(&["verify", &first, &second, &third]);
+    assert!(vault.restored(&first, "first") == [old]);
+}
