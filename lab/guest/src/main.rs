@@ -5,8 +5,10 @@
 //! probes with its boot nonce, so that two running copies of one machine cannot be mistaken for one.
 //!
 //! Beside that it writes all over the end of disk 2, if whoever made the disk asks for it there.
+//! `lab-guest flushes DISK` does nothing but measure a disk instead.
 
 mod disk;
+mod flushes;
 mod power;
 mod scatter;
 mod voice;
@@ -18,6 +20,14 @@ use std::sync::{Arc, Mutex};
 use voice::Voice;
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [task, disk] = &arguments[..]
+        && task == "flushes"
+    {
+        let Err(error) = flushes::run(disk);
+        println!("lab-guest: BROKEN {disk}: {error}");
+        return ExitCode::FAILURE;
+    }
     let settings = match Settings::from_arguments() {
         Ok(settings) => settings,
         Err(usage) => {

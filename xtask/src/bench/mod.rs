@@ -2,6 +2,7 @@
 
 mod backup;
 pub mod client;
+mod foreign;
 mod mirror;
 mod moto;
 mod random;
@@ -19,6 +20,8 @@ pub enum Bench {
     Mirror(mirror::Options),
     /// A guest's flushed writes while it is backed up into a repository that is slow, or dead, against none
     BackedUp(mirror::Run),
+    /// Flushed writes of a guest in a QEMU that is not ours, while it is backed up, against those without
+    BackedUpQemu(foreign::Options),
     /// Backups, restores and checks of a disk, against restic, borg and rustic
     Backup(backup::Options),
     /// Memory of backups and collections in a repository of many TiB, none of whose chunks are there
@@ -29,6 +32,7 @@ pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Mirror(options) => mirror::run(options),
         Bench::BackedUp(run) => mirror::backed_up(run),
+        Bench::BackedUpQemu(options) => foreign::run(options),
         Bench::Backup(options) => backup::run(options),
         Bench::LargeRepository(options) => backup::large::run(options),
     }

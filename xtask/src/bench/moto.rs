@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::lab::send_signal;
 use crate::workspace::{lab_dir, run as succeed};
 
 pub const BUCKET: &str = "backups";
@@ -45,6 +46,10 @@ impl Moto {
         let bucket = format!("http://{address}:{port}/{BUCKET}");
         succeed(client(python()).args(["-c", MAKE_BUCKET, &bucket]))?;
         Ok(moto)
+    }
+
+    pub fn signal(&self, signal: i32) {
+        send_signal(self.0.id() as i32, signal);
     }
 }
 

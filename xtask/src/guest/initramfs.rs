@@ -34,6 +34,12 @@ const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin
 argument() { sed -n "s/.*\blab\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 for module in @MODULES@; do insmod "/lib/$module.ko"; done
+flushes=$(argument flushes)
+if [ -n "$flushes" ]; then
+  while [ ! -b "$flushes" ]; do usleep 20000; done
+  lab-guest flushes "$flushes"
+  poweroff -f
+fi
 tries=0
 while [ ! -b /dev/vda2 ] || [ ! -b /dev/vdb ] || [ ! -e /sys/class/net/eth0 ]; do
   [ $tries -ge 200 ] && { echo "lab-guest: devices missing"; break; }

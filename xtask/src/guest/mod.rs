@@ -4,6 +4,7 @@ mod disk_image;
 mod initramfs;
 mod program;
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,11 +31,13 @@ impl Default for Settings {
     }
 }
 
+const KERNEL_COMMAND_LINE: &str =
+    "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitigations=off random.trust_cpu=on";
+
 impl Settings {
     fn kernel_command_line(self) -> String {
         format!(
-            "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitigations=off random.trust_cpu=on \
-             lab.address={GUEST_ADDRESS}/24 lab.report=10.77.0.255:{} lab.rate={}",
+            "{KERNEL_COMMAND_LINE} lab.address={GUEST_ADDRESS}/24 lab.report=10.77.0.255:{} lab.rate={}",
             lab_guest::report::REPORT_PORT,
             self.records_per_second
         )
@@ -65,6 +68,21 @@ pub fn make_disks(kernel: &Kernel, settings: Settings, folder: &Path) -> Result<
     disk_image::copy_sparse(&cached, &disks.boot)?;
     disk_image::build_data_disk(&disks.data)?;
     Ok(disks)
+}
+
+/// QEMU's options for a guest that measures its first disk and nothing else: it says `flush MICROSECONDS` on its serial
+/// port for each page that it has written and flushed.
+pub fn boot_to_measure(kernel: &Kernel, folder: &Path) -> Result<Vec<OsString>> {
+    let program = program::build().context("build the guest's program")?;
+    let initramfs = folder.join("initramfs");
+    fs::write(&initramfs, initramfs::build(kernel, &program).context("build the guest's initramfs")?)?;
+    let append = format!("{KERNEL_COMMAND_LINE} lab.flushes=/dev/vda");
+    let options: [(&str, &OsStr); 3] = [
+        ("-kernel", kernel.image.as_os_str()),
+        ("-initrd", initramfs.as_os_str()),
+        ("-append", append.as_ref()),
+    ];
+    Ok(options.into_iter().flat_map(|(name, value)| [name.into(), value.to_owned()]).collect())
 }
 
 fn is_newer(made: &Path, of: &[&Path]) -> bool {

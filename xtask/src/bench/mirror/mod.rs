@@ -4,7 +4,7 @@
 //! are interleaved, so that a machine that slows down slows everybody; what counts are ratios of medians.
 
 mod backed_up;
-mod disk;
+pub(super) mod disk;
 mod load;
 mod ours;
 mod peers;
@@ -49,7 +49,7 @@ pub struct Run {
     pub seconds: u64,
     /// Measure this build of the program instead of building it
     #[arg(long)]
-    program: Option<PathBuf>,
+    pub program: Option<PathBuf>,
 }
 
 /// Megabits per second of the line that a resynchronisation has to fill.
