@@ -38,6 +38,8 @@ pub struct World {
     crashes: u64,
     pauses: u64,
     damages: u64,
+    /// Of objects that are there twice, those of which one was damaged.
+    damaged: BTreeSet<Name>,
     /// How often the same one goes on, in a thousand steps.
     sticky: u64,
     /// Whose turn it is.
@@ -98,6 +100,7 @@ impl World {
             crashes: [0, 3, 10][rng.below(3) as usize],
             pauses: [0, 5, 20][rng.below(3) as usize],
             damages: [0, 0, 10][rng.below(3) as usize],
+            damaged: BTreeSet::new(),
             rng,
             actors,
             place,
@@ -180,16 +183,19 @@ impl World {
         self.book().meet("landed late");
     }
 
-    /// Of what is there twice, one.
+    /// Of what is there twice, one, and of each two never more: who mends a copy may be so late that it removes the one that another
+    /// made, and must not be left with nothing.
     fn damage_one(&mut self) {
         let mut store = self.place.store();
-        let whole = store.whole_copies();
+        let mut whole = store.whole_copies();
+        whole.retain(|(original, _)| !self.damaged.contains(original));
         if whole.is_empty() {
             return;
         }
         let (original, copy) = &whole[self.rng.below(whole.len() as u64) as usize];
         let name = if self.rng.chance(500) { original } else { copy };
         store.damage(name, self.rng.below(1 << 32));
+        self.damaged.insert(original.clone());
         drop(store);
         self.book().meet("damaged");
     }
