@@ -94,6 +94,10 @@ impl Location {
                     let endpoint = endpoint(&value).ok_or(InvalidLocation::Value("endpoint", shape))?;
                     location.endpoint = Some(endpoint);
                 }
+                // It is shown, and sent in headers.
+                "region" if !value.bytes().all(fits) => {
+                    return Err(InvalidLocation::Value("region", "letters, digits, `-`, `_` and `.`"));
+                }
                 "region" => location.region = Some(value.into_owned()),
                 "allow_http" => {
                     let invalid = |_| InvalidLocation::Value("allow_http", "true or false");
@@ -137,6 +141,11 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
+/// So that what is shown can be given again: these have a meaning in front of a URL's options.
+fn as_value(url: &str) -> String {
+    url.replace('%', "%25").replace('&', "%26").replace('+', "%2B")
+}
+
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
@@ -149,7 +158,7 @@ impl fmt::Display for Location {
         let options = [
             self.endpoint
                 .as_ref()
-                .map(|endpoint| format!("endpoint={}", endpoint.as_str().trim_end_matches('/'))),
+                .map(|endpoint| format!("endpoint={}", as_value(endpoint.as_str().trim_end_matches('/')))),
             self.region.as_ref().map(|region| format!("region={region}")),
             self.allow_http.then(|| "allow_http=true".to_owned()),
         ];
@@ -241,6 +250,7 @@ mod tests {
             "s3://bucket?endpoint=http://[::1]:5000",
             "s3://bucket?endpoint=http://localhost:5000",
             "s3://bucket/a?endpoint=http://192.0.2.1&allow_http=true",
+            "s3://bucket?endpoint=https://storage.example/a%26b%2Bc%2525d",
             "az://account/container/a_b/C.d",
             "az://account/container?endpoint=https://storage.example/account",
         ] {
@@ -265,6 +275,8 @@ mod tests {
             "s3://bucket/a%20b",
             "s3://bucket/.a",
             "s3://bucket?secret=1",
+            "s3://bucket?region=eu%1b[2J",
+            "s3://bucket?region=eu%26allow_http=true",
             "s3://bucket?endpoint=nowhere",
             "s3://bucket?endpoint=https://key:secret@host",
             "s3://bucket?endpoint=https://host/?sig=secret",
