@@ -6,6 +6,8 @@ mod disk;
 mod error;
 mod files;
 mod freeze;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod guest_files;
 mod image;
 pub mod leave_out;

@@ -22,6 +22,8 @@ mod dead_man;
 pub mod definition;
 mod error;
 pub mod fake;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod guard;
 pub mod guest_agent;
 mod lines;

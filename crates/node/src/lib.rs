@@ -20,6 +20,8 @@ mod clock;
 pub mod config;
 mod daemon;
 mod durable;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod group;
 mod http;
 mod identity;

@@ -6,6 +6,8 @@
 pub mod bucket;
 mod directory;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod memory;
 mod name;
 mod pages;

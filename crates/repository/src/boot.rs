@@ -42,7 +42,7 @@ pub struct BootCheck {
 
 impl BootResult {
     /// What is sealed: no text is longer than it may be.
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bounded = self.clone();
         bounded.checks.truncate(MAX_CHECKS);
         let checks = bounded.checks.iter_mut().map(|check| &mut check.check);
@@ -52,7 +52,7 @@ impl BootResult {
         postcard::to_extend(&bounded, vec![VERSION]).expect("writing to memory does not fail")
     }
 
-    fn decode(object: &str, bytes: &[u8]) -> Result<BootResult, Error> {
+    pub(crate) fn decode(object: &str, bytes: &[u8]) -> Result<BootResult, Error> {
         match bytes.split_first() {
             Some((&VERSION, bytes)) => match postcard::take_from_bytes(bytes) {
                 Ok((result, [])) => Ok(result),

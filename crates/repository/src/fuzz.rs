@@ -12,8 +12,8 @@ use crate::names::PackName;
 use crate::pack::{PACK_HEADER, PackHeader, PackOpener, TRAILER, seal_footer};
 use crate::tree::{Differences, Node, NodeSource, Tree, Walk};
 use crate::{
-    ChunkId, ChunkSize, Cipher, Description, KeyFile, KeyRing, LocalIndex, MasterKey, PackId, Point,
-    RepositoryId, Segment, SessionId, WrappedKey, WriterKey,
+    BootResult, ChunkId, ChunkSize, Cipher, Description, KeyFile, KeyRing, LocalIndex, MasterKey, PackId,
+    Point, RepositoryId, Segment, SessionId, WrappedKey, WriterKey,
 };
 use std::sync::LazyLock;
 
@@ -186,6 +186,28 @@ pub fn log_entry(data: &[u8]) {
     }
 }
 
+/// Other small things behind a signature or a seal: a pointer to a checkpoint, as it is or signed right; what came of starting
+/// a machine; entries of a log, one after the other.
+///
+/// # Panics
+/// If something is accepted that does not read back, or contradicts itself.
+pub fn log_object(data: &[u8]) {
+    let [how, data @ ..] = data else { return };
+    match how % 4 {
+        0 => crate::log::fuzz_pointer(REPOSITORY, RING.maintenance(), data),
+        1 => {
+            let signed = [data, &RING.maintenance().sign(data)].concat();
+            crate::log::fuzz_pointer(REPOSITORY, RING.maintenance(), &signed);
+        }
+        2 => {
+            if let Ok(result) = BootResult::decode("boot", data) {
+                drop(BootResult::decode("boot", &result.encode()).expect("it was written"));
+            }
+        }
+        _ => crate::log::fuzz_entries(REPOSITORY, data),
+    }
+}
+
 /// What a backup says of itself.
 ///
 /// # Panics
@@ -312,6 +334,11 @@ mod tests {
     #[test]
     fn log_entry_corpus() {
         replay("log_entry", super::log_entry);
+    }
+
+    #[test]
+    fn log_object_corpus() {
+        replay("log_object", super::log_object);
     }
 
     #[test]

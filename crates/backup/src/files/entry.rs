@@ -141,6 +141,19 @@ pub(super) fn decode_page(page: &str, mut bytes: &[u8]) -> Result<Vec<Entry>, Er
     Ok(entries)
 }
 
+/// # Panics
+/// If entries are accepted that lead elsewhere, are not in order or do not read back.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_page(bytes: &[u8]) {
+    let Ok(entries) = decode_page("page", bytes) else { return };
+    let leads_elsewhere = |path: &[u8]| path.starts_with(b"/") || parts(path).any(|part| part == b"..");
+    assert!(entries.iter().all(|entry| entry.is_possible() && !leads_elsewhere(&entry.path)));
+    assert!(entries.windows(2).all(|pair| order(&pair[0].path, &pair[1].path) == Ordering::Less));
+    let again: Vec<u8> = entries.iter().flat_map(Entry::encode).collect();
+    assert_eq!(decode_page("page", &again).expect("it was written"), entries);
+    let _ = entries.iter().fold(0u64, |sum, entry| sum.saturating_add(entry.chunks(1 << 18)));
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;

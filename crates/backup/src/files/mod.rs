@@ -22,6 +22,8 @@ mod store;
 
 pub use check::{CheckedFiles, DamagedFile, check_files};
 pub use copy::copy_files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use entry::fuzz_page;
 pub use entry::{Entry, Kind, Time};
 pub use find::{FileFinder, Found};
 pub use read::FileReader;

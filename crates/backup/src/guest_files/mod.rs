@@ -17,6 +17,8 @@ mod volume;
 pub use blocks::FileContent;
 pub use child::read_files;
 pub use process::{GuestError, ReadLimits};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use protocol::fuzz_reply;
 pub use restore::{list_guest_files, restore_guest_files};
 pub use volume::{GuestDisks, GuestReaders, GuestVolume, Looked};
 

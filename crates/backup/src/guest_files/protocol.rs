@@ -42,3 +42,25 @@ pub enum Answer {
 
 /// Or why not.
 pub type Reply = Result<Answer, String>;
+
+/// What the parent looks at before it believes it.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_reply(size: u64, bytes: &[u8]) {
+    let reply: Result<Reply, _> = postcard::from_bytes(bytes);
+    match reply {
+        Ok(Ok(Answer::Volumes(volumes))) => {
+            for map in volumes.into_iter().filter_map(|volume| volume.map).filter(|map| map.is_sound(size)) {
+                let len = map.len();
+                let within = |(at, len): (u64, usize)| at + len as u64 <= size;
+                assert!(
+                    map.pieces(len / 2, 512.min(len - len / 2) as usize).into_iter().all(within),
+                    "{map:?}"
+                );
+            }
+        }
+        Ok(Ok(Answer::Content(content))) => {
+            let _ = content.is_sound(size);
+        }
+        _ => {}
+    }
+}

@@ -10,6 +10,8 @@ pub(crate) mod protocol;
 
 pub use confine::answer;
 pub(crate) use confine::confine;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use parent::fuzz as fuzz_survey;
 pub use parent::{Found, LookLimits, look_confined};
 pub use rempart_guest_fs::{LeftOut, Reason, Remark, Wanted};
 

@@ -174,6 +174,43 @@ fn serve(
 }
 
 /// On the disks, apart: the child read hostile bytes, and is believed no more than they are.
+/// # Panics
+/// If ranges are believed that are not on the disks, or overlap.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(sizes: &[u64], mut said: &[u8]) {
+    use crate::ChunkSet;
+    use crate::source::Reader;
+
+    #[derive(Debug)]
+    struct Zeroes(u64);
+    impl Source for Zeroes {
+        fn size(&self) -> u64 {
+            self.0
+        }
+        fn reader(&self) -> Result<Box<dyn Reader + '_>, SourceError> {
+            Ok(Box::new(Zeroes(self.0)))
+        }
+        fn data(&self, _: u64) -> Result<ChunkSet, SourceError> {
+            unreachable!("nobody asks for it")
+        }
+    }
+    impl Reader for Zeroes {
+        fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+            assert!(offset + buffer.len() as u64 <= self.0, "read behind the end");
+            buffer.fill(0);
+            Ok(())
+        }
+    }
+    let disks: Vec<Zeroes> = sizes.iter().map(|size| Zeroes(*size)).collect();
+    let sources: Vec<&dyn Source> = disks.iter().map(|disk| disk as &dyn Source).collect();
+    let places = places(sizes).expect("they are small");
+    let wanted = Wanted { swap: true, free_space: true, is_quiet: true };
+    let size = sizes.iter().sum();
+    if let Ok(survey) = serve(&mut io::sink(), &mut said, &sources, &places, wanted, 16 << 20) {
+        assert!(survey.left_out.iter().all(|one| one.range.end <= size), "{survey:?}");
+    }
+}
+
 fn is_sound(left_out: &[LeftOut], size: u64) -> bool {
     let mut sorted: Vec<_> = left_out.iter().map(|one| &one.range).collect();
     sorted.sort_unstable_by_key(|range| range.start);

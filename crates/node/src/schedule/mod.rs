@@ -5,6 +5,8 @@
 
 mod child;
 mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod history;
 mod leader;
 mod plan;

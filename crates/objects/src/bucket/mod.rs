@@ -32,6 +32,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use url::Url;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use versions::fuzz as fuzz_answer;
 use versions::{Features, Hidden, RetainUntil, Signer, Versions};
 
 /// Requests cost by number: few and large.

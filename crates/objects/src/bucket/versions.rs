@@ -294,6 +294,25 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, StoreError> {
     quick_xml::de::from_str(text).map_err(generic)
 }
 
+/// # Panics
+/// If names are found hidden that the answer does not have.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(text: &str) {
+    let _ = (parse::<Versioning>(text).is_ok(), parse::<ObjectLock>(text).is_ok());
+    for before in ["", "p/"] {
+        let Ok(page) = parse::<VersionsPage>(text) else { continue };
+        let keys: Vec<String> = page
+            .versions
+            .iter()
+            .map(|version| version.key.clone())
+            .filter(|key| key.starts_with(before))
+            .collect();
+        let mut hidden = Hidden::default();
+        hidden.add(page, before);
+        assert!(hidden.names.iter().all(|name| keys.contains(&format!("{before}{name}"))), "{hidden:?}");
+    }
+}
+
 fn generic(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
     StoreError::Generic { store: STORE, source: source.into() }
 }

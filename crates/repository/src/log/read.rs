@@ -283,6 +283,18 @@ impl Pointer {
     }
 }
 
+/// # Panics
+/// If a pointer is taken for another than it was written as.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_pointer(repository: RepositoryId, signer: &dyn Sign, bytes: &[u8]) {
+    for ordinal in [0, 1, u64::MAX] {
+        let read = Pointer::decode(bytes, &super::Ed25519, repository, signer.verifier(), ordinal);
+        if let Some(pointer) = read {
+            assert_eq!(pointer.encode(repository, signer), bytes, "there is one form of a pointer");
+        }
+    }
+}
+
 fn pointer_name(ordinal: u64) -> Name {
     Name::new(format!("{CHECKPOINTS}{ordinal:016x}")).expect("hexadecimal digits fit a name")
 }

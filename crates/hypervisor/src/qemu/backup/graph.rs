@@ -290,6 +290,23 @@ impl Graph {
     }
 }
 
+/// # Panics
+/// If a view is in the path of a disk that is not there.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(devices: &serde_json::Value, chains: &serde_json::Value, nodes: &serde_json::Value) {
+    fn read<T: serde::de::DeserializeOwned>(value: &serde_json::Value) -> Option<Vec<T>> {
+        serde_json::from_value(value.clone()).ok()
+    }
+    let (Some(devices), Some(chains), Some(nodes)) = (read(devices), read(chains), read(nodes)) else {
+        return;
+    };
+    let graph = Graph::new(devices, chains, nodes);
+    let _ = (graph.disks().is_ok(), graph.bitmaps().count());
+    for (view, _, disk) in graph.view_nodes() {
+        let _ = (graph.scratch_file(view), graph.place(view, disk).is_some());
+    }
+}
+
 /// Where a device is in QEMU's object tree, by its id or path.
 fn object_path(qdev: &str) -> String {
     if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") }

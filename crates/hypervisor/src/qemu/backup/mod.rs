@@ -37,6 +37,8 @@ mod teardown;
 pub use super::saved_memory::SavedMemory;
 pub use changes::{Changes, TrackingToken, WhyUnknown};
 pub use consistency::{Agent, Otherwise, Policy, Reached};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use graph::fuzz as fuzz_graph;
 pub use graph::{SkipReason, SkippedDevice};
 pub use memory::Saving;
 pub use names::Tracker;
