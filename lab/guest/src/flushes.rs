@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use lab_guest::record::RECORD_BYTES;
 
-use crate::disk::{Disk, SlotBuffer};
+use crate::disk::{Aligned, Disk};
 
 /// Says `flush MICROSECONDS` for each, for ever.
 pub fn run(path: &str) -> io::Result<Infallible> {
     let disk = Disk::open(path)?;
-    let (mut random, mut page) = (0x9E37_79B9_7F4A_7C15u64, SlotBuffer::new());
+    let (mut random, mut page) = (0x9E37_79B9_7F4A_7C15u64, Aligned::slot());
     loop {
         random ^= random << 13;
         random ^= random >> 7;
