@@ -218,25 +218,55 @@ impl RetainSection {
     }
 }
 
-impl CopySection {
+/// A repository, and the files that open it.
+struct Place<'a> {
+    repository: &'a str,
+    key_file: Option<&'a Path>,
+    passphrase_file: Option<&'a Path>,
+    credentials_file: Option<&'a Path>,
+}
+
+impl<'a> Place<'a> {
     fn check(&self) -> Result<(), Wrong> {
-        opened_by(&self.key_file, &self.passphrase_file)?;
-        check_absolute("key_file", self.key_file.as_deref())?;
-        check_absolute("passphrase_file", self.passphrase_file.as_deref())?;
-        check_absolute("credentials_file", self.credentials_file.as_deref())?;
-        check_place(&self.repository)
+        self.opened_by()?;
+        check_absolute("key_file", self.key_file)?;
+        check_absolute("passphrase_file", self.passphrase_file)?;
+        check_absolute("credentials_file", self.credentials_file)?;
+        if self.repository.contains("://") || Path::new(self.repository).is_absolute() {
+            return Ok(());
+        }
+        Err(Wrong::new("repository", format!("`{}` is no URL and no absolute path", self.repository)))
+    }
+
+    /// An option without its dashes, and its file.
+    fn opened_by(&self) -> Result<(&'static str, &'a Path), Wrong> {
+        match (self.key_file, self.passphrase_file) {
+            (Some(file), None) => Ok(("key-file", file)),
+            (None, Some(file)) => Ok(("passphrase-file", file)),
+            _ => Err(Wrong::new("key_file", "one of `key_file` and `passphrase_file` opens the repository")),
+        }
+    }
+
+    /// Arguments that name it and open it; `prefix` is in front of the other options' names.
+    fn arguments(&self, named_by: &str, prefix: &str) -> Vec<OsString> {
+        let (option, file) = self.opened_by().expect("it was checked");
+        let mut arguments: Vec<OsString> = vec![named_by.into(), self.repository.into()];
+        arguments.extend([format!("--{prefix}{option}").into(), file.into()]);
+        if let Some(file) = self.credentials_file {
+            arguments.extend([format!("--{prefix}credentials").into(), file.into()]);
+        }
+        arguments
     }
 }
 
-/// The option that opens a repository, without its dashes, and the file that it names.
-fn opened_by<'a>(
-    key_file: &'a Option<PathBuf>,
-    passphrase_file: &'a Option<PathBuf>,
-) -> Result<(&'static str, &'a Path), Wrong> {
-    match (key_file, passphrase_file) {
-        (Some(file), None) => Ok(("key-file", file)),
-        (None, Some(file)) => Ok(("passphrase-file", file)),
-        _ => Err(Wrong::new("key_file", "one of `key_file` and `passphrase_file` opens the repository")),
+impl CopySection {
+    fn place(&self) -> Place<'_> {
+        Place {
+            repository: &self.repository,
+            key_file: self.key_file.as_deref(),
+            passphrase_file: self.passphrase_file.as_deref(),
+            credentials_file: self.credentials_file.as_deref(),
+        }
     }
 }
 
@@ -247,29 +277,21 @@ fn check_absolute(key: &'static str, path: Option<&Path>) -> Result<(), Wrong> {
     }
 }
 
-fn check_place(repository: &str) -> Result<(), Wrong> {
-    if repository.contains("://") || Path::new(repository).is_absolute() {
-        return Ok(());
-    }
-    Err(Wrong::new("repository", format!("`{repository}` is no URL and no absolute path")))
-}
-
 impl BackupSection {
     /// What is wrong with it by itself, key by key.
     pub fn check(&self) -> Result<(), Wrong> {
         crate::config::check_name(&self.name).map_err(|e| Wrong::new("name", e))?;
         self.calendar()?;
-        self.opened_by()?;
+        self.place().check()?;
         if let Some(copy) = &self.copy {
-            copy.check().map_err(|Wrong { key, what }| Wrong::new("copy", format!("{key}: {what}")))?;
+            copy.place()
+                .check()
+                .map_err(|Wrong { key, what }| Wrong::new("copy", format!("{key}: {what}")))?;
             if copy.repository == self.repository {
                 return Err(Wrong::new("copy", "repository: it is the one that is copied from"));
             }
         }
         for (key, path) in [
-            ("key_file", &self.key_file),
-            ("passphrase_file", &self.passphrase_file),
-            ("credentials_file", &self.credentials_file),
             ("cache_dir", &self.cache_dir),
             ("qmp", &self.qmp),
             ("agent", &self.agent),
@@ -277,7 +299,6 @@ impl BackupSection {
         ] {
             check_absolute(key, path.as_deref())?;
         }
-        check_place(&self.repository)?;
         if let Machines::Named(names) = &self.machines {
             for name in names {
                 crate::config::check_name(name).map_err(|e| Wrong::new("machines", e))?;
@@ -335,20 +356,25 @@ impl BackupSection {
         Ok((calendar, window.map_err(|e| Wrong::new("window", e))?))
     }
 
-    fn opened_by(&self) -> Result<(&'static str, &Path), Wrong> {
-        opened_by(&self.key_file, &self.passphrase_file)
+    fn place(&self) -> Place<'_> {
+        Place {
+            repository: &self.repository,
+            key_file: self.key_file.as_deref(),
+            passphrase_file: self.passphrase_file.as_deref(),
+            credentials_file: self.credentials_file.as_deref(),
+        }
     }
 
     /// Arguments of a command of the program on the repository.
     pub fn arguments(&self, command: &[&str]) -> Vec<OsString> {
+        self.arguments_on(&self.place(), command)
+    }
+
+    fn arguments_on(&self, place: &Place<'_>, command: &[&str]) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = command.iter().map(|word| word.into()).collect();
-        arguments.extend(["--repo".into(), (&self.repository).into()]);
-        let (option, file) = self.opened_by().expect("it was checked");
-        arguments.extend([format!("--{option}").into(), file.into()]);
-        for (option, path) in [("--credentials", &self.credentials_file), ("--cache-dir", &self.cache_dir)] {
-            if let Some(path) = path {
-                arguments.extend([option.into(), path.into()]);
-            }
+        arguments.extend(place.arguments("--repo", ""));
+        if let Some(path) = &self.cache_dir {
+            arguments.extend(["--cache-dir".into(), path.into()]);
         }
         arguments
     }
@@ -405,12 +431,7 @@ impl BackupSection {
     pub fn copy_arguments(&self, point: &str) -> Option<Vec<OsString>> {
         let copy = self.copy.as_ref()?;
         let mut arguments = self.arguments(&["copy", point]);
-        arguments.extend(["--to".into(), (&copy.repository).into()]);
-        let (option, file) = opened_by(&copy.key_file, &copy.passphrase_file).expect("it was checked");
-        arguments.extend([format!("--to-{option}").into(), file.into()]);
-        if let Some(file) = &copy.credentials_file {
-            arguments.extend(["--to-credentials".into(), file.into()]);
-        }
+        arguments.extend(copy.place().arguments("--to", "to-"));
         if copy.limit_bytes_per_s > 0 {
             arguments.extend(["--bandwidth".into(), copy.limit_bytes_per_s.to_string().into()]);
         }
@@ -419,15 +440,7 @@ impl BackupSection {
 
     /// Arguments that show the second repository; `None` if there is none.
     pub fn show_copy_arguments(&self) -> Option<Vec<OsString>> {
-        let copy = self.copy.as_ref()?;
-        let place = BackupSection {
-            repository: copy.repository.clone(),
-            key_file: copy.key_file.clone(),
-            passphrase_file: copy.passphrase_file.clone(),
-            credentials_file: copy.credentials_file.clone(),
-            ..self.clone()
-        };
-        Some(place.arguments(&["repo", "show"]))
+        self.copy.as_ref().map(|copy| self.arguments_on(&copy.place(), &["repo", "show"]))
     }
 
     /// Arguments that forget points of these machines; `None` if all are kept.
