@@ -212,6 +212,25 @@ impl BlobReader {
                 }
             }
         }
+        self.read_located(wanted, decompressor, |_, place, whole| match whole {
+            Some(plain) => each(place, plain),
+            // Another pack may have it.
+            None => {
+                self.read(kind, &ids[place], &mut plain, &mut Decompressor::new())?;
+                each(place, &plain)
+            }
+        })
+    }
+
+    /// Reads blobs where they are said to lie, those that lie together in one request. `each` is given their packs, the numbers
+    /// that came with them, and the blobs; `None` for one that is not there whole.
+    pub(crate) fn read_located(
+        &self,
+        mut wanted: Vec<(Located, usize)>,
+        decompressor: &mut Decompressor,
+        mut each: impl FnMut(Number, usize, Option<&[u8]>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut plain = Vec::new();
         wanted.sort_unstable_by_key(|(located, _)| (located.pack, located.blob.offset));
         let mut rest = &wanted[..];
         while let Some((first, _)) = rest.first() {
@@ -241,11 +260,7 @@ impl BlobReader {
                     let stored = &bytes[(range.start - start) as usize..(range.end - start) as usize];
                     opener.open_blob(&located.blob, stored, &mut plain, decompressor).ok()
                 });
-                if opened.is_none() {
-                    // Another pack may have it.
-                    self.read(kind, &ids[*place], &mut plain, decompressor)?;
-                }
-                each(*place, &plain)?;
+                each(located.pack, *place, opened.map(|()| &plain[..]))?;
             }
         }
         Ok(())

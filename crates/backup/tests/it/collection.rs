@@ -1,12 +1,13 @@
 //! Collections of repositories that hold real backups: what remains is whole, what is gone is gone.
 
-use crate::lab::{CHUNK, Lab};
+use crate::lab::{CHUNK, Lab, PACE};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rempart_backup::{
-    BackupError, ChunkCache, ChunkSet, Content as DiskContent, DiskReader, Progress, check_disk,
+    BackupError, Changes, ChunkCache, ChunkSet, Content as DiskContent, DiskJob, DiskReader, FileSource,
+    Progress, back_up_disk, check_disk,
 };
-use rempart_objects::{Memory, Objects, pages};
+use rempart_objects::{Memory, Name, Objects, pages};
 use rempart_repository::collect::{Collected, Collection, Follow, Kept, Reach, collect, look};
 use rempart_repository::log::{Content, Session, Status};
 use rempart_repository::{
@@ -176,19 +177,24 @@ fn a_point_whose_tree_is_lost_keeps_all_that_it_claims() {
 
 /// Damages the largest pack of a directory, so many percent behind its beginning, and has it known what of a disk is lost by that.
 fn damage(lab: &Lab, at: u64, disk: &PointDisk) {
-    let objects = lab.repository.objects();
-    let listed = objects.list("packs/", None).expect("lists");
-    let largest = listed.iter().max_by_key(|listed| listed.len).expect("there is one");
-    let path = lab.folder.path().join("repository").join(largest.name.as_str());
-    let mut bytes = std::fs::read(&path).expect("reads");
-    bytes[(largest.len * at / 100) as usize] ^= 1;
-    std::fs::write(&path, bytes).expect("writes");
+    damage_largest(lab, at, |_| true);
     let log = lab.repository.log().expect("opens");
     let index = lab.repository.index(log.state()).expect("opens");
     let reader = BlobReader::new(&lab.repository, log.state(), index);
     let content = DiskContent::of(disk, lab.repository.chunk_size());
     let found = check_disk(&reader, content, 2, &Progress::default());
     lab.repository.report_damaged(&found.expect("reads").chunks, NOW).expect("reports");
+}
+
+/// Of those packs.
+fn damage_largest(lab: &Lab, at: u64, of: impl Fn(&Name) -> bool) {
+    let listed = lab.repository.objects().list("packs/", None).expect("lists");
+    let packs = listed.iter().filter(|listed| of(&listed.name));
+    let largest = packs.max_by_key(|listed| listed.len).expect("there is one");
+    let path = lab.folder.path().join("repository").join(largest.name.as_str());
+    let mut bytes = std::fs::read(&path).expect("reads");
+    bytes[(largest.len * at / 100) as usize] ^= 1;
+    std::fs::write(&path, bytes).expect("writes");
 }
 
 /// It finds the damaged one first, and would have nothing of the good one when the backup that mended is forgotten.
@@ -220,6 +226,63 @@ fn the_good_copy_of_a_chunk_stays() {
         gc(&lab, HOW);
         all_restore(&lab, &points);
         gc(&lab, Collection { repack: Some(if at == 30 { 0 } else { 100 }), ..HOW });
+        all_restore(&lab, &points);
+    }
+}
+
+/// Two backups at once store the same; one has more. What lies twice is kept once, without being written anew, and then
+/// there is nothing left to do.
+#[test]
+fn what_two_backups_at_once_both_stored_is_kept_once() {
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Damaged {
+        None,
+        First,
+        Second,
+    }
+    for damaged in [Damaged::None, Damaged::First, Damaged::Second] {
+        let mut lab = Lab::new();
+        File::create(lab.disk()).and_then(|disk| disk.set_len(6 * MIB)).expect("creates");
+        // One thread reads the first 4 MiB, another the rest.
+        lab.fill(0, 3 * MIB);
+        let [first, second] = [0, 1].map(|_| BackupWriter::open(lab.repository.clone()).expect("opens"));
+        let store = |lab: &Lab, writer: BackupWriter| -> Taken {
+            let source = FileSource::open(&lab.disk()).expect("opens");
+            let changes = Changes::Unknown("the test wants it".to_owned());
+            let job = DiskJob { name: "vda", source: &source, changes, position: None, left_out: &[] };
+            let stored = back_up_disk(&writer, lab.repository.chunk_size(), &job, PACE, &Progress::default());
+            let (disk, chain) = (stored.expect("stored"), lab.repository.chain("shop"));
+            let point = lab.point(vec![disk.clone()]);
+            let written = writer.commit(chain, None, &point, None).expect("committed");
+            (written.root, disk, lab.content())
+        };
+        let one = store(&lab, first);
+        let once = packs(&lab).1;
+        let of_first = lab.repository.objects().list("packs/", None).expect("lists");
+        let is_of_first = |pack: &Name| of_first.iter().any(|listed| listed.name == *pack);
+        lab.fill(4 * MIB, MIB);
+        let points = [one, store(&lab, second)];
+        let twice = packs(&lab).1;
+        assert!(twice > once * 2 + MIB, "{twice} bytes, and {once} of the first");
+        match damaged {
+            Damaged::None => {}
+            Damaged::First => damage_largest(&lab, 50, is_of_first),
+            Damaged::Second => damage_largest(&lab, 50, |pack| !is_of_first(pack)),
+        }
+        let repacking = Collection { repack: Some(60), ..HOW };
+        let done = gc(&lab, repacking);
+        all_restore(&lab, &points);
+        // Only what the newer one has not whole is written.
+        let anew = if damaged == Damaged::Second { CHUNK + 4096 } else { 0 };
+        assert!(done.rewritten.bytes <= anew, "{damaged:?}: {done:?}");
+        assert_eq!(done.rewritten.bytes == 0, anew == 0, "{damaged:?}: {done:?}");
+        let left = packs(&lab).1;
+        assert!(
+            left <= twice - once + anew + 64 * 1024,
+            "{damaged:?}: {left} bytes of {twice}, {once} of them twice"
+        );
+        let done = gc(&lab, repacking);
+        assert_eq!((done.rewritten.bytes, done.condemned.objects), (0, 0), "{damaged:?}");
         all_restore(&lab, &points);
     }
 }

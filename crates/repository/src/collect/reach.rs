@@ -14,7 +14,7 @@ use crate::index::IndexEntry;
 use crate::log::{Number, Numbers, State};
 use crate::tree::{FAN_OUT, Node, Tree};
 use crate::{BlobReader, ChunkId, Repository};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Follows the trees of backups.
 #[derive(Debug)]
@@ -28,9 +28,11 @@ pub struct Reach<'r> {
     unreadable: BTreeMap<u64, Error>,
     marks: Marks,
     decompressor: Decompressor,
-    /// Packs that were to be rewritten, and those that hold what was reached in them.
+    /// Packs that can be done without, those into which was put anew what is reached in them, and the pack of what lies elsewhere,
+    /// whole, by the first half of its id.
     pub(super) old: Numbers,
     pub(super) new: Numbers,
+    pub(super) elsewhere: HashMap<[u8; 16], Number>,
 }
 
 /// Bytes of a pack, as it is listed.
@@ -39,6 +41,8 @@ pub(super) struct Usage {
     pub whole: u64,
     /// Of what is reached, and lies in no newer pack.
     pub used: u64,
+    /// Of what is reached, and lies in a newer pack, too.
+    pub twice: u64,
 }
 
 impl<'r> Reach<'r> {
@@ -56,6 +60,7 @@ impl<'r> Reach<'r> {
             decompressor: Decompressor::new(),
             old: Numbers::new(),
             new: Numbers::new(),
+            elsewhere: HashMap::new(),
         })
     }
 
@@ -162,16 +167,15 @@ impl<'r> Reach<'r> {
     pub(super) fn usage(&self, state: &State) -> Result<Usages, Error> {
         let mut usages = Usages::of(state);
         self.each_id(|same, reached| {
+            let newest = same.iter().map(IndexEntry::pack).filter(|pack| usages.get(*pack).is_some()).max();
             for entry in same {
-                if let Some(usage) = usages.get_mut(entry.pack()) {
-                    usage.whole += entry.stored_len();
+                let Some(usage) = usages.get_mut(entry.pack()) else { continue };
+                usage.whole += entry.stored_len();
+                match reached {
+                    true if newest == Some(entry.pack()) => usage.used += entry.stored_len(),
+                    true => usage.twice += entry.stored_len(),
+                    false => {}
                 }
-            }
-            let newest = same.iter().max_by_key(|entry| entry.pack()).filter(|_| reached);
-            if let Some((newest, usage)) =
-                newest.and_then(|newest| Some((newest, usages.get_mut(newest.pack())?)))
-            {
-                usage.used += newest.stored_len();
             }
             Ok(())
         })?;
@@ -179,7 +183,7 @@ impl<'r> Reach<'r> {
     }
 }
 
-/// Of all live packs: 16 bytes each.
+/// Of all live packs: 24 bytes each.
 #[derive(Debug)]
 pub(super) struct Usages {
     live: Ranks,
@@ -220,20 +224,24 @@ impl Follow for Reach<'_> {
         }
     }
 
-    /// Keeps every copy of what is reached, but those whose content was put anew for this.
+    /// Keeps every copy of what is reached, but those in packs that can be done without.
     fn finish(&mut self, state: &State, kept: &mut Kept) -> Result<(), CollectError> {
         self.cover(state)?;
         self.settle()?;
         let live = Ranks::of(&state.live());
         let is_live = |pack: Number| live.get(pack).is_some();
         let mut listed = Bits::default();
+        let survivors: BTreeSet<Number> = self.elsewhere.values().copied().collect();
         self.each_id(|same, reached| {
-            let is_new = |pack| self.new.contains(pack) && is_live(pack);
-            let is_anew = same.iter().any(|entry| is_new(entry.pack()));
+            let stays = |pack| is_live(pack) && !self.old.contains(pack);
+            let other = same.first().and_then(|entry| self.elsewhere.get(&entry.id()));
+            let is_elsewhere = same.iter().map(IndexEntry::pack).any(|pack| {
+                stays(pack) && (self.new.contains(pack) || other.is_some_and(|other| *other == pack))
+            });
             for pack in same.iter().map(IndexEntry::pack) {
                 listed.insert(pack.into());
-                if reached && is_live(pack) && !(is_anew && self.old.contains(pack)) {
-                    kept.keep(pack, self.new.contains(pack));
+                if reached && is_live(pack) && !(is_elsewhere && self.old.contains(pack)) {
+                    kept.keep(pack, self.new.contains(pack) || survivors.contains(&pack));
                 }
             }
             Ok(())

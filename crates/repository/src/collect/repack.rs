@@ -12,12 +12,14 @@ use crate::writer::{MAX_PACK_LEN, put, put_segment};
 use crate::{ChunkId, DomainId, PackId, PackName, PackOpener, Repository, WriterKey};
 use rempart_buffer::BufferMut;
 use rempart_types::WallTime;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Blobs that are read at once: 8 MiB in chunks of 128 KiB.
 const BATCH: usize = 64;
 /// Blobs of a domain that one collection writes anew, at most: they are remembered. What is left is left for the next one.
 const MOST: usize = 1 << 20;
+/// Blobs that a collection need not write anew because they lie elsewhere, at most: 10 MiB. Further ones are written.
+const MOST_ELSEWHERE: usize = 1 << 18;
 /// A pack that is smaller than this part of a full one is small.
 const SMALL: u64 = 4;
 
@@ -52,8 +54,8 @@ pub(super) fn sparse(
         let owner = state.owner(&object);
         let is_retained = abilities.retention && object.retain_until > now;
         let is_pack = object.status == Status::Live && matches!(object.content, Content::Pack(_));
-        // Where nothing is of use there is nothing to write.
-        let used = usage.get(object.number).filter(|usage| usage.used > 0);
+        // Where nothing is reached there is nothing to write.
+        let used = usage.get(object.number).filter(|usage| usage.used + usage.twice > 0);
         let Some(usage) = used.filter(|_| is_pack && owner.is_over && !is_retained) else { continue };
         let is_wasteful = u128::from(usage.used) * 100 < u128::from(usage.whole) * u128::from(percent);
         if is_wasteful || usage.whole < full / SMALL {
@@ -92,8 +94,8 @@ struct Sparse {
     waste: u64,
 }
 
-/// Puts anew what is reached in packs of a domain, in a session of that domain, and makes it live. From then on `reach` does
-/// without the old packs, as far as all of their content was put.
+/// Puts anew what is reached in packs of a domain and lies whole in no other, in a session of that domain, and makes it live.
+/// From then on `reach` does without the old packs, but for those of which something could not be read.
 pub(super) fn rewrite(
     reach: &mut Reach<'_>,
     session: &mut Session,
@@ -103,6 +105,7 @@ pub(super) fn rewrite(
 ) -> Result<Rewritten, CollectError> {
     let repository = reach.repository;
     let mut anew = Anew::new(repository, session, now, repository.keys().owner()?.writer_in(domain));
+    let mut lies_in = std::mem::take(&mut reach.elsewhere);
     let mut decompressor = Decompressor::new();
     let mut old = Vec::new();
     for number in packs.iter() {
@@ -120,6 +123,7 @@ pub(super) fn rewrite(
             Some(Err(error)) => return Err(error.into()),
             None => continue,
         };
+        let mut is_all = true;
         for kind in [BlobKind::Data, BlobKind::Tree] {
             let mut wanted = Vec::new();
             for blob in blobs.iter().filter(|blob| blob.kind == kind) {
@@ -128,41 +132,80 @@ pub(super) fn rewrite(
                 }
             }
             for batch in wanted.chunks(BATCH) {
-                copy(reach, kind, batch, &mut anew, &mut decompressor)?;
+                let stays = |pack| !packs.contains(pack) && !reach.old.contains(pack);
+                let domain = anew.writer.domain();
+                let rest = elsewhere(reach, kind, batch, domain, stays, &mut lies_in, &mut decompressor)?;
+                is_all &= copy(reach, kind, &rest, &mut anew, &mut decompressor)?;
             }
         }
-        old.push(number);
+        if is_all {
+            old.push(number);
+        }
     }
     let (rewritten, new) = anew.finish(old.len() as u64)?;
+    reach.elsewhere = lies_in;
     reach.old = reach.old.union(&old.into_iter().collect());
     reach.new = reach.new.union(&new);
     Ok(rewritten)
 }
 
-/// Whichever pack has a blob whole.
+/// Those of `ids` that lie whole in no pack of their domain that stays. Where the others do is written down.
+///
+/// Two backups at once may both store a blob, and a pack of which much was put anew may have been needed all the same.
+fn elsewhere(
+    reach: &Reach<'_>,
+    kind: BlobKind,
+    ids: &[ChunkId],
+    domain: &Domain,
+    stays: impl Fn(Number) -> bool,
+    lies_in: &mut HashMap<[u8; 16], Number>,
+    decompressor: &mut Decompressor,
+) -> Result<Vec<ChunkId>, Error> {
+    let mut located = Vec::new();
+    if lies_in.len() + ids.len() <= MOST_ELSEWHERE {
+        for (place, id) in ids.iter().enumerate() {
+            let found = reach.reader.find_in(id, domain.id())?.into_iter();
+            let other = found.filter(|found| found.blob.kind == kind && stays(found.pack));
+            located.extend(other.max_by_key(|found| found.pack).map(|found| (found, place)));
+        }
+    }
+    let mut rest: BTreeSet<usize> = (0..ids.len()).collect();
+    reach.reader.read_located(located, decompressor, |pack, place, plain| {
+        if plain.is_some_and(|plain| id_of(domain, kind, plain) == ids[place]) {
+            rest.remove(&place);
+            lies_in.insert(half(&ids[place]), pack);
+        }
+        Ok(())
+    })?;
+    Ok(rest.into_iter().map(|place| ids[place]).collect())
+}
+
+/// Whichever pack has a blob whole. False if one stays where it is: its pack is not condemned.
 fn copy(
     reach: &Reach<'_>,
     kind: BlobKind,
     ids: &[ChunkId],
     anew: &mut Anew<'_>,
     decompressor: &mut Decompressor,
-) -> Result<(), Error> {
-    let all =
-        reach.reader.read_all(kind, ids, decompressor, |place, plain| anew.put(kind, ids[place], plain));
+) -> Result<bool, Error> {
+    let mut is_all = true;
+    let all = reach.reader.read_all(kind, ids, decompressor, |place, plain| {
+        is_all &= anew.put(kind, ids[place], plain)?;
+        Ok(())
+    });
     match all {
         Err(error) if error.is_of_its_writer() => {}
-        ended => return ended,
+        ended => return ended.map(|()| is_all),
     }
     let mut plain = Vec::new();
     for id in ids {
         match reach.reader.read(kind, id, &mut plain, decompressor) {
-            Ok(()) => anew.put(kind, *id, &plain)?,
-            // It stays where it is: its pack is not condemned.
-            Err(error) if error.is_of_its_writer() => {}
+            Ok(()) => is_all &= anew.put(kind, *id, &plain)?,
+            Err(error) if error.is_of_its_writer() => is_all = false,
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(is_all)
 }
 
 /// Blobs on their way into new packs: chunks and nodes each in their own.
@@ -212,13 +255,14 @@ impl<'a> Anew<'a> {
         }
     }
 
-    fn put(&mut self, kind: BlobKind, id: ChunkId, plain: &[u8]) -> Result<(), Error> {
+    /// False of what may not be put.
+    fn put(&mut self, kind: BlobKind, id: ChunkId, plain: &[u8]) -> Result<bool, Error> {
         // Who wrote the old pack may have put the ids of another domain into it: they stay where they are.
         if id_of(self.writer.domain(), kind, plain) != id {
-            return Ok(());
+            return Ok(false);
         }
-        if !self.done.insert(id.0[..16].try_into().expect("16 bytes")) {
-            return Ok(());
+        if !self.done.insert(half(&id)) {
+            return Ok(true);
         }
         let place = usize::from(kind == BlobKind::Tree);
         if self.packs[place].as_ref().is_some_and(|pack| !pack.has_room(plain.len())) {
@@ -229,7 +273,7 @@ impl<'a> Anew<'a> {
             PackBuilder::new(&self.writer, len, std::mem::take(&mut self.buffer))
         });
         pack.add(kind, id, plain, &mut self.compressor);
-        Ok(())
+        Ok(true)
     }
 
     fn put_pack(&mut self, place: usize) -> Result<(), Error> {
@@ -263,6 +307,10 @@ impl<'a> Anew<'a> {
         let numbers = self.live.iter().filter_map(|pack| state.number(id, Content::Pack(*pack)));
         Ok((Rewritten { packs: old, bytes: self.bytes }, numbers.collect()))
     }
+}
+
+fn half(id: &ChunkId) -> [u8; 16] {
+    id.0[..16].try_into().expect("16 bytes")
 }
 
 fn id_of(domain: &Domain, kind: BlobKind, plain: &[u8]) -> ChunkId {
