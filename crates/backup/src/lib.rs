@@ -47,4 +47,4 @@ pub use restore::{
 pub use retention::{Reason, Retention, UnknownZone, Zone};
 pub use server::DiskServer;
 pub use snapshot::VolumeSnapshot;
-pub use source::{FileSource, NbdEndpoint, NbdSource, QemuImage, Reader, Source, SourceError};
+pub use source::{Connections, FileSource, NbdEndpoint, NbdSource, QemuImage, Reader, Source, SourceError};

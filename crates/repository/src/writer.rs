@@ -19,7 +19,7 @@ use rempart_objects::{Created, Name, Objects};
 use rempart_types::WallTime;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -77,6 +77,36 @@ struct Stored {
     limit: Mutex<Option<Limit>>,
     /// Buffers of packs that are stored.
     buffers: Mutex<Vec<BufferMut>>,
+    arrived: Arrived,
+}
+
+/// Packs that are stored. Each upload begins when as many are as there are uploads before it: who reads a running machine's
+/// disk does not hurry ahead of a store that takes nothing, or little.
+#[derive(Debug, Default)]
+struct Arrived {
+    packs: Mutex<usize>,
+    more: Condvar,
+}
+
+impl Arrived {
+    fn add(&self, packs: usize) {
+        let mut arrived = self.packs.lock().expect("no holder panics");
+        *arrived = arrived.saturating_add(packs);
+        self.more.notify_all();
+    }
+
+    fn wait(&self, packs: usize) {
+        let arrived = self.packs.lock().expect("no holder panics");
+        drop(self.more.wait_while(arrived, |arrived| *arrived < packs).expect("no holder panics"));
+    }
+}
+
+struct Ended<'a>(&'a Arrived);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.add(usize::MAX);
+    }
 }
 
 /// A line that carries so much, and is busy until then.
@@ -112,6 +142,7 @@ struct Acknowledged {
 struct Uploads {
     queue: Option<mpsc::SyncSender<Pack>>,
     threads: Vec<JoinHandle<()>>,
+    stored: Arc<Stored>,
 }
 
 /// What a backup came to.
@@ -530,6 +561,7 @@ impl Stored {
         }
         drop(acknowledged);
         self.buffers.lock().expect("no holder panics").push(pack.into_buffer());
+        self.arrived.add(1);
     }
 }
 
@@ -542,10 +574,13 @@ impl Uploads {
     ) -> Result<Uploads, Error> {
         let (queue, packs) = mpsc::sync_channel::<Pack>(0);
         let packs = Arc::new(Mutex::new(packs));
-        let mut threads = Vec::new();
+        let mut uploads = Uploads { queue: Some(queue), threads: Vec::new(), stored: stored.clone() };
         for number in 0..at_a_time {
             let (objects, stored, packs) = (objects.clone(), stored.clone(), packs.clone());
             let work = move || {
+                stored.arrived.wait(number);
+                // Ended by a panic, it leaves none waiting.
+                let _ended = Ended(&stored.arrived);
                 loop {
                     let next = packs.lock().expect("no holder panics").recv();
                     let Ok(pack) = next else { return };
@@ -553,17 +588,23 @@ impl Uploads {
                 }
             };
             let thread = std::thread::Builder::new().name(format!("upload-{number}")).spawn(work);
-            threads.push(thread.map_err(|source| Error {
+            uploads.threads.push(thread.map_err(|source| Error {
                 source: Some(Box::new(source)),
                 ..Error::new(ErrorKind::Local, "upload", "no thread can be started")
             })?);
         }
-        Ok(Uploads { queue: Some(queue), threads })
+        Ok(uploads)
+    }
+
+    /// Nothing more comes, for those that have not begun either.
+    fn end(&mut self) {
+        self.queue = None;
+        self.stored.arrived.add(usize::MAX);
     }
 
     /// Waits until all is there, or failed.
     fn finish(&mut self) {
-        self.queue = None;
+        self.end();
         for thread in self.threads.drain(..) {
             thread.join().expect("a panic of an upload goes on here");
         }
@@ -572,7 +613,7 @@ impl Uploads {
 
 impl Drop for Uploads {
     fn drop(&mut self) {
-        self.queue = None;
+        self.end();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

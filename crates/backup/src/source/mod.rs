@@ -6,7 +6,7 @@ mod qemu_image;
 
 pub use file::FileSource;
 pub(crate) use nbd::Requests;
-pub use nbd::{NbdEndpoint, NbdSource};
+pub use nbd::{Connections, NbdEndpoint, NbdSource};
 pub use qemu_image::QemuImage;
 
 use crate::ChunkSet;

@@ -206,12 +206,19 @@ fn a_log_that_was_never_begun_is_begun_and_one_that_was_lost_is_not() {
     lab.repository.log().expect_err("its packs are of a log that was lost");
 }
 
-/// A place that takes packs five at a time, and fails where they do not come so.
+/// A place that, when it has taken five packs, takes more only five at a time.
 #[derive(Debug)]
 struct FiveAtATime {
     behind: Memory,
-    on_their_way: Mutex<u32>,
+    packs: Mutex<Packs>,
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Packs {
+    taken: u32,
+    on_their_way: u32,
+    most: u32,
 }
 
 const TOGETHER: u32 = 5;
@@ -222,18 +229,31 @@ impl Front for FiveAtATime {
     }
 
     fn create(&self, name: &Name, parts: &[&[u8]], until: Option<WallTime>) -> Result<Created, Error> {
-        if name.as_str().starts_with("packs/") {
-            let mut on_their_way = self.on_their_way.lock().expect("no holder panics");
-            *on_their_way += 1;
+        let is_pack = name.as_str().starts_with("packs/");
+        if is_pack {
+            let mut packs = self.packs.lock().expect("no holder panics");
+            packs.on_their_way += 1;
+            packs.most = packs.most.max(packs.on_their_way);
+            assert!(packs.on_their_way <= packs.taken + 1, "it is offered no more than it has shown to take");
             self.changed.notify_all();
-            let few = |on_their_way: &mut u32| *on_their_way < TOGETHER;
-            let waited = self
-                .changed
-                .wait_timeout_while(on_their_way, Duration::from_secs(60), few)
-                .expect("no holder panics");
-            assert!(!waited.1.timed_out(), "{} packs on their way", waited.0);
+            if packs.taken == 0 {
+                // Time for the next one, which is not to come.
+                let alone = |packs: &mut Packs| packs.on_their_way == 1;
+                let waited = self.changed.wait_timeout_while(packs, Duration::from_millis(500), alone);
+                packs = waited.expect("no holder panics").0;
+            }
+            let few = |packs: &mut Packs| packs.taken >= TOGETHER && packs.most < TOGETHER;
+            let waited = self.changed.wait_timeout_while(packs, Duration::from_secs(60), few);
+            let (packs, ended) = waited.expect("no holder panics");
+            assert!(!ended.timed_out(), "{packs:?}");
         }
-        self.behind.create(name, parts, until)
+        let created = self.behind.create(name, parts, until);
+        if is_pack {
+            let mut packs = self.packs.lock().expect("no holder panics");
+            packs.on_their_way -= 1;
+            packs.taken += 1;
+        }
+        created
     }
 
     fn abilities(&self) -> Abilities {
@@ -243,14 +263,13 @@ impl Front for FiveAtATime {
 
 /// A bucket gives each connection a part of what it could.
 #[test]
-fn as_many_packs_are_on_their_way_as_a_place_is_worth() {
+fn as_many_packs_are_on_their_way_as_a_place_is_worth_and_has_shown_to_take() {
     let folder = tempfile::tempdir().expect("a folder");
-    let place =
-        FiveAtATime { behind: Memory::default(), on_their_way: Mutex::new(0), changed: Condvar::new() };
+    let place = FiveAtATime { behind: Memory::default(), packs: Mutex::default(), changed: Condvar::new() };
     let mut lab = Lab::on(folder, Arc::new(place));
     lab.make_disk(1);
     // A pack there has 1 MiB.
-    lab.fill(0, 12 << 20);
+    lab.fill(0, 24 << 20);
     let backup = lab.back_up(None, None).expect("backs up");
     assert!(lab.restore(backup.0).expect("restores") == lab.content());
 }

@@ -6,7 +6,9 @@ use super::create::{Taken, TakenDisk};
 use crate::{Output, output::bytes, parse};
 use clap::Args;
 use rempart_api::{Error, ErrorKind};
-use rempart_backup::{BackupError, Changes, FileSource, NbdEndpoint, NbdSource, Source, SourceError};
+use rempart_backup::{
+    BackupError, Changes, Connections, FileSource, NbdEndpoint, NbdSource, Source, SourceError,
+};
 use rempart_hypervisor::guest_agent::Level;
 use rempart_hypervisor::qemu::backup::{
     Agent, Changes as Told, LiveView, Options, Otherwise, Policy, Prepared, Reached, Saving, Tracker,
@@ -52,8 +54,14 @@ pub struct Qemu {
     options: Options,
     policy: Policy,
     /// What is open in QEMU, for whoever takes it away.
-    open: Arc<Mutex<Option<LiveView>>>,
+    open: Arc<Mutex<Option<Opened>>>,
     runtime: tokio::runtime::Runtime,
+}
+
+/// A view, and the connections that its disks are read by.
+struct Opened {
+    view: LiveView,
+    connections: Vec<Connections>,
 }
 
 /// All disks at one moment, until [`Qemu::end`].
@@ -144,7 +152,7 @@ impl QemuArgs {
 }
 
 /// A program that is told to end takes its view out of QEMU first. One that is killed leaves that to the next backup.
-fn take_away_at_the_end(open: Arc<Mutex<Option<LiveView>>>) -> std::io::Result<()> {
+fn take_away_at_the_end(open: Arc<Mutex<Option<Opened>>>) -> std::io::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::spawn(async move {
         let code = tokio::select! {
@@ -153,7 +161,9 @@ fn take_away_at_the_end(open: Arc<Mutex<Option<LiveView>>>) -> std::io::Result<(
         };
         // Held to the end: nobody else reports what is the consequence of this one.
         let mut open = open.lock().await;
-        if let Some(view) = open.take() {
+        if let Some(Opened { view, connections }) = open.take() {
+            // Who reads it may be held up by the repository, and QEMU by who reads.
+            connections.iter().for_each(Connections::end);
             let _ = view.close().await;
         }
         std::process::exit(code)
@@ -171,7 +181,11 @@ impl Qemu {
             let mut open = self.open.lock().await;
             let prepared = Prepared::new(&self.monitor, &self.options, &known).await?;
             let (view, reached) = prepared.take_consistently(&self.policy).await?;
-            Ok(QemuView::new(open.insert(view), &reached))
+            let opened = open.insert(Opened { view, connections: Vec::new() });
+            let read = QemuView::new(&opened.view, &reached);
+            let sources = read.iter().flat_map(|read| &read.sources);
+            opened.connections = sources.map(NbdSource::connections).collect();
+            Ok(read)
         });
         let opened = opened.map_err(|e: rempart_hypervisor::Error| told(&e))?;
         if opened.is_err() {
@@ -184,8 +198,8 @@ impl Qemu {
     pub fn end(&self, is_stored: bool, output: Output) {
         let ended = self.runtime.block_on(async {
             match self.open.lock().await.take() {
-                Some(view) if is_stored => view.retire().await,
-                Some(view) => view.close().await,
+                Some(opened) if is_stored => opened.view.retire().await,
+                Some(opened) => opened.view.close().await,
                 None => Ok(()),
             }
         });
@@ -207,7 +221,7 @@ impl Qemu {
 impl QemuView {
     fn new(view: &LiveView, reached: &Reached) -> Result<QemuView, BackupError> {
         let open = |disk: &ViewDisk| {
-            NbdSource::open(NbdEndpoint { socket: disk.socket.clone(), export: disk.export.clone() })
+            NbdSource::open_gently(NbdEndpoint { socket: disk.socket.clone(), export: disk.export.clone() })
         };
         let sources = view.disks().iter().map(open).collect::<Result<_, _>>()?;
         let lost = view.skipped().iter().filter(|device| device.reason.loses_data());

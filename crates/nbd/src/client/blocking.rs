@@ -137,6 +137,11 @@ impl<S: Stream> Client<S> {
         Ok(Client { stream, codec, timeout: options.timeout, submitted: HashMap::new(), unflushed: false })
     }
 
+    /// What it goes over.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
     pub fn export(&self) -> &ExportInfo {
         self.codec.export()
     }

@@ -549,16 +549,20 @@ fn a_dead_repository_holds_up_no_guest_and_neither_does_a_full_scratch_image() {
     }
 
     let (monitor, views) = (path("qmp"), path("views"));
-    let mut backup =
-        rempart(&["backup", "shop", "--qmp", &monitor, "--scratch-dir", &views, "--scratch-size", "4M"]);
-    let mut backup = Killed(backup.stderr(Stdio::piped()).spawn().unwrap());
-    let end = Instant::now() + PATIENCE;
-    // Four nodes between the guest and its disk, one for who reads, and the export.
-    while control.leavings().len() < 7 {
-        assert_eq!(backup.0.try_wait().unwrap(), None, "it ended before its view was there");
-        assert!(Instant::now() < end, "there is no view: {:?}", control.leavings());
-    }
-    server.signal("STOP");
+    let begin = |control: &mut Control, room: &str| {
+        let mut backup =
+            rempart(&["backup", "shop", "--qmp", &monitor, "--scratch-dir", &views, "--scratch-size", room]);
+        let mut backup = Killed(backup.stderr(Stdio::piped()).spawn().unwrap());
+        let end = Instant::now() + PATIENCE;
+        // Four nodes between the guest and its disk, one for who reads, and the export.
+        while control.leavings().len() < 7 {
+            assert_eq!(backup.0.try_wait().unwrap(), None, "it ended before its view was there");
+            assert!(Instant::now() < end, "there is no view: {:?}", control.leavings());
+        }
+        server.signal("STOP");
+        backup
+    };
+    let mut backup = begin(&mut control, "4M");
     let died = Instant::now();
     let before = written();
     let (mut last, mut longest) = ((died, before), Duration::ZERO);
@@ -592,4 +596,30 @@ fn a_dead_repository_holds_up_no_guest_and_neither_does_a_full_scratch_image() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(!console().contains("failed"), "a write failed");
+
+    // One that is told to end goes at once, though its readers are held up by the repository, and QEMU by them.
+    let mut backup = begin(&mut control, "1G");
+    let end = Instant::now() + PATIENCE;
+    let mut busy = processor_time(&backup.0);
+    while {
+        std::thread::sleep(Duration::from_secs(1));
+        let before = std::mem::replace(&mut busy, processor_time(&backup.0));
+        before != busy
+    } {
+        assert!(Instant::now() < end, "it is held up by nothing");
+    }
+    let told = Instant::now();
+    let sent = Command::new("kill").arg(backup.0.id().to_string()).status();
+    assert!(sent.unwrap().success());
+    assert_eq!(backup.0.wait().unwrap().code(), Some(143));
+    assert!(told.elapsed() < DEAD, "it took {:?} to end", told.elapsed());
+    assert_eq!(control.leavings(), [""; 0]);
+    server.signal("CONT");
+}
+
+/// Of all threads of a process, in ticks.
+fn processor_time(process: &Child) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap();
+    let (_, after_name) = stat.rsplit_once(')').unwrap();
+    after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
