@@ -16,11 +16,11 @@ pub const BYTES: u64 = 1 << 30;
 
 /// Written, not only allocated: a first write into allocated space costs the file system a journal commit. Noise, so that
 /// nothing of it can be skipped or compressed when it is copied. Not left in the page cache.
-pub fn preallocate(path: &Path) -> Result<()> {
+pub fn preallocate(path: &Path, len: u64) -> Result<()> {
     let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(path)?;
-    let mut random = Random::new(BYTES);
+    let mut random = Random::new(len);
     let mut bytes = vec![0; 1 << 20];
-    for _ in 0..BYTES / bytes.len() as u64 {
+    for _ in 0..len / bytes.len() as u64 {
         random.fill(&mut bytes);
         file.write_all(&bytes)?;
     }

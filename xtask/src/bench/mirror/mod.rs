@@ -77,7 +77,7 @@ pub fn run(options: &Options) -> Result<()> {
     let scratch = ours.lab().folder().join("disk-alone");
     let mut disk_alone = Vec::new();
     if loads.contains(&Load::SEQUENTIAL) {
-        disk::preallocate(&scratch)?;
+        disk::preallocate(&scratch, disk::BYTES)?;
     }
     for round in 1..=options.run.rounds {
         for (index, load) in loads.iter().enumerate() {

@@ -93,7 +93,7 @@ impl Ours {
         let memory_at_first = [private_bytes(nodes[0])?, private_bytes(nodes[1])?];
         for name in [MIRRORED, SINGLE] {
             let file = disk_file(&rack.lab, name);
-            disk::preallocate(&file)?;
+            disk::preallocate(&file, disk::BYTES)?;
             let path = file.to_str().expect("the lab's paths are plain text");
             rack.user(Host::A, &["vm", "import", name, "--disk", path, "--adopt"])?;
         }

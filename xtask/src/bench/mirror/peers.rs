@@ -32,7 +32,7 @@ impl Peers {
         let folder = lab.folder().join("peers");
         fs::create_dir_all(&folder)?;
         for name in ["single", "local", "remote"] {
-            disk::preallocate(&folder.join(name))?;
+            disk::preallocate(&folder.join(name), disk::BYTES)?;
         }
         let file = |name: &str| {
             format!(
